@@ -1,0 +1,134 @@
+"""The journal's vocabulary: a closed union of small typed events, enough to rebuild a run.
+
+Events are arrays in MessagePack with a tag in front (see docs/data-format.md). Fields are only ever added at
+the end, with a default: an old reader skips them, a new reader fills them in. `Any` fields hold *packed* values:
+plain data in which long texts that the task's trace already holds are references (see trace.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from weaverant.message import Usage
+
+FORMAT_VERSION = 1
+
+StepKind = Literal["model", "tool", "effect"]
+Outcome = Literal["reply", "failure", "cancelled"]
+EndState = Literal["done", "rejected", "failed"]
+
+NO_USAGE = Usage(requests=0)
+
+
+class RunOpened(Struct, frozen=True, array_like=True, tag="open"):
+    """A process began to write. `session` counts the openings of this run, from 0."""
+
+    session: int
+    time: float
+    version: str
+
+
+class AgentBound(Struct, frozen=True, array_like=True, tag="agent"):
+    """An agent as this run uses it, written once before the first step that names `spec`."""
+
+    spec: str
+    agent: dict[str, Any]
+
+
+class TaskStarted(Struct, frozen=True, array_like=True, tag="start"):
+    """A row entered a workflow. `digest` is the row's content hash; `parents` are the tasks whose results it is."""
+
+    task: str
+    stage: int
+    time: float
+    digest: bytes
+    row: Any
+    parents: tuple[str, ...] = ()
+
+
+class StepEnded(Struct, frozen=True, array_like=True, tag="step"):
+    """One recorded outcome.
+
+    (`path`, `fingerprint`, `occurrence`) is the step's key inside its task. `input` is what was asked: for a model
+    step the template's variables, or the messages added to an earlier step's; for others the arguments.
+    `clock` is seconds on the task's own clock, which stands still while the run is stopped; `time` is Unix time.
+    """
+
+    task: str
+    path: str
+    fingerprint: bytes
+    occurrence: int
+    kind: StepKind
+    name: str
+    spec: str
+    input: Any
+    outcome: Outcome
+    value: Any
+    started: float
+    clock: float
+    time: float
+    usage: Usage = NO_USAGE
+    model: str = ""
+    seed: int = 0
+    reused: bool = False
+
+
+class TimerFired(Struct, frozen=True, array_like=True, tag="timer"):
+    """A `sleep` or a deadline of the workflow came due. `number` counts the timers of that branch."""
+
+    task: str
+    path: str
+    number: int
+    clock: float
+    time: float
+
+
+class TaskEnded(Struct, frozen=True, array_like=True, tag="end"):
+    """The task is terminal. `value` is the result, or the details of a rejection or failure; `reason` a short word
+    to count by; `where` the place in the user's code; `unasked` how many recorded steps replay never asked for."""
+
+    task: str
+    stage: int
+    state: EndState
+    reason: str
+    where: str
+    value: Any
+    clock: float
+    time: float
+    unasked: int = 0
+
+
+class TaskReopened(Struct, frozen=True, array_like=True, tag="reopen"):
+    """`--retry` took a failed task up again; its recorded failures, counted in `forgotten`, do not hold any more."""
+
+    task: str
+    time: float
+    forgotten: int
+
+
+class TaskSuperseded(Struct, frozen=True, array_like=True, tag="superseded"):
+    """A group of a stage gained or lost members: this task's result no longer counts, `by` replaces it."""
+
+    task: str
+    by: str
+    time: float
+
+
+class SourceEnded(Struct, frozen=True, array_like=True, tag="source"):
+    """The source was read to its end; `rows` are all there are."""
+
+    rows: int
+    time: float
+
+
+class RunClosed(Struct, frozen=True, array_like=True, tag="close"):
+    """The process stopped writing in order. `state` is `finished`, or why it stopped."""
+
+    state: str
+    time: float
+
+
+TaskEvent = TaskStarted | StepEnded | TimerFired | TaskEnded | TaskReopened | TaskSuperseded
+Event = TaskEvent | RunOpened | AgentBound | SourceEnded | RunClosed

@@ -1,0 +1,149 @@
+"""What is said: messages, the request an engine gets, the reply it gives. All frozen, all plain data.
+
+A message caches its digest, so a request's fingerprint hashes digests and not whole conversations.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
+
+DIGEST_BYTES = 16
+
+
+class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
+    """A piece of text inside a message of several parts."""
+
+    text: str
+
+
+class ImagePart(Struct, frozen=True, tag_field="type", tag="image"):
+    """An image inside a message: an `https:` or `data:` URL."""
+
+    url: str
+
+
+Part = TextPart | ImagePart
+
+
+class ToolCall(Struct, frozen=True):
+    """A model's wish to call a tool. `arguments` is the JSON text exactly as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(Struct, frozen=True, omit_defaults=True, dict=True):
+    """One utterance."""
+
+    role: Role
+    content: str | tuple[Part, ...] = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16 bytes that identify the message by content."""
+        if isinstance(self.content, str) and not self.tool_calls and self.reasoning is None:
+            head = self.role if self.tool_call_id is None else f"{self.role}:{self.tool_call_id}"
+            return digest(head.encode() + b"\0" + self.content.encode(errors="surrogatepass"))
+        return digest(b"\1" + _encode(self))
+
+
+class Sampling(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How a reply is drawn. `None` leaves the choice to the server. `extra` goes into the request as it is."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    extra: dict[str, Any] = {}
+
+
+class ToolSpec(Struct, frozen=True):
+    """A tool as a model sees it: `parameters` is a JSON schema of an object."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class OutputSchema(Struct, frozen=True):
+    """The JSON schema a reply's text must satisfy."""
+
+    name: str
+    schema: dict[str, Any]
+
+
+class Request(Struct, frozen=True):
+    """One chat request, as an engine gets it."""
+
+    agent: str
+    model: str
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    tools: tuple[ToolSpec, ...] = ()
+    output: OutputSchema | None = None
+    seed: int = 0
+    """Below 2**31; derived from the task and the step, so that a repeated run draws the same samples."""
+
+
+class Usage(Struct, frozen=True, array_like=True):
+    """What one step used. `cost` is in US dollars, `requests` counts HTTP requests, retries included."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: float = 0.0
+    requests: int = 1
+
+
+class Reply(Struct, frozen=True):
+    """What an engine answered. `model` says who did, `finish` why it stopped."""
+
+    message: Message
+    usage: Usage = Usage()
+    model: str = ""
+    finish: FinishReason = "stop"
+
+    @property
+    def text(self) -> str:
+        return self.message.text
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+def assistant(text: str) -> Message:
+    return Message("assistant", text)
+
+
+def system(text: str) -> Message:
+    return Message("system", text)
+
+
+def digest(data: bytes) -> bytes:
+    """16 bytes of BLAKE2b: collision-resistant, because a collision would answer wrongly in silence."""
+    return blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+_encode = msgspec.msgpack.Encoder().encode
