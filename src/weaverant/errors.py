@@ -14,6 +14,9 @@ Messages say what happened, what was expected, what was found, and the way out.
 
 from __future__ import annotations
 
+import sysconfig
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 
@@ -47,6 +50,8 @@ class StepFailed(WeaverantError):
         self.kind = kind
         self.text = text
         self.detail = detail
+        self.forget: tuple[tuple[str, bytes, int], ...] = ()
+        """Keys of the steps whose replies led here: a retry asks them again."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.text}"
@@ -62,3 +67,22 @@ class JournalCorrupt(JournalError):
 
 class RunLocked(WeaverantError):
     """Another living process holds the run directory."""
+
+
+def failure_of(error: BaseException) -> tuple[StepFailed, str]:
+    """What escaped from a user's code, as a failure with an address: `file.py:12 in function`."""
+    failure = error if isinstance(error, StepFailed) else StepFailed(type(error).__name__, str(error))
+    frames = extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
+    if not users:
+        return failure, ""
+    last = users[-1]
+    return failure, f"{Path(last.filename).name}:{last.lineno} in {last.name}"
+
+
+_NOT_THE_USERS = (
+    str(Path(__file__).parent / "."),
+    sysconfig.get_path("stdlib"),
+    sysconfig.get_path("purelib"),
+    "<frozen",
+)

@@ -53,6 +53,7 @@ class StepEnded(Struct, frozen=True, array_like=True, tag="step"):
 
     (`path`, `fingerprint`, `occurrence`) is the step's key inside its task. `input` is what was asked: for a model
     step the template's variables, or the messages added to an earlier step's; for others the arguments.
+    `value` is the reply, the function's value, or a failure's `[text, detail]`, whose kind is `reason`.
     `clock` is seconds on the task's own clock, which stands still while the run is stopped; `time` is Unix time.
     """
 
@@ -73,6 +74,7 @@ class StepEnded(Struct, frozen=True, array_like=True, tag="step"):
     model: str = ""
     seed: int = 0
     reused: bool = False
+    reason: str = ""
 
 
 class TimerFired(Struct, frozen=True, array_like=True, tag="timer"):
@@ -87,7 +89,8 @@ class TimerFired(Struct, frozen=True, array_like=True, tag="timer"):
 
 class TaskEnded(Struct, frozen=True, array_like=True, tag="end"):
     """The task is terminal. `value` is the result, or the details of a rejection or failure; `reason` a short word
-    to count by; `where` the place in the user's code; `unasked` how many recorded steps replay never asked for."""
+    to count by; `where` the place in the user's code; `unasked` how many recorded outcomes replay never asked for, and
+    `diverged` the first of them."""
 
     task: str
     stage: int
@@ -98,6 +101,7 @@ class TaskEnded(Struct, frozen=True, array_like=True, tag="end"):
     clock: float
     time: float
     unasked: int = 0
+    diverged: str = ""
 
 
 class TaskReopened(Struct, frozen=True, array_like=True, tag="reopen"):

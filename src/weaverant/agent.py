@@ -1,0 +1,323 @@
+"""Agents: a role in a workflow, as immutable data, and the call that makes it speak.
+
+A call is a scope: each model call, tool call and repair inside it is a recorded step. `Binding` is a run's side of
+it: which engine serves which model name, and what `--set` overrides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from weaverant.errors import StepFailed, UserError
+from weaverant.message import Message, Reply, Request, Sampling, ToolCall, ToolSpec, digest, user
+from weaverant.prompt import Template, read_prompt
+from weaverant.protocols import Engine
+from weaverant.replay import WorkflowLoop, current_loop
+from weaverant.step import Ask, EffectWork, ModelWork
+from weaverant.trace import plain
+
+if TYPE_CHECKING:
+    from weaverant.schema import Output, Tool
+
+_canonical = msgspec.json.Encoder(order="deterministic").encode
+
+
+def _calling_folder() -> Path:
+    """The folder of the file that makes an agent: where its prompt files are."""
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "dataclasses"):
+        frame = frame.f_back
+    file = frame.f_globals.get("__file__")
+    return Path(file).parent if file else Path()
+
+
+@dataclass(frozen=True, eq=False)
+class Agent:
+    """A role: who it is, what it is asked, who answers, in what form.
+
+    Await it with the variables of its prompt: `answer = await solver(question=...)`. The value is the reply's text,
+    or an instance of `output`. `reply(...)` gives the whole `Reply`, `history=` puts earlier messages before the
+    prompt. Raises `StepFailed` when no usable answer came.
+    """
+
+    name: str
+    _: dataclasses.KW_ONLY
+    prompt: str | Path | None = None
+    """A Jinja template, or a file with one, beside the file that makes the agent. None: only `history` is sent."""
+    system: str | Path | None = None
+    """The instructions: a template, too, with the same variables."""
+    model: str = "default"
+    """The name that `--model NAME=...` gives an engine to."""
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    logprobs: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """More fields for the server's request, as they are."""
+    output: Any = str
+    """`str`, a pydantic model, any type JSON can be read into, or a JSON schema."""
+    repairs: int = 2
+    """How often a reply that does not fit `output` is shown its fault and asked again."""
+    tools: Sequence[Callable[..., Any]] = ()
+    """Typed functions, sync or async, that the model may call; each call is a recorded step."""
+    turns: int = 8
+    """How many replies one call may take with its tools."""
+    folder: Path = field(default_factory=_calling_folder, repr=False)
+
+    async def __call__(self, *, history: Sequence[Message] = (), **variables: Any) -> Any:
+        """Ask; the reply's text, or its value as `output`."""
+        value, _ = await _converse(self, history, variables)
+        return value
+
+    async def reply(self, *, history: Sequence[Message] = (), **variables: Any) -> Reply:
+        """Ask; the last reply whole: message, usage, finish reason, who answered."""
+        _, reply = await _converse(self, history, variables)
+        return reply
+
+    def messages(self, *, history: Sequence[Message] = (), **variables: Any) -> tuple[Message, ...]:
+        """The messages that a call with these variables sends."""
+        return self.templates.messages(cast("dict[str, Any]", plain(variables, "variables")), tuple(history))
+
+    @cached_property
+    def templates(self) -> Templates:
+        """The agent's compiled templates."""
+        return Templates(self)
+
+
+class Templates:
+    """An agent's compiled templates."""
+
+    __slots__ = ("prompt", "system")
+
+    def __init__(self, agent: Agent) -> None:
+        where = f"agent {agent.name!r}"
+        self.prompt = self._compile(agent.prompt, agent.folder, f"{where}: prompt")
+        self.system = self._compile(agent.system, agent.folder, f"{where}: system")
+
+    @staticmethod
+    def _compile(source: str | Path | None, folder: Path, where: str) -> Template | None:
+        return None if source is None else Template(read_prompt(source, folder, where), where)
+
+    def messages(self, variables: dict[str, Any], history: tuple[Message, ...]) -> tuple[Message, ...]:
+        if self.system is None and not history and self.prompt is not None:
+            return (Message("user", self.prompt.render(variables)),)
+        opening = () if self.system is None else (Message("system", self.system.render(variables)),)
+        closing = () if self.prompt is None else (Message("user", self.prompt.render(variables)),)
+        return opening + history + closing
+
+
+class Bound:
+    """An agent in a run: with its engine, its compiled templates, and what all its fingerprints begin with."""
+
+    def __init__(self, agent: Agent, engine: Engine) -> None:
+        where = f"agent {agent.name!r}"
+        self.agent = agent
+        self.engine = engine
+        self.identity = engine.identity
+        self.templates = agent.templates
+        self.output: Output | None = None
+        self.tools: dict[str, Tool] = {}
+        if agent.output is not str or agent.tools:
+            from weaverant import schema  # deferred: pydantic's machinery costs 60 ms
+
+            self.output = None if agent.output is str else schema.Output(agent.output, where)
+            self.tools = {tool.__name__: schema.Tool(tool, where) for tool in agent.tools}
+        self.tool_specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self.tools.values())
+        self.sampling = Sampling(
+            agent.temperature, agent.top_p, agent.max_tokens, tuple(agent.stop), agent.logprobs, dict(agent.extra)
+        )
+        asked = [agent.name, self.identity, self.sampling, self.tool_specs, self.output and self.output.spec]
+        self.head = digest(_canonical(asked))
+        self.spec = digest(self.head + _canonical([self._text("prompt"), self._text("system")])).hex()[:16]
+
+    def _text(self, which: str) -> str | None:
+        template = cast("Template | None", getattr(self.templates, which))
+        return None if template is None else template.text
+
+    def describe(self) -> dict[str, Any]:
+        """What the journal keeps of it: enough to render any of its prompts again."""
+        return {
+            "name": self.agent.name,
+            "model": self.agent.model,
+            "identity": self.identity,
+            "prompt": self._text("prompt"),
+            "system": self._text("system"),
+            "sampling": msgspec.to_builtins(self.sampling),
+            "tools": msgspec.to_builtins(self.tool_specs),
+            "output": msgspec.to_builtins(self.output and self.output.spec),
+        }
+
+    def request(self, messages: tuple[Message, ...]) -> Request:
+        output = None if self.output is None else self.output.spec
+        return Request(self.agent.name, self.agent.model, messages, self.sampling, self.tool_specs, output)
+
+    def fingerprint(self, messages: tuple[Message, ...]) -> bytes:
+        return digest(self.head + b"".join([message.digest for message in messages]))
+
+
+class Binding:
+    """Which engine answers for which model name, and the agents as this run uses them."""
+
+    def __init__(self, models: Mapping[str, Engine], overrides: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self.models = dict(models)
+        self._overrides = overrides or {}
+        self._bound: dict[Agent, Bound] = {}
+        self.fresh: list[Bound] = []
+        """Agents bound since somebody last looked: their `AgentBound` events are still to be written."""
+
+    def bound(self, agent: Agent) -> Bound:
+        bound = self._bound.get(agent)
+        if bound is None:
+            bound = self._bound[agent] = self._bind(agent)
+            self.fresh.append(bound)
+        return bound
+
+    def all(self) -> list[Bound]:
+        return list(self._bound.values())
+
+    def _bind(self, agent: Agent) -> Bound:
+        changes = self._overrides.get(agent.name)
+        if changes:
+            agent = dataclasses.replace(agent, **dict(changes))
+        engine = self.models.get(agent.model) or self.models.get("*")
+        if engine is None:
+            known = ", ".join(sorted(repr(name) for name in self.models)) or "none"
+            raise UserError(
+                f"agent {agent.name!r} asks the model {agent.model!r}, which has no engine (given: {known}). "
+                f"Give it one with --model {agent.model}=http://HOST:8000/v1#NAME, "
+                "or one for all with --model http://HOST:8000/v1#NAME"
+            )
+        return Bound(agent, engine)
+
+
+async def _converse(agent: Agent, history: Sequence[Message], variables: dict[str, Any]) -> tuple[Any, Reply]:
+    """One call of an agent: the first request, the tools' turns, the repairs."""
+    loop = current_loop(f"agent {agent.name!r}")
+    bound = cast("Binding", loop.binding).bound(agent)
+    variables = {name: plain(value, f"variable {name!r}") for name, value in variables.items()}
+    earlier = tuple(history)
+    messages = bound.templates.messages(variables, earlier)
+    ask, reply = await _model_step(loop, bound, messages, variables, earlier)
+    if bound.output is None and not bound.tools:
+        return reply.message.text, reply
+    scope = _Scope(loop, bound, messages, ask, reply)
+    await scope.use_tools()
+    if bound.output is None:
+        return scope.reply.message.text, scope.reply
+    return await scope.parse(bound.output), scope.reply
+
+
+async def _model_step(
+    loop: WorkflowLoop,
+    bound: Bound,
+    messages: tuple[Message, ...],
+    variables: dict[str, Any],
+    history: tuple[Message, ...] = (),
+    base: Ask | None = None,
+    added: tuple[Message, ...] = (),
+) -> tuple[Ask, Reply]:
+    work = ModelWork(bound.engine, bound.request(messages), variables, history, base, added)
+    ask = Ask("model", bound.agent.name, bound.spec, work)
+    loop.ask(ask, bound.fingerprint(messages))
+    return ask, await loop.answer(ask)
+
+
+class _Scope:
+    """The turns of one call after the first reply."""
+
+    def __init__(self, loop: WorkflowLoop, bound: Bound, messages: tuple[Message, ...], ask: Ask, reply: Reply) -> None:
+        self.loop = loop
+        self.bound = bound
+        self.messages = messages
+        self.ask = ask
+        self.reply = reply
+
+    async def use_tools(self) -> None:
+        turns = 1
+        while self.bound.tools and self.reply.message.tool_calls:
+            if turns >= self.bound.agent.turns:
+                raise self._failure("tool", f"still calls tools after {turns} turns (turns={turns})")
+            turns += 1
+            calls = self.reply.message.tool_calls
+            results = await asyncio.gather(*(self._call_tool(call) for call in calls))
+            await self._go_on(tuple(results))
+
+    async def parse(self, output: Output) -> Any:
+        from weaverant.schema import Misfit
+
+        for left in range(self.bound.agent.repairs, -1, -1):
+            try:
+                return output.parse(self.reply.message.text)
+            except Misfit as misfit:
+                if not left:
+                    raise self._failure("output", f"the reply does not fit {output.spec.name}: {misfit}") from None
+                await self._go_on((user(_REPAIR.format(misfit)),))
+        raise AssertionError("unreachable: the last repair returns or raises")
+
+    async def _go_on(self, added: tuple[Message, ...]) -> None:
+        self.messages = (*self.messages, self.reply.message, *added)
+        self.ask, self.reply = await _model_step(self.loop, self.bound, self.messages, {}, base=self.ask, added=added)
+
+    async def _call_tool(self, call: ToolCall) -> Message:
+        from weaverant.schema import Misfit
+
+        tool = self.bound.tools.get(call.name)
+        try:
+            if tool is None:
+                raise Misfit(f"there is no tool {call.name!r}; there are: {', '.join(self.bound.tools)}")
+            arguments = tool.arguments(call.arguments)
+            value = await effect("tool", tool.function, (), arguments)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        except (Misfit, StepFailed) as error:
+            text = f"error: {error}"
+        return Message("tool", text, tool_call_id=call.id)
+
+    def _failure(self, kind: str, text: str) -> StepFailed:
+        failure = StepFailed(kind, f"agent {self.bound.agent.name!r}: {text}", {"reply": self.reply.message.text})
+        failure.forget = (self.ask.key,)
+        return failure
+
+
+_REPAIR = (
+    "Your reply cannot be used: {}\n\nAnswer again, with nothing but JSON that satisfies the schema you were given."
+)
+
+
+async def effect(
+    kind: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: str = "thread"
+) -> Any:
+    """Run a user's function outside the workflow and record what it gave. Shared by `step` and the tools."""
+    name = getattr(function, "__qualname__", type(function).__name__)
+    loop = current_loop(f"step({name})")
+    arguments = plain([list(args), kwargs], f"an argument of {name}()")
+    ask = Ask(kind, name, "", EffectWork(partial(function, *args, **kwargs), arguments, place))
+    loop.ask(ask, digest(_canonical([kind, name, source_digest(function).hex(), arguments])))
+    return await loop.answer(ask)
+
+
+_sources: dict[Any, bytes] = {}
+
+
+def source_digest(function: Callable[..., Any]) -> bytes:
+    """A hash of a function's source, so that an edited function is not answered from an old run's record."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    found = _sources.get(code)
+    if found is None:
+        try:
+            text = inspect.getsource(function).encode()
+        except (OSError, TypeError):
+            text = repr(function if code is None else (code.co_code, code.co_consts)).encode()
+        found = _sources[code] = digest(text)
+    return found

@@ -1,0 +1,1 @@
+"""GPT-2 on numpy: models small enough to decode by the thousands of tokens a second on one core."""

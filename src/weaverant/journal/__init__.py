@@ -1,0 +1,25 @@
+"""What a run remembers: append-only segments of events, written in groups, read by index (docs/data-format.md).
+
+Writing: `SegmentJournal`, or `NullJournal` for none. Reading: `JournalReader` and `BlobStore.get`.
+"""
+
+from weaverant.journal.blobs import BlobStore
+from weaverant.journal.lock import RunLock
+from weaverant.journal.null import NullJournal
+from weaverant.journal.parts import Place
+from weaverant.journal.reader import Batch, JournalReader, StageCounts, TaskSummary
+from weaverant.journal.store import Repair
+from weaverant.journal.writer import SegmentJournal
+
+__all__ = [
+    "Batch",
+    "BlobStore",
+    "JournalReader",
+    "NullJournal",
+    "Place",
+    "Repair",
+    "RunLock",
+    "SegmentJournal",
+    "StageCounts",
+    "TaskSummary",
+]

@@ -1,0 +1,235 @@
+"""What a segment holds, small enough to keep: the index that closes it, and that a reader rebuilds for an open one.
+
+The summary is read to resume a run (who is unfinished, where are their events), the map to look tasks up. Frames of
+events are named by their ordinal in the segment, from 0; `Summary.sizes` turns ordinals into offsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from weaverant.events import (
+    AgentBound,
+    EndState,
+    Event,
+    RunClosed,
+    RunOpened,
+    SourceEnded,
+    StepEnded,
+    TaskEnded,
+    TaskReopened,
+    TaskStarted,
+    TaskSuperseded,
+    TimerFired,
+)
+from weaverant.journal.codec import events_of, tag_of
+from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment
+from weaverant.message import Usage
+
+UNCHANGED, OPEN, DONE, REJECTED, FAILED, SUPERSEDED = range(-1, 5)
+STATE_CODES: dict[EndState, int] = {"done": DONE, "rejected": REJECTED, "failed": FAILED}
+BEGAN, REOPENED = 1, 2
+
+UNKNOWN_STAGE = -1
+MAP_TASKS = 2_048
+"""Tasks in one map frame: encoding it holds the interpreter for about a millisecond."""
+
+
+class TaskEntry(Struct, array_like=True, gc=False):
+    """One task in one segment. `flags`: BEGAN, REOPENED here. `state`: what this segment's events made of the task;
+    UNCHANGED if they are steps only. `stage` and `row` (digest) are unknown where it neither began nor ended."""
+
+    task: str
+    flags: int
+    stage: int
+    state: int
+    row: bytes
+    frames: list[int]
+
+
+class Late(Struct, array_like=True, frozen=True, gc=False):
+    """A task that began in an earlier segment and whose state changed in this one."""
+
+    task: str
+    stage: int
+    state: int
+
+
+class Summary(Struct, array_like=True, frozen=True):
+    """The index's small part. Times are Unix seconds of the run's and the tasks' own events, steps apart; 0 if none."""
+
+    events: dict[str, int]
+    """Events by tag."""
+    stages: dict[int, list[int]]
+    """By stage: tasks that began here, counted by their state at the segment's end (open, done, rejected, failed,
+    superseded)."""
+    unfinished: list[TaskEntry]
+    """Tasks with events here that were not terminal at the segment's end, in order of first event."""
+    late: list[Late]
+    usage: dict[str, Usage]
+    """By model: what this segment's steps cost, reused ones apart."""
+    about_run: list[int]
+    """Frames with events that are no task's."""
+    first_time: float
+    last_time: float
+    sizes: list[int]
+    """Bytes of each frame of events, in order."""
+    maps: list[int]
+    """Offsets of the map frames."""
+
+    def offsets(self) -> list[int]:
+        """Where each frame of events begins."""
+        return list(accumulate(self.sizes[:-1], initial=HEADER_BYTES))
+
+
+class SegmentIndex:
+    """Notes events as they are written. One thread notes; `sizes` belongs to the one who writes the frames."""
+
+    __slots__ = ("_about_run", "_events", "_first", "_last", "_usage", "sizes", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, TaskEntry] = {}
+        self.sizes: list[int] = []
+        self._events: dict[type[Event], int] = {}
+        self._usage: dict[str, list[float]] = {}
+        self._about_run: list[int] = []
+        self._first = self._last = 0.0
+
+    def note(self, event: Event, frame: int) -> None:
+        """Count an event that goes into the frame with this ordinal."""
+        kind = type(event)
+        self._events[kind] = self._events.get(kind, 0) + 1
+        _NOTES[kind](self, event, frame)
+
+    def summary(self, maps: list[int]) -> Summary:
+        """Of everything noted so far."""
+        stages: dict[int, list[int]] = {}
+        unfinished: list[TaskEntry] = []
+        late: list[Late] = []
+        for entry in self.tasks.values():
+            if entry.flags & BEGAN:
+                stages.setdefault(entry.stage, [0] * 5)[entry.state] += 1
+            elif entry.state != UNCHANGED:
+                late.append(Late(entry.task, entry.stage, entry.state))
+            if entry.state <= OPEN:
+                unfinished.append(entry)
+        events = {tag_of(kind): count for kind, count in self._events.items()}
+        usage = {model: _usage(totals) for model, totals in self._usage.items()}
+        return Summary(
+            events, stages, unfinished, late, usage, self._about_run, self._first, self._last, self.sizes, maps
+        )
+
+    def map_payloads(self) -> Iterator[bytes]:
+        """The map, in pieces."""
+        entries = list(self.tasks.values())
+        for start in range(0, len(entries), MAP_TASKS):
+            yield encode_index(entries[start : start + MAP_TASKS])
+
+    def _entry(self, task: str, frame: int) -> TaskEntry:
+        entry = self.tasks.get(task)
+        if entry is None:
+            entry = self.tasks[task] = TaskEntry(task, 0, UNKNOWN_STAGE, UNCHANGED, b"", [frame])
+        elif entry.frames[-1] != frame:
+            entry.frames.append(frame)
+        return entry
+
+    def _note_step(self, event: StepEnded, frame: int) -> None:
+        self._entry(event.task, frame)
+        if event.reused:
+            return
+        usage = event.usage
+        totals = self._usage.get(event.model)
+        if totals is None:
+            totals = self._usage[event.model] = [0, 0, 0, 0, 0.0, 0]
+        totals[0] += usage.prompt_tokens
+        totals[1] += usage.completion_tokens
+        totals[2] += usage.cached_tokens
+        totals[3] += usage.reasoning_tokens
+        totals[4] += usage.cost
+        totals[5] += usage.requests
+
+    def _note_timer(self, event: TimerFired, frame: int) -> None:
+        self._entry(event.task, frame)
+
+    def _note_started(self, event: TaskStarted, frame: int) -> None:
+        entry = self._entry(event.task, frame)
+        entry.flags |= BEGAN
+        entry.stage = event.stage
+        entry.row = event.digest
+        self._change(entry, OPEN, event.time)
+
+    def _note_ended(self, event: TaskEnded, frame: int) -> None:
+        entry = self._entry(event.task, frame)
+        entry.stage = event.stage
+        self._change(entry, STATE_CODES[event.state], event.time)
+
+    def _note_reopened(self, event: TaskReopened, frame: int) -> None:
+        entry = self._entry(event.task, frame)
+        entry.flags |= REOPENED
+        self._change(entry, OPEN, event.time)
+
+    def _note_superseded(self, event: TaskSuperseded, frame: int) -> None:
+        self._change(self._entry(event.task, frame), SUPERSEDED, event.time)
+
+    def _note_timed(self, event: RunOpened | RunClosed | SourceEnded, frame: int) -> None:
+        self._note_about_run(event, frame)
+        self._tick(event.time)
+
+    def _note_about_run(self, event: Event, frame: int) -> None:
+        if not self._about_run or self._about_run[-1] != frame:
+            self._about_run.append(frame)
+
+    def _change(self, entry: TaskEntry, state: int, time: float) -> None:
+        entry.state = later_state(entry.state, state)
+        self._tick(time)
+
+    def _tick(self, time: float) -> None:
+        self._first = self._first or time
+        self._last = time
+
+
+def rebuild(segment: Segment) -> tuple[SegmentIndex, int]:
+    """An unsealed segment's index, and where its events end. A half-written index is passed over."""
+    index = SegmentIndex()
+    end = HEADER_BYTES
+    for frame in segment.frames():
+        if frame.kind != EVENTS:
+            continue
+        for event in events_of(segment, frame):
+            index.note(event, len(index.sizes))
+        index.sizes.append(frame.end - frame.offset)
+        end = frame.end
+    return index, end
+
+
+def later_state(before: int, after: int) -> int:
+    """A task's state once events that made it `after` follow `before`. Superseded is for good."""
+    return before if after == UNCHANGED or before == SUPERSEDED else after
+
+
+def _usage(totals: list[float]) -> Usage:
+    prompt, completion, cached, reasoning, cost, requests = totals
+    return Usage(int(prompt), int(completion), int(cached), int(reasoning), cost, int(requests))
+
+
+_NOTES: dict[type[Event], Callable[[SegmentIndex, Any, int], None]] = {
+    StepEnded: SegmentIndex._note_step,  # pyright: ignore[reportPrivateUsage]
+    TimerFired: SegmentIndex._note_timer,  # pyright: ignore[reportPrivateUsage]
+    TaskStarted: SegmentIndex._note_started,  # pyright: ignore[reportPrivateUsage]
+    TaskEnded: SegmentIndex._note_ended,  # pyright: ignore[reportPrivateUsage]
+    TaskReopened: SegmentIndex._note_reopened,  # pyright: ignore[reportPrivateUsage]
+    TaskSuperseded: SegmentIndex._note_superseded,  # pyright: ignore[reportPrivateUsage]
+    RunOpened: SegmentIndex._note_timed,  # pyright: ignore[reportPrivateUsage]
+    RunClosed: SegmentIndex._note_timed,  # pyright: ignore[reportPrivateUsage]
+    SourceEnded: SegmentIndex._note_timed,  # pyright: ignore[reportPrivateUsage]
+    AgentBound: SegmentIndex._note_about_run,  # pyright: ignore[reportPrivateUsage]
+}
+
+encode_index = msgspec.msgpack.Encoder().encode
+decode_summary = msgspec.msgpack.Decoder(Summary).decode
+decode_map = msgspec.msgpack.Decoder(list[TaskEntry]).decode

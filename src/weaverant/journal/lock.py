@@ -1,0 +1,73 @@
+"""One writer at a time: a lock on a run directory that disappears with the process which holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from weaverant.errors import JournalError, RunLocked
+
+
+class Holder(Struct, frozen=True):
+    """Who holds a run: what the lock file says, for people. The lock itself is the system's (flock)."""
+
+    pid: int
+    host: str
+    since: float
+    """Unix seconds."""
+
+
+class RunLock:
+    """Held from construction to `release`. The file stays: removing it would let two writers in."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = -1
+        path = directory / "lock"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._sign()
+        except BlockingIOError:
+            text = _who(self._file, directory)
+            self.release()
+            raise RunLocked(text) from None
+        except OSError as error:
+            self.release()
+            raise JournalError(
+                f"the run directory {str(directory)!r} cannot be locked for writing: {error.strerror or error}. "
+                "Expected a writable directory with room on its disk"
+            ) from error
+
+    def release(self) -> None:
+        """Let the next writer in. Harmless where nothing is held."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _sign(self) -> None:
+        data = msgspec.json.encode(Holder(os.getpid(), socket.gethostname(), time.time()))
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, data, 0)
+
+
+def _who(file: int, directory: Path) -> str:
+    try:
+        holder = msgspec.json.decode(os.pread(file, 4096, 0), type=Holder)
+    except (msgspec.DecodeError, OSError):
+        who, stop = "another process", "stop it"
+    else:
+        since = datetime.fromtimestamp(holder.since).astimezone().isoformat(" ", "seconds")
+        who = f"process {holder.pid} on host {holder.host!r} since {since}"
+        stop = f"stop it (kill {holder.pid})"
+    return (
+        f"the run {str(directory)!r} is being written by {who}. One run has one writer: wait for it to end or {stop}, "
+        "then try again; reading the run is possible at any time"
+    )

@@ -1,0 +1,102 @@
+"""A segment as its index shows it: read from the file where it is sealed, rebuilt by a full scan where it is open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from weaverant.journal.index import Summary, TaskEntry, decode_map, decode_summary, rebuild
+from weaverant.journal.segment import MAP, SUMMARY, Segment, segment_numbers, segment_path
+from weaverant.journal.store import require_sealed
+
+
+class Place(NamedTuple):
+    """A frame of events."""
+
+    segment: int
+    offset: int
+
+
+class Part:
+    """One segment's index. `entries` is None for a sealed segment: its map stays in the file."""
+
+    def __init__(self, path: Path, number: int, summary: Summary, entries: list[TaskEntry] | None) -> None:
+        self.path = path
+        self.number = number
+        self.summary = summary
+        self._entries = entries
+        self._offsets: list[int] | None = None
+
+    def places(self, frames: list[int]) -> list[Place]:
+        """Where the frames with these ordinals are."""
+        if self._offsets is None:
+            self._offsets = self.summary.offsets()
+        offsets = self._offsets
+        return [Place(self.number, offsets[frame]) for frame in frames]
+
+    def entries(self) -> Iterator[TaskEntry]:
+        """All tasks with events here, in order of their first event."""
+        if self._entries is not None:
+            yield from self._entries
+            return
+        with Segment(self.path) as segment:
+            for offset in self.summary.maps:
+                frame = segment.frame(offset)
+                try:
+                    found = decode_map(frame.payload) if frame.kind == MAP else None
+                except msgspec.DecodeError:
+                    found = None
+                if found is None:
+                    raise segment.corrupt(offset, "a part of the task map was expected there")
+                yield from found
+
+
+class Parts:
+    """The parts of a journal, remembered between calls: a sealed segment never changes, an open one only grows."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._sealed: dict[int, Part] = {}
+        self._open: tuple[int, int, Part] | None = None
+
+    def now(self) -> list[Part]:
+        """One for every segment that holds events, in order."""
+        numbers = segment_numbers(self._directory)
+        found = (self._sealed.get(number) or self._read(number, number == numbers[-1]) for number in numbers)
+        return [part for part in found if part is not None]
+
+    def _read(self, number: int, last: bool) -> Part | None:
+        path = segment_path(self._directory, number)
+        with Segment(path) as segment:
+            if not last:
+                require_sealed(segment)
+            if not segment.begun():
+                return None
+            trailer = segment.trailer()
+            if trailer is None:
+                return self._read_open(segment, number)
+            summary = _read_summary(segment, trailer.summary)
+        part = self._sealed[number] = Part(path, number, summary, None)
+        return part
+
+    def _read_open(self, segment: Segment, number: int) -> Part:
+        size = segment.size()
+        if self._open is not None and self._open[:2] == (number, size):
+            return self._open[2]
+        index, _ = rebuild(segment)
+        part = Part(segment.path, number, index.summary([]), list(index.tasks.values()))
+        self._open = (number, size, part)
+        return part
+
+
+def _read_summary(segment: Segment, offset: int) -> Summary:
+    frame = segment.frame(offset)
+    if frame.kind == SUMMARY:
+        try:
+            return decode_summary(frame.payload)
+        except msgspec.DecodeError:
+            pass
+    raise segment.corrupt(offset, "the segment's summary was expected there")

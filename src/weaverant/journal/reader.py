@@ -1,0 +1,229 @@
+"""Reads a run's journal: all events in order, or just those wanted, found by the segments' indexes.
+
+Changes nothing and needs no lock: it may read while another process writes, and stops at a torn tail. Each call
+shows the journal as it stood at about that time. Damage is `JournalCorrupt`, a newer major format `UserError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Literal, NamedTuple, cast, get_args
+
+from msgspec import Struct
+
+from weaverant.events import AgentBound, Event, RunClosed, RunOpened, SourceEnded, TaskEvent
+from weaverant.journal.codec import EventHead, events_of, tag_of
+from weaverant.journal.index import BEGAN, DONE, OPEN, SUPERSEDED, later_state
+from weaverant.journal.parts import Part, Parts, Place
+from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment, segment_numbers, segment_path
+from weaverant.journal.store import require_sealed
+from weaverant.message import Usage
+
+RunEvent = RunOpened | AgentBound | SourceEnded | RunClosed
+TaskState = Literal["done", "rejected", "failed", "superseded"]
+
+_RUN_TAGS = frozenset(tag_of(kind) for kind in get_args(RunEvent))
+_TASK_TAGS = frozenset(tag_of(kind) for kind in get_args(TaskEvent))
+_STATES: tuple[TaskState | None, ...] = (None, "done", "rejected", "failed", "superseded")
+
+HISTORY_TASKS = 1_024
+
+
+class TaskSummary(NamedTuple):
+    """One task as the indexes know it. `state` is None while it is unfinished; `row` is its row's digest."""
+
+    task: str
+    stage: int
+    state: TaskState | None
+    row: bytes
+
+
+class StageCounts(Struct):
+    """A stage's ledger: every task that began is in exactly one of these."""
+
+    left: int = 0
+    done: int = 0
+    rejected: int = 0
+    failed: int = 0
+    superseded: int = 0
+
+
+class Batch(NamedTuple):
+    """The events of one frame. `place` is where it is, `next` where reading goes on."""
+
+    place: Place
+    next: Place
+    events: list[Event]
+
+
+class JournalReader:
+    """The journal in `directory`, a run's directory. A run that never wrote has an empty journal."""
+
+    def __init__(self, directory: Path | str) -> None:
+        self._directory = Path(directory) / "journal"
+        self._parts = Parts(self._directory)
+
+    def events(self) -> Iterator[Event]:
+        """Every event, in order, in bounded memory."""
+        for batch in self.batches():
+            yield from batch.events
+
+    def batches(self, start: Place | None = None) -> Iterator[Batch]:
+        """Events by frame, from the frame at `start` on. The last batch's `next` is where a follower looks again."""
+        number, offset = start or Place(1, HEADER_BYTES)
+        while (count := len(segment_numbers(self._directory))) >= number:
+            with Segment(segment_path(self._directory, number)) as segment:
+                if number < count:
+                    require_sealed(segment)
+                if not segment.begun():
+                    return
+                trailer = segment.trailer()
+                for frame in segment.frames(offset, trailer and trailer.events_end):
+                    if frame.kind == EVENTS:
+                        places = Place(number, frame.offset), Place(number, frame.end)
+                        yield Batch(*places, events_of(segment, frame))
+                        offset = frame.end
+            if trailer is not None:
+                number, offset = number + 1, HEADER_BYTES
+            elif len(segment_numbers(self._directory)) == count:
+                return  # else the segment was sealed while we read it: look again for what was added before
+
+    def run_events(self) -> Iterator[RunEvent]:
+        """The events that are no task's, in order. Reads only the frames that hold some."""
+        for part in self._parts.now():
+            for event in self._read(part.places(part.summary.about_run), lambda head: head.tag in _RUN_TAGS):
+                yield cast("RunEvent", event)
+
+    def unfinished(self) -> dict[str, list[Place]]:
+        """Tasks that began and are not terminal, in order of their start, with the frames that hold their events.
+
+        Reads the summaries of sealed segments and scans an open one; the maps only where a task was reopened in a
+        later segment than it began in.
+        """
+        parts = self._parts.now()
+        live: dict[str, list[Place]] = {}
+        reopened = False
+        for part in parts:
+            for late in part.summary.late:
+                if late.state != OPEN:
+                    live.pop(late.task, None)
+            for entry in part.summary.unfinished:
+                begins_again = entry.state == OPEN and not entry.flags & BEGAN
+                reopened |= begins_again
+                if entry.state == OPEN or entry.task in live:
+                    live.setdefault(entry.task, []).extend(part.places(entry.frames))
+        return _reopened_too(parts, live) if reopened else live
+
+    def places(self, tasks: Collection[str]) -> dict[str, list[Place]]:
+        """The frames with events of these tasks, in order of their start; reads all maps (0.5 us a task of the run)."""
+        return _places(self._parts.now(), tasks)
+
+    def histories(
+        self, places: Mapping[str, Sequence[Place]], at_once: int = HISTORY_TASKS
+    ) -> Iterator[tuple[str, list[TaskEvent]]]:
+        """The tasks' events, task by task in the order given. Holds those of `at_once` tasks in memory, and reads
+        each frame once for all of them."""
+        items = iter(places.items())
+        while chunk := dict(islice(items, at_once)):
+            yield from self._histories(chunk).items()
+
+    def task_events(self, task: str) -> list[TaskEvent]:
+        """One task's events, in order; empty for a task that is not there."""
+        return self._histories(self.places((task,))).get(task, [])
+
+    def tasks(self) -> Iterator[TaskSummary]:
+        """Every task, in order of start, as it stands now. Reads the maps, not the events; memory is bounded by the
+        tasks whose state changed in a later segment than they began in."""
+        parts = self._parts.now()
+        later: dict[str, int] = {}
+        for part in parts:
+            for late in part.summary.late:
+                later[late.task] = later_state(later.get(late.task, OPEN), late.state)
+        for part in parts:
+            for entry in part.entries():
+                if entry.flags & BEGAN:
+                    state = later_state(entry.state, later.get(entry.task, entry.state))
+                    yield TaskSummary(entry.task, entry.stage, _STATES[state], entry.row)
+
+    def counts(self) -> dict[int, StageCounts]:
+        """Tasks by stage and state. Reads summaries; the maps only where a task was reopened or superseded in a later
+        segment than it began in."""
+        table: dict[int, list[int]] = {}
+        for part in self._parts.now():
+            for stage, states in part.summary.stages.items():
+                row = table.setdefault(stage, [0] * 5)
+                table[stage] = [total + count for total, count in zip(row, states, strict=True)]
+            for late in part.summary.late:
+                if not DONE <= late.state < SUPERSEDED:
+                    return self._counts_by_maps()
+                row = table.setdefault(late.stage, [0] * 5)
+                row[OPEN] -= 1
+                row[late.state] += 1
+        return {stage: StageCounts(*table[stage]) for stage in sorted(table)}
+
+    def usage(self) -> dict[str, Usage]:
+        """What all steps cost, by model; reused steps cost nothing. Reads summaries."""
+        totals: dict[str, Usage] = {}
+        for part in self._parts.now():
+            for model, usage in part.summary.usage.items():
+                totals[model] = _sum(totals.get(model, Usage(requests=0)), usage)
+        return totals
+
+    def _histories(self, places: Mapping[str, Sequence[Place]]) -> dict[str, list[TaskEvent]]:
+        found: dict[str, list[TaskEvent]] = {task: [] for task in places}
+
+        def wanted(head: EventHead) -> bool:
+            return head.tag in _TASK_TAGS and head.task in found
+
+        for event in self._read({place for frames in places.values() for place in frames}, wanted):
+            found[cast("TaskEvent", event).task].append(cast("TaskEvent", event))
+        return found
+
+    def _read(self, places: Iterable[Place], wanted: Callable[[EventHead], bool]) -> Iterator[Event]:
+        """The wanted events of these frames, in order."""
+        for number, frames in groupby(sorted(places), key=lambda place: place.segment):
+            with Segment(segment_path(self._directory, number)) as segment:
+                segment.begun()
+                for _, offset in frames:
+                    yield from events_of(segment, segment.frame(offset), wanted)
+
+    def _counts_by_maps(self) -> dict[int, StageCounts]:
+        table: dict[int, StageCounts] = {}
+        for task in self.tasks():
+            counts = table.setdefault(task.stage, StageCounts())
+            name = task.state or "left"
+            setattr(counts, name, getattr(counts, name) + 1)
+        return dict(sorted(table.items()))
+
+
+def _places(parts: list[Part], tasks: Collection[str]) -> dict[str, list[Place]]:
+    wanted = frozenset(tasks)
+    found: dict[str, list[Place]] = {}
+    for part in parts:
+        for entry in part.entries():
+            if entry.task in wanted:
+                found.setdefault(entry.task, []).extend(part.places(entry.frames))
+    return found
+
+
+def _reopened_too(parts: list[Part], live: Mapping[str, Sequence[Place]]) -> dict[str, list[Place]]:
+    """The same tasks with what the summaries cannot tell of reopened ones: their start, and what came after it."""
+    states: dict[str, int] = {}
+    for part in parts:
+        for entry in part.entries():
+            if entry.task in live:
+                states[entry.task] = later_state(states.get(entry.task, OPEN), entry.state)
+    return _places(parts, [task for task, state in states.items() if state == OPEN])
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    return Usage(
+        one.prompt_tokens + other.prompt_tokens,
+        one.completion_tokens + other.completion_tokens,
+        one.cached_tokens + other.cached_tokens,
+        one.reasoning_tokens + other.reasoning_tokens,
+        one.cost + other.cost,
+        one.requests + other.requests,
+    )

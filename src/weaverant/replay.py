@@ -1,0 +1,480 @@
+"""The private event loop of one workflow.
+
+Everything enters it through the journal, in journal order, one at a time, and the loop runs to rest in between:
+answers, failures, timers. New calls start only at rest with no recorded answer pending. A live run and a replayed
+one are the same code; they differ only in where the answers come from (design.md, section 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import events
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from heapq import heappop, heappush
+from random import Random
+from typing import Any, NoReturn, Protocol
+
+from weaverant.errors import StepFailed, WorkflowError
+from weaverant.message import digest
+from weaverant.step import Ask, AskState, StepKey
+
+SPIN_LIMIT = 1_000_000
+"""Callbacks between two rests after which a workflow counts as spinning: seconds of one core."""
+
+TimerKey = tuple[str, int]
+
+
+class Record:
+    """A recorded outcome: what the workflow will see, and when on the task's clock and in Unix time.
+
+    `outcome` is the value, a `StepFailed`, or `CANCELLED`; `number` counts the steps of the task in journal order.
+    """
+
+    __slots__ = ("clock", "name", "number", "outcome", "time")
+
+    def __init__(self, number: int, name: str, outcome: Any, clock: float, time: float) -> None:
+        self.number = number
+        self.name = name
+        self.outcome = outcome
+        self.clock = clock
+        self.time = time
+
+
+CANCELLED = object()
+
+
+class Host(Protocol):
+    """The task that a loop belongs to, as the loop sees it."""
+
+    def launch(self, ask: Ask) -> None:
+        """Work on the ask; its outcome comes back through `deliver`, never during this call."""
+        ...
+
+    def abandon(self, ask: Ask) -> None:
+        """The workflow cancelled a launched ask: stop the work, record the cancellation."""
+        ...
+
+    def arm(self, timer: Timer) -> None: ...
+
+    def disarm(self, timer: Timer) -> None: ...
+
+
+class Callback:
+    """What `call_soon` returns: a handle as asyncio's, without its debugging."""
+
+    __slots__ = ("args", "callback", "context", "gone")
+
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self.gone = False
+
+    def cancel(self) -> None:
+        self.gone = True
+
+    def cancelled(self) -> bool:
+        return self.gone
+
+
+class Timer(Callback):
+    """A `sleep` or a deadline. Its firing is an event of the task, found by (branch path, number)."""
+
+    __slots__ = ("deadline", "due", "handle", "key", "loop", "settled", "when_")
+
+    def __init__(
+        self,
+        loop: WorkflowLoop,
+        key: TimerKey,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        context: Context,
+    ) -> None:
+        super().__init__(callback, args, context)
+        self.loop = loop
+        self.key = key
+        self.due = when
+        self.settled = False
+        self.handle: asyncio.TimerHandle | None = None
+
+    def when(self) -> float:
+        return self.due
+
+    def cancel(self) -> None:
+        if not self.gone:
+            self.gone = True
+            self.loop.drop_timer(self)
+
+
+class Branch:
+    """Where in a workflow's tree of tasks something is asked: spawn numbers from the root, as `0.2.1`."""
+
+    __slots__ = ("counts", "path", "spawned", "timers")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.spawned = 0
+        self.timers = 0
+        self.counts: dict[bytes, int] = {}
+
+    def spawn(self) -> Branch:
+        child = Branch(f"{self.path}.{self.spawned}" if self.path else str(self.spawned))
+        self.spawned += 1
+        return child
+
+    def key(self, fingerprint: bytes) -> StepKey:
+        occurrence = self.counts.get(fingerprint, 0)
+        self.counts[fingerprint] = occurrence + 1
+        return self.path, fingerprint, occurrence
+
+
+class BranchTask(asyncio.Task[Any]):
+    """A task that knows its branch. Hashed by its number: a set of tasks is walked in the same order in every life,
+    so what `asyncio.wait` returns and what a `TaskGroup` cancels first do not depend on addresses in memory."""
+
+    __slots__ = ("branch", "scope", "serial")
+
+    def __init__(
+        self, coro: Coroutine[Any, Any, Any], loop: WorkflowLoop, branch: Branch, serial: int, scope: Context
+    ) -> None:
+        self.branch = branch
+        self.serial = serial
+        self.scope = scope
+        super().__init__(coro, loop=loop, name=branch.path, context=scope)
+
+    def __hash__(self) -> int:
+        return self.serial
+
+
+class WorkflowLoop(asyncio.AbstractEventLoop):
+    """Runs one workflow. `records` are the recorded outcomes by key, which replay takes out as they are asked for."""
+
+    def __init__(
+        self,
+        host: Host,
+        steps: dict[StepKey, Record],
+        timers: dict[TimerKey, Record],
+        *,
+        time: float,
+        seed: bytes,
+        binding: object,
+    ) -> None:
+        self.binding = binding
+        self.clock = 0.0
+        self.wall = time
+        self._host = host
+        self._steps = steps
+        self._timers = timers
+        self._ready: deque[Callback] = deque()
+        self._answers: list[tuple[int, Ask | Timer, Record]] = []
+        self._inbox: deque[tuple[Ask | Timer, Record]] = deque()
+        self._fresh: list[Ask | Timer] = []
+        self._open = 0
+        self._root = Branch("")
+        self._serial = 0
+        self._spawned: list[BranchTask] = []
+        self._prune_at = 64
+        self._ended = False
+        self._main: BranchTask | None = None
+        self._seed = seed
+        self._rngs: dict[tuple[str, str], Random] = {}
+
+    # What the task drives
+
+    def start(self, main: Coroutine[Any, Any, Any]) -> None:
+        self._main = self._spawn(main, Branch(""), None)
+        self._root = self._main.branch
+
+    def deliver(self, asked: Ask | Timer, record: Record) -> None:
+        """A journaled outcome has come. `advance` shows it to the workflow."""
+        self._inbox.append((asked, record))
+
+    def advance(self) -> bool:
+        """Run to rest, show the next recorded outcome, and so on; then start what is new. True: the end is reached.
+
+        Must be called from a callback of the outer loop, not from inside one of its tasks (Python 3.14 refuses to
+        enter a task within a task).
+        """
+        main = self._main
+        assert main is not None
+        outer = events._get_running_loop()  # pyright: ignore[reportPrivateUsage]
+        events._set_running_loop(self)  # pyright: ignore[reportPrivateUsage]
+        try:
+            while True:
+                self._run_to_rest()
+                if main.done():
+                    self._cancel_the_rest()
+                    return True
+                if not self._settle_next():
+                    break
+        finally:
+            events._set_running_loop(outer)  # pyright: ignore[reportPrivateUsage]
+        self._start_fresh()
+        return False
+
+    @property
+    def stuck(self) -> bool:
+        """At rest, unfinished, and nothing outstanding that could wake it."""
+        return self._open == 0
+
+    @property
+    def unasked(self) -> int:
+        """Recorded outcomes that the workflow never asked for: where replay diverged from history."""
+        return len(self._steps) + len(self._timers)
+
+    def first_unasked(self) -> str:
+        """The first of them, for people; empty where there is none."""
+        left = [(record.number, key[0], record.name) for key, record in (*self._steps.items(), *self._timers.items())]
+        if not left:
+            return ""
+        number, path, name = min(left)
+        return f"event {number}: {name!r} in branch {path or 'root'!r}"
+
+    def outcome(self) -> Any:
+        """The main task's result, or raise what it raised."""
+        assert self._main is not None
+        return self._main.result()
+
+    def close(self) -> None:
+        """End the workflow where it stands: no exception that it could catch, `finally` blocks run, no more steps."""
+        self._ended = True
+        outer = events._get_running_loop()  # pyright: ignore[reportPrivateUsage]
+        events._set_running_loop(self)  # pyright: ignore[reportPrivateUsage]
+        try:
+            for task in reversed(self._spawned):
+                if not task.done():
+                    _close(task)
+        finally:
+            events._set_running_loop(outer)  # pyright: ignore[reportPrivateUsage]
+        self._release()
+
+    # What agents and effects use
+
+    def ask(self, ask: Ask, fingerprint: bytes) -> None:
+        """Open an ask in the current branch."""
+        if self._ended:
+            raise asyncio.CancelledError
+        key = ask.key = self._branch().key(fingerprint)
+        ask.future = asyncio.Future(loop=self)
+        self._open += 1
+        record = self._steps.pop(key, None)
+        if record is None or record.outcome is CANCELLED:
+            self._fresh.append(ask)
+        else:
+            heappush(self._answers, (record.number, ask, record))
+
+    async def answer(self, ask: Ask) -> Any:
+        """The ask's value, or its `StepFailed`. Cancelled while it waits, it is abandoned."""
+        try:
+            return await ask.future
+        except asyncio.CancelledError:
+            if ask.state is not AskState.SETTLED:
+                launched = ask.state is AskState.LAUNCHED
+                ask.state = AskState.SETTLED
+                self._open -= 1
+                if launched:
+                    self._host.abandon(ask)
+            raise
+
+    def drop_timer(self, timer: Timer) -> None:
+        if not timer.settled:
+            timer.settled = True
+            self._open -= 1
+            self._host.disarm(timer)
+
+    def rng(self, name: str) -> Random:
+        """One generator for each name in each branch, seeded by the row's content."""
+        path = self._branch().path
+        found = self._rngs.get((path, name))
+        if found is None:
+            found = self._rngs[path, name] = Random(digest(self._seed + f"|{path}|{name}".encode()))
+        return found
+
+    # What asyncio asks of a loop
+
+    def call_soon(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> Callback:
+        handle = Callback(callback, args, context if context is not None else copy_context())
+        self._ready.append(handle)
+        return handle
+
+    def call_later(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> Timer:
+        return self.call_at(self.clock + delay, callback, *args, context=context)
+
+    def call_at(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> Timer:
+        branch = self._branch()
+        key = (branch.path, branch.timers)
+        branch.timers += 1
+        timer = Timer(self, key, when, callback, args, context if context is not None else copy_context())
+        self._open += 1
+        record = self._timers.pop(key, None)
+        if record is None:
+            self._fresh.append(timer)
+        else:
+            heappush(self._answers, (record.number, timer, record))
+        return timer
+
+    def time(self) -> float:
+        return self.clock
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def create_task(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        coro: Coroutine[Any, Any, Any],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        **_: Any,
+    ) -> BranchTask:
+        return self._spawn(coro, self._branch().spawn(), context)
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def is_closed(self) -> bool:
+        return False
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """An exception that nobody awaited. It is the workflow's own affair, as in asyncio, without the log line."""
+
+    # The inside
+
+    def _branch(self) -> Branch:
+        task = asyncio.current_task(self)
+        return task.branch if isinstance(task, BranchTask) else self._root
+
+    def _spawn(self, coro: Coroutine[Any, Any, Any], branch: Branch, context: Context | None) -> BranchTask:
+        task = BranchTask(coro, self, branch, self._serial, context if context is not None else copy_context())
+        self._serial += 1
+        if len(self._spawned) >= self._prune_at:
+            self._spawned = [t for t in self._spawned if not t.done()]
+            self._prune_at = max(64, 2 * len(self._spawned))
+        self._spawned.append(task)
+        return task
+
+    def _run_to_rest(self) -> None:
+        ready = self._ready
+        budget = SPIN_LIMIT
+        while ready:
+            handle = ready.popleft()
+            if not handle.gone:
+                try:
+                    handle.context.run(handle.callback, *handle.args)
+                except SystemExit:
+                    continue  # the task that called sys.exit() holds it as its exception
+            budget -= 1
+            if not budget:
+                raise StepFailed("spins", f"the workflow ran {SPIN_LIMIT:,} callbacks without waiting for anything")
+
+    def _settle_next(self) -> bool:
+        """Show the workflow the oldest outcome that it waits for."""
+        while self._answers or self._inbox:
+            if self._answers:
+                _, asked, record = heappop(self._answers)
+            else:
+                asked, record = self._inbox.popleft()
+            if isinstance(asked, Ask):
+                if asked.state is not AskState.SETTLED:
+                    asked.state = AskState.SETTLED
+                    asked.number = record.number
+                    self._tick(record)
+                    if isinstance(record.outcome, StepFailed):
+                        asked.future.set_exception(record.outcome)
+                    else:
+                        asked.future.set_result(record.outcome)
+                    return True
+            elif not asked.settled:
+                asked.settled = True
+                self._tick(record)
+                self._ready.append(asked)
+                return True
+        return False
+
+    def _tick(self, record: Record) -> None:
+        self._open -= 1
+        self.clock = record.clock
+        self.wall = record.time
+
+    def _start_fresh(self) -> None:
+        fresh = self._fresh
+        if fresh:
+            self._fresh = []
+            for asked in fresh:
+                if isinstance(asked, Ask):
+                    if asked.state is AskState.NEW:
+                        asked.state = AskState.LAUNCHED
+                        self._host.launch(asked)
+                elif not asked.settled:
+                    self._host.arm(asked)
+
+    def _cancel_the_rest(self) -> None:
+        """The workflow has returned: what it left running is cancelled and gets to run its `finally` blocks."""
+        self._ended = True
+        left = [task for task in self._spawned if not task.done()]
+        for task in left:
+            task.cancel()
+        if left:
+            self._run_to_rest()
+        for task in reversed(left):
+            if not task.done():
+                _close(task)
+
+    def _release(self) -> None:
+        """Cut the reference cycles, so that a finished task is freed at once and not by the collector."""
+        self._ready.clear()
+        self._spawned.clear()
+        self._answers.clear()
+        self._inbox.clear()
+        self._fresh.clear()
+
+
+def _close(task: BranchTask) -> None:
+    task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        task.scope.run(task.get_coro().close)  # pyright: ignore[reportOptionalMemberAccess]
+    except (Exception, asyncio.CancelledError):  # a `finally` that awaits or raises has no one left to tell
+        pass
+
+
+def _refuse(name: str, way_out: str) -> Callable[..., NoReturn]:
+    def refused(*_: Any, **__: Any) -> NoReturn:
+        raise WorkflowError(f"a workflow cannot use {name}: it could not be replayed after a crash. {way_out}")
+
+    return refused
+
+
+_STEP = "Put the work in a function and await step(function, ...): it runs once and its result is recorded"
+for _name in ("run_in_executor", "call_soon_threadsafe", "add_reader", "add_writer", "sock_recv", "sock_sendall"):
+    setattr(WorkflowLoop, _name, _refuse(f"threads or raw I/O ({_name})", _STEP))
+for _name in (
+    "create_connection", "create_server", "create_datagram_endpoint", "create_unix_connection", "sock_connect",
+    "create_unix_server", "subprocess_exec", "subprocess_shell", "connect_read_pipe", "connect_write_pipe",
+    "getaddrinfo", "getnameinfo", "add_signal_handler", "sock_accept", "sock_sendfile", "sendfile", "start_tls",
+):  # fmt: skip
+    setattr(WorkflowLoop, _name, _refuse(f"raw I/O ({_name})", _STEP))
+for _name in ("run_forever", "run_until_complete"):
+    setattr(WorkflowLoop, _name, _refuse(name=_name, way_out="Await the coroutine instead"))
+
+
+def current_loop(what: str) -> WorkflowLoop:
+    """The loop of the workflow that runs now."""
+    loop = events._get_running_loop()  # pyright: ignore[reportPrivateUsage]
+    if type(loop) is not WorkflowLoop:
+        raise WorkflowError(
+            f"{what} works only inside a workflow. Await it in an async function decorated with @workflow; "
+            "a function given to step(), and a tool, cannot take steps of its own"
+        )
+    return loop

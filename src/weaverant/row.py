@@ -1,0 +1,42 @@
+"""Rows and the keys of tasks.
+
+A task's key is text: `SOURCE.INDEX.TRIAL` for a row of a source, `PARENT/ORDINAL` for a row that an earlier stage
+made, `STAGE@HASH` for a group. A row's own `id` is kept and never trusted to be unique.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from weaverant.message import digest
+
+_canonical = msgspec.json.Encoder(order="deterministic").encode
+
+
+def source_key(source: int, index: int, trial: int) -> str:
+    return f"{source}.{index}.{trial}"
+
+
+def child_key(parent: str, ordinal: int) -> str:
+    return f"{parent}/{ordinal}"
+
+
+def group_key(stage: int, name: str, members: Iterable[str]) -> str:
+    """A group is named by its stage and the hash of its name and members: another member, another group."""
+    return f"{stage}@{digest(_canonical([name, *members])).hex()}"
+
+
+def source_place(key: str) -> tuple[int, int, int] | None:
+    """(source, index, trial) of the source row a key goes back to; None for a group and what came of one."""
+    if "@" in key:
+        return None
+    source, index, trial = key.partition("/")[0].split(".")
+    return int(source), int(index), int(trial)
+
+
+def row_digest(row: Any, trial: int) -> bytes:
+    """What `--reuse` finds a row by, wherever it stands in the input: its content and its trial."""
+    return digest(_canonical([row, trial]))

@@ -1,0 +1,134 @@
+"""The queue of work that tasks wait for: model calls and effects, the oldest row's first, so many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from heapq import heappop, heappush
+from typing import Any
+
+from weaverant.errors import StepFailed, UserError
+from weaverant.protocols import CallContext
+from weaverant.runtime.limits import Limits
+from weaverant.step import Ask, EffectWork, ModelWork
+from weaverant.task import TaskRun
+from weaverant.trace import plain
+
+
+class Slots:
+    """So many asks at once; the rest wait, the oldest row's first."""
+
+    def __init__(self, size: int, perform: Callable[[TaskRun, Ask], Any], idle: Callable[[], None]) -> None:
+        self.size = size
+        self._idle = idle
+        self.running: set[asyncio.Task[None]] = set()
+        self._perform = perform
+        self._waiting: list[tuple[int, int, TaskRun, Ask]] = []
+        self._arrivals = 0
+        self._parked = False
+
+    @property
+    def free(self) -> int:
+        """Slots that no ask has or waits for; negative where more wait than there are."""
+        return self.size - len(self.running) - len(self._waiting)
+
+    def submit(self, run: TaskRun, ask: Ask) -> None:
+        if self._parked:
+            return
+        if len(self.running) < self.size:
+            self._begin(run, ask)
+        else:
+            self._arrivals += 1
+            heappush(self._waiting, (run.row.order, self._arrivals, run, ask))
+
+    def park(self) -> None:
+        """Start nothing more: what waits stays unasked, and is asked again when the run is resumed."""
+        self._parked = True
+        self._waiting.clear()
+
+    def _begin(self, run: TaskRun, ask: Ask) -> None:
+        task = asyncio.get_running_loop().create_task(self._work(run, ask))
+        ask.handle = task
+        self.running.add(task)
+
+    async def _work(self, run: TaskRun, ask: Ask) -> None:
+        try:
+            outcome = await self._perform(run, ask)
+        except StepFailed as failure:
+            outcome = failure
+        except asyncio.CancelledError:
+            return
+        except Exception as error:  # the boundary to engines and users' functions
+            outcome = StepFailed(type(error).__name__, str(error))
+        finally:
+            self.running.discard(asyncio.current_task())  # pyright: ignore[reportArgumentType]
+            self._next()
+        run.record(ask, outcome)
+
+    def _next(self) -> None:
+        while self._waiting and len(self.running) < self.size:
+            _, _, run, ask = heappop(self._waiting)
+            if not run.closed and not ask.future.done():
+                self._begin(run, ask)
+        if not self._waiting:
+            self._idle()
+
+
+class Calls:
+    """Works on asks: model calls through their engines, effects in threads, processes or on the loop."""
+
+    def __init__(self, limits: Limits, idle: Callable[[], None]) -> None:
+        """`idle` is called whenever a slot is free and nothing waits for it."""
+        self.models = Slots(limits.concurrency, _generate, idle)
+        self.effects = Slots(limits.threads, self._effect, idle)
+        self._threads = limits.threads
+        self._executors: dict[str, Executor] = {}
+
+    def submit(self, run: TaskRun, ask: Ask) -> None:
+        (self.models if isinstance(ask.work, ModelWork) else self.effects).submit(run, ask)
+
+    def park(self) -> None:
+        self.models.park()
+        self.effects.park()
+
+    def running(self) -> set[asyncio.Task[None]]:
+        return self.models.running | self.effects.running
+
+    def close(self) -> None:
+        for executor in self._executors.values():
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _effect(self, run: TaskRun, ask: Ask) -> Any:
+        work = ask.work
+        assert isinstance(work, EffectWork)
+        if inspect.iscoroutinefunction(_unwrapped(work.call)):
+            value = await work.call()
+        else:
+            value = await asyncio.get_running_loop().run_in_executor(self._executor(work.place), work.call)
+            if inspect.isawaitable(value):
+                value = await value
+        try:
+            return plain(value, f"the value of {ask.name}()")
+        except UserError as error:
+            raise StepFailed("value", str(error)) from None
+
+    def _executor(self, place: str) -> Executor:
+        found = self._executors.get(place)
+        if found is None:
+            found = ThreadPoolExecutor(self._threads, "weaverant-step") if place == "thread" else ProcessPoolExecutor()
+            self._executors[place] = found
+        return found
+
+
+def _unwrapped(call: Callable[[], Any]) -> Any:
+    return call.func if isinstance(call, partial) else call
+
+
+async def _generate(run: TaskRun, ask: Ask) -> Any:
+    work = ask.work
+    assert isinstance(work, ModelWork)
+    path, _, occurrence = ask.key
+    return await work.engine.generate(work.request, CallContext(run.row.key, path, occurrence, run.row.order))

@@ -1,0 +1,125 @@
+"""Rows on their way in: from a source, one at a time, never more than are wanted.
+
+A source that cannot be read again may block (a pipe, a generator), so a thread reads it a little ahead.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from weaverant.errors import UserError
+from weaverant.protocols import Source, Unreadable
+from weaverant.row import row_digest, source_key
+from weaverant.task import Row
+from weaverant.trace import plain
+
+READ_AHEAD = 256
+
+
+class Empty:
+    """Why there is no row: `WAIT` for more, or the `END`."""
+
+
+WAIT = Empty()
+END = Empty()
+
+
+class Feed:
+    """The rows of a source as tasks to be, from the `start`-th task on: each row `trials` times, at most `limit` rows.
+
+    `wake` is called on the event loop when a slow source has more.
+    """
+
+    def __init__(self, source: Source, start: int, trials: int, limit: int | None) -> None:
+        self.count = start
+        """Tasks given so far, those of earlier sessions included."""
+        self.ended = False
+        self._trials = trials
+        self._limit = None if limit is None else limit * trials
+        index = start // trials
+        rows = source.rows(index)
+        self._ahead = None if source.rereadable else _ReadAhead(rows)
+        self._rows = rows
+        self._current: Any = None
+        self._again = start % trials
+        if self._again:
+            self._current = next(rows, END)
+
+    def wake_with(self, wake: Callable[[], None]) -> None:
+        if self._ahead is not None:
+            self._ahead.start(wake)
+
+    def next(self) -> Row | tuple[Row, Unreadable] | Empty:
+        """The next task's row; one that cannot be read comes with the reason."""
+        if self.ended or (self._limit is not None and self.count >= self._limit):
+            self.ended = True
+            return END
+        if not self._again:
+            got = next(self._rows, END) if self._ahead is None else self._ahead.next()
+            if isinstance(got, Empty):
+                self.ended = got is END
+                return got
+            self._current = got
+        trial = self._again
+        self._again = (trial + 1) % self._trials
+        row = self._row(self._current, trial)
+        self.count += 1
+        return row
+
+    def _row(self, value: Any, trial: int) -> Row | tuple[Row, Unreadable]:
+        key = source_key(0, self.count // self._trials, trial)
+        if not isinstance(value, Unreadable):
+            try:
+                data = plain(value, "the row")
+                return Row(key, 0, self.count, row_digest(data, trial), data)
+            except (UserError, ValueError, OverflowError, TypeError) as error:
+                value = Unreadable(str(error), key)
+        return Row(key, 0, self.count, row_digest([value.text, value.where], trial), None), value
+
+    def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+
+
+class _ReadAhead:
+    """A thread that keeps a few rows ready."""
+
+    def __init__(self, rows: Iterator[Any]) -> None:
+        self._rows = rows
+        self._ready: deque[Any] = deque()
+        self._room = threading.Semaphore(READ_AHEAD)
+        self._closed = False
+        self._wake: Callable[[], None] = lambda: None
+
+    def start(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        threading.Thread(target=self._read, name="weaverant-feed", daemon=True).start()
+
+    def next(self) -> Any:
+        if not self._ready:
+            return WAIT
+        item = self._ready.popleft()
+        self._room.release()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._closed = True
+        self._room.release()
+
+    def _read(self) -> None:
+        try:
+            for row in self._rows:
+                self._room.acquire()
+                if self._closed:
+                    return
+                self._ready.append(row)
+                self._wake()
+            self._ready.append(END)
+        except Exception as error:  # handed to the event loop, which raises it
+            self._ready.append(error)
+        self._wake()

@@ -1,0 +1,135 @@
+"""The truth about a run, as it goes: rows = done + rejected + failed + left, and what the calls cost.
+
+Counts only, so it stays as small for a million rows as for ten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import msgspec
+
+from weaverant.events import StepEnded, TaskEnded
+from weaverant.message import Usage
+
+
+class StageCounts(msgspec.Struct):
+    """The ledger of one stage. `rows` counts every row that entered it, `failed` and `rejected` by reason."""
+
+    name: str
+    rows: int = 0
+    done: int = 0
+    rejected: Counter[str] = msgspec.field(default_factory=Counter[str])
+    failed: Counter[str] = msgspec.field(default_factory=Counter[str])
+
+    @property
+    def ended(self) -> int:
+        return self.done + self.rejected.total() + self.failed.total()
+
+    @property
+    def left(self) -> int:
+        return self.rows - self.ended
+
+    def count(self, state: str, reason: str, by: int = 1) -> None:
+        if state == "done":
+            self.done += by
+        else:
+            (self.rejected if state == "rejected" else self.failed)[reason] += by
+
+
+class Latencies:
+    """A histogram in logarithmic buckets 10 % wide: percentiles of any number of calls in a few hundred bytes."""
+
+    __slots__ = ("_buckets",)
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+
+    def add(self, seconds: float) -> None:
+        self._buckets[math.ceil(math.log(max(seconds, 1e-6), 1.1))] += 1
+
+    def percentile(self, share: float) -> float:
+        """Seconds below which this share of the calls stayed, to 10 %."""
+        wanted = share * self._buckets.total()
+        for bucket in sorted(self._buckets):
+            wanted -= self._buckets[bucket]
+            if wanted <= 0:
+                return 1.1**bucket
+        return 0.0
+
+
+class AgentCounts:
+    """What one agent, tool or step function did."""
+
+    __slots__ = ("calls", "cancelled", "failures", "latencies", "reused", "usage")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.reused = 0
+        self.cancelled = 0
+        self.failures: Counter[str] = Counter()
+        self.latencies = Latencies()
+        self.usage = [0, 0, 0, 0, 0.0, 0]
+        """Summed fields of `Usage`, in their order."""
+
+    def count(self, event: StepEnded) -> None:
+        self.calls += 1
+        if event.reused:
+            self.reused += 1
+            return
+        if event.outcome == "cancelled":
+            self.cancelled += 1
+            return
+        if event.outcome == "failure":
+            self.failures[event.reason] += 1
+        self.latencies.add(event.clock - event.started)
+        used = event.usage
+        totals = self.usage
+        totals[0] += used.prompt_tokens
+        totals[1] += used.completion_tokens
+        totals[2] += used.cached_tokens
+        totals[3] += used.reasoning_tokens
+        totals[4] += used.cost
+        totals[5] += used.requests
+
+    def total(self) -> Usage:
+        prompt, completion, cached, reasoning, cost, requests = self.usage
+        return Usage(int(prompt), int(completion), int(cached), int(reasoning), cost, int(requests))
+
+
+class Ledger:
+    """Counts by stage and by agent."""
+
+    def __init__(self, stages: list[str]) -> None:
+        self.stages = [StageCounts(name) for name in stages]
+        self.agents: dict[tuple[str, str], AgentCounts] = {}
+        """By (kind, name)."""
+
+    def ended(self, event: TaskEnded) -> None:
+        self.stages[event.stage].count(event.state, event.reason)
+
+    def step(self, event: StepEnded) -> None:
+        key = (event.kind, event.name)
+        counts = self.agents.get(key)
+        if counts is None:
+            counts = self.agents[key] = AgentCounts()
+        counts.count(event)
+
+    def usage(self) -> Usage:
+        totals = [0, 0, 0, 0, 0.0, 0]
+        for counts in self.agents.values():
+            totals = [a + b for a, b in zip(totals, counts.usage, strict=True)]
+        return Usage(int(totals[0]), int(totals[1]), int(totals[2]), int(totals[3]), totals[4], int(totals[5]))
+
+    @property
+    def calls(self) -> int:
+        return sum(counts.calls for (kind, _), counts in self.agents.items() if kind == "model")
+
+    @property
+    def failed(self) -> int:
+        return sum(stage.failed.total() for stage in self.stages)
+
+    @property
+    def ended_rows(self) -> int:
+        return sum(stage.ended for stage in self.stages)

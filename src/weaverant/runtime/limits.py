@@ -1,0 +1,37 @@
+"""How much at once, and when to give up. All bounds of a run are here."""
+
+from __future__ import annotations
+
+import msgspec
+
+from weaverant.errors import UserError
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Every field is a bound that a user may set."""
+
+    concurrency: int = 128
+    """Model calls in flight at once, over all models. The oldest rows are served first."""
+    in_flight: int = 0
+    """Rows in flight at once; 0 means four for each call in flight, and at least 64."""
+    threads: int = 16
+    """`step` functions and tools that run at once."""
+    grace: float = 30.0
+    """Seconds that calls in flight are given to finish when a run is stopped."""
+    max_failures: float = 0.5
+    """The error fuse: the share of failed rows that stops the run; 1 never does."""
+    fuse_after: int = 50
+    """Rows that must have ended before the fuse can blow."""
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "threads", "fuse_after"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 < self.max_failures <= 1:
+            raise UserError(f"max_failures is a share, above 0 and at most 1; found {self.max_failures}")
+        if self.in_flight < 0 or self.grace < 0:
+            raise UserError("in_flight and grace cannot be negative")
+
+    @property
+    def tasks(self) -> int:
+        return self.in_flight or max(64, 4 * self.concurrency)

@@ -1,0 +1,354 @@
+"""The local swarm: one process, thousands of rows in flight, no server.
+
+Rows are taken as slots free themselves, the oldest is always served first, and finished tasks stream out. A stop
+never raises inside a workflow: what is in flight may finish, the rest is parked and carries on when resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from weaverant.agent import Binding
+from weaverant.errors import JournalError
+from weaverant.events import (
+    NO_USAGE,
+    AgentBound,
+    Event,
+    RunClosed,
+    SourceEnded,
+    StepEnded,
+    TaskEnded,
+    TaskEvent,
+    TaskStarted,
+    TaskSuperseded,
+)
+from weaverant.protocols import Journal
+from weaverant.runtime.calls import Calls
+from weaverant.runtime.feed import END, Feed
+from weaverant.runtime.ledger import Ledger
+from weaverant.runtime.limits import Limits
+from weaverant.runtime.stagebook import Refused, StageBook
+from weaverant.step import Ask
+from weaverant.task import Blob, Reusable, Row, Task, TaskRun
+from weaverant.workflow import Group, Workflow
+
+ADMISSION_SLICE = 0.005
+"""Seconds of starting rows after which the event loop gets its turn."""
+
+UNSEEN_RESULTS = 1_000
+"""Finished tasks that wait for the caller before no more rows are started."""
+
+
+@dataclass
+class Unfinished:
+    """What an earlier session left to do. `restored` are the events of tasks to carry on, oldest first."""
+
+    restored: Iterator[tuple[int, list[TaskEvent]]] = field(default_factory=lambda: iter(()))
+    rows: list[Row] = field(default_factory=list[Row])
+    """Results of a stage that have not entered the next yet."""
+    groups: set[str] = field(default_factory=set[str])
+    """Groups that were formed; those that do not form again are superseded."""
+    known: set[str] = field(default_factory=set[str])
+    """Rows of later stages that were started already."""
+
+
+class LocalSwarm:
+    """All of a run in this process. `async for task in swarm.run()` gives every task as it ends."""
+
+    def __init__(
+        self,
+        stages: Sequence[Workflow | Group],
+        binding: Binding,
+        journal: Journal,
+        feed: Feed,
+        ledger: Ledger,
+        book: StageBook,
+        limits: Limits,
+        *,
+        blob: Blob,
+        unfinished: Unfinished | None = None,
+        reuse: Callable[[bytes], Reusable | None] | None = None,
+    ) -> None:
+        self.binding = binding
+        self.ledger = ledger
+        self.stopped = ""
+        """Why the run stopped before its end: `interrupted`, `fuse`, `journal`, `source`, `closed`."""
+        self.error: BaseException | None = None
+        self._stages = stages
+        self._journal = journal
+        self._feed = feed
+        self._book = book
+        self._limits = limits
+        self._blob = blob
+        self._left = unfinished or Unfinished()
+        self._reuse = reuse
+        self._calls = Calls(limits, self._admit_soon)
+        self._live: dict[str, TaskRun] = {}
+        self._backlog: list[tuple[int, int, Row | Refused]] = []
+        self._arrivals = 0
+        self._pending_ends = 0
+        self._results: deque[Task] = deque()
+        self._wake = asyncio.Event()
+        self._admitting = False
+        self._started_at = time.monotonic()
+        self._session_ended = self._session_failed = 0
+        self._drained = False
+
+    # What the caller does
+
+    async def run(self) -> AsyncIterator[Task]:
+        """Every task that ends in this session, in the order of ending. Leaving the loop early stops the run."""
+        loop = asyncio.get_running_loop()
+
+        def more() -> None:
+            loop.call_soon_threadsafe(self._admit_soon)
+
+        self._feed.wake_with(more)
+        for row in self._left.rows:
+            self._push(row)
+        self._admit_soon()
+        try:
+            while not self._over():
+                await self._wake.wait()
+                self._wake.clear()
+                while self._results:
+                    yield self._results.popleft()
+                    self._admit_soon()
+            while self._results:
+                yield self._results.popleft()
+        finally:
+            await self._shut()
+
+    def stop(self, reason: str, grace: float | None = None) -> None:
+        """Start nothing more; give what is in flight `grace` seconds; leave a run that can be resumed.
+
+        Called again, it does not wait any longer.
+        """
+        if self.stopped:
+            grace = 0.0
+        self.stopped = self.stopped or reason
+        self._calls.park()
+        for task in self._calls.running():
+            task.add_done_callback(lambda _: self._wake.set())
+        asyncio.get_running_loop().call_later(self._limits.grace if grace is None else grace, self._cancel_calls)
+        self._wake.set()
+
+    def journal_failed(self, error: JournalError) -> None:
+        """The journal cannot go on: nothing after this would be safe."""
+        if self.stopped != "journal":
+            self.error = error
+            self.stopped = "journal"
+            self._calls.park()
+            self._cancel_calls()
+            self._wake.set()
+
+    @property
+    def in_flight(self) -> tuple[int, int]:
+        """(rows, calls) in flight."""
+        return len(self._live), len(self._calls.running())
+
+    # What tasks ask of their peer
+
+    def write(self, event: Event, durable: Callable[[], None] | None, blobs: Mapping[bytes, str] | None) -> None:
+        if self.stopped == "journal":
+            return
+        fresh = self.binding.fresh
+        try:
+            while fresh:
+                bound = fresh.pop()
+                self._journal.append(AgentBound(bound.spec, bound.describe()))
+            self._journal.append(event, durable, blobs or None)
+        except JournalError as error:
+            self.journal_failed(error)
+            return
+        if type(event) is StepEnded:
+            self.ledger.step(event)
+        elif type(event) is TaskEnded:
+            self._pending_ends += 1
+
+    def launch(self, run: TaskRun, ask: Ask) -> None:
+        self._calls.submit(run, ask)
+
+    def cancel(self, ask: Ask) -> None:
+        if ask.handle is not None:
+            ask.handle.cancel()
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(delay, self._unless_stopped, callback)
+
+    def ended(self, run: TaskRun, event: TaskEnded) -> None:
+        del self._live[event.task]
+        self._finish(run.row, event, run)
+
+    # Rows in
+
+    def _admit_soon(self) -> None:
+        if not self._admitting and not self.stopped:
+            self._admitting = True
+            asyncio.get_running_loop().call_soon(self._admit)
+
+    def _admit(self) -> None:
+        """Start rows while there is room. Runs as a callback: a workflow's tasks may not run inside another task."""
+        self._admitting = False
+        until = time.monotonic() + ADMISSION_SLICE
+        while self._room():
+            if time.monotonic() > until:
+                self._admit_soon()
+                return
+            if not self._start_one():
+                break
+        self._wake_if_over()
+
+    def _room(self) -> bool:
+        return (
+            not self.stopped
+            and len(self._live) < self._limits.tasks
+            and self._calls.models.free > 0
+            and len(self._results) < UNSEEN_RESULTS
+        )
+
+    def _start_one(self) -> bool:
+        """Start the oldest row there is: of a later stage, one left from before, or a new one. False: there is none."""
+        if self._backlog:
+            self._enter(heappop(self._backlog)[2])
+            return True
+        restored = next(self._left.restored, None)
+        if restored is not None:
+            self._restore(*restored)
+            return True
+        try:
+            got = self._feed.next()
+        except Exception as error:  # the boundary to a source
+            self.error = error
+            self.stop("source")
+            return False
+        if isinstance(got, Row | tuple):
+            self.ledger.stages[0].rows += 1
+            self._enter(got)
+            return True
+        if got is END and not self._drained:
+            self._drained = True
+            self.write(SourceEnded(self._feed.count, time.time()), None, None)
+            self._close_groups()
+            return bool(self._backlog)
+        return False
+
+    def _enter(self, got: Row | Refused) -> None:
+        if isinstance(got, tuple):
+            row, unreadable = got
+            wall = time.time()
+            self.write(TaskStarted(row.key, row.stage, wall, row.digest, None, row.parents), None, None)
+            value = {"text": unreadable.text}
+            end = TaskEnded(row.key, row.stage, "failed", "unreadable", unreadable.where, value, 0.0, wall)
+            self.write(end, lambda: self._finish(row, end, None), None)
+            return
+        reuse = None if self._reuse is None else self._reuse(got.digest)
+        run = self._live[got.key] = TaskRun(self, self._stages[got.stage], got, reuse)
+        run.begin()
+
+    def _restore(self, order: int, events: list[TaskEvent]) -> None:
+        started = next(event for event in events if isinstance(event, TaskStarted))
+        reuse = None if self._reuse is None else self._reuse(started.digest)
+        stage = self._stages[started.stage]
+        self._live[started.task] = TaskRun.restore(self, stage, order, events, self._blob, reuse)
+
+    # Rows out
+
+    def _finish(self, row: Row, event: TaskEnded, run: TaskRun | None) -> None:
+        self._pending_ends -= 1
+        self.ledger.ended(event)
+        self._session_ended += 1
+        self._session_failed += event.state == "failed"
+        if event.state == "done":
+            for child in self._book.enter(row, event.value):
+                if child.key not in self._left.known:
+                    self._push(child)
+        if self._drained:
+            self._close_groups()
+        usage = NO_USAGE if run is None else run.usage
+        self._results.append(
+            Task(row.key, row.stage, event.state, row.value, event.value, event.reason, event.where, usage, event.clock)
+        )
+        self._wake.set()
+        self._check_fuse()
+        self._admit_soon()
+
+    def _close_groups(self) -> None:
+        for got in self._book.close_groups() if self._book.waiting else ():
+            row = got[0] if isinstance(got, tuple) else got
+            if row.key in self._left.groups:
+                self._left.groups.discard(row.key)
+            elif row.key not in self._left.known:
+                self._push(got)
+        if not self._book.waiting:
+            for key in sorted(self._left.groups):
+                self.write(TaskSuperseded(key, "", time.time()), None, None)
+            self._left.groups.clear()
+
+    def _push(self, got: Row | Refused) -> None:
+        row = got[0] if isinstance(got, tuple) else got
+        self._arrivals += 1
+        heappush(self._backlog, (row.order, self._arrivals, got))
+
+    def _check_fuse(self) -> None:
+        ended, limits = self._session_ended, self._limits
+        if (
+            not self.stopped
+            and limits.max_failures < 1
+            and ended >= limits.fuse_after
+            and self._session_failed > limits.max_failures * ended
+        ):
+            self.stop("fuse")
+
+    # The end
+
+    def _over(self) -> bool:
+        if self.stopped:
+            return not self._calls.running()
+        return (
+            self._drained and not self._live and not self._backlog and not self._pending_ends and not self._book.waiting
+        )
+
+    def _wake_if_over(self) -> None:
+        if self._over():
+            self._wake.set()
+
+    def _cancel_calls(self) -> None:
+        for task in self._calls.running():
+            task.cancel()
+        self._wake.set()
+
+    def _unless_stopped(self, callback: Callable[[], None]) -> None:
+        if not self.stopped:
+            callback()
+
+    async def _shut(self) -> None:
+        if not self.stopped and not self._over():
+            self.stop("closed", 0.0)
+        self._calls.park()
+        for task in self._calls.running():
+            task.cancel()
+        if running := self._calls.running():
+            await asyncio.wait(running)
+        await self._settle()
+        for run in list(self._live.values()):
+            run.close()
+        self._feed.close()
+        self._calls.close()
+        self.write(RunClosed(self.stopped or "finished", time.time()), None, None)
+
+    async def _settle(self) -> None:
+        """Let everything that has come in become durable and be seen; what that ends is ended in this session."""
+        try:
+            while self.stopped != "journal":
+                before = self._pending_ends, self._session_ended
+                await self._journal.flush()
+                if before == (self._pending_ends, self._session_ended) and not self._pending_ends:
+                    return
+        except JournalError as error:
+            self.journal_failed(error)

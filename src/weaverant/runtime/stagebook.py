@@ -1,0 +1,88 @@
+"""Rows between stages: results become the next stage's rows, and groups close when all that could join has ended."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+from weaverant.errors import UserError
+from weaverant.protocols import Unreadable
+from weaverant.row import child_key, group_key, row_digest
+from weaverant.runtime.ledger import Ledger
+from weaverant.task import Row
+from weaverant.trace import plain
+from weaverant.workflow import Group, Workflow
+
+Refused = tuple[Row, Unreadable]
+
+
+class StageBook:
+    """Which rows the results of a stage become, and when a group may be formed. Counts what enters in the ledger."""
+
+    def __init__(self, stages: Sequence[Workflow | Group], ledger: Ledger) -> None:
+        self.stages = stages
+        self._ledger = ledger
+        self._members: dict[int, list[Row]] = {i: [] for i, stage in enumerate(stages) if isinstance(stage, Group)}
+
+    def enter(self, row: Row, result: Any) -> list[Row]:
+        """The rows that the result of a done task is for the next stage, so far as they can start now."""
+        stage = row.stage + 1
+        if stage == len(self.stages):
+            return []
+        items = cast("list[Any]", result) if isinstance(result, list) else [result]
+        rows = [
+            Row(child_key(row.key, n), stage, row.order, row_digest(item, 0), item, (row.key,))
+            for n, item in enumerate(items)
+        ]
+        members = self._members.get(stage)
+        if members is not None:
+            members.extend(rows)
+            return []
+        self._ledger.stages[stage].rows += len(rows)
+        return rows
+
+    def close_groups(self) -> list[Row | Refused]:
+        """Form the groups of every stage whose parents have all ended. Call only when the source is at its end."""
+        formed: list[Row | Refused] = []
+        for stage in sorted(self._members):
+            if any(before.left for before in self._ledger.stages[:stage]):
+                break
+            formed += self._form(stage, self._members.pop(stage))
+            if formed:
+                break
+        return formed
+
+    @property
+    def waiting(self) -> bool:
+        """There are groups still to be formed."""
+        return bool(self._members)
+
+    def _form(self, stage: int, members: list[Row]) -> list[Row | Refused]:
+        group = self.stages[stage]
+        assert isinstance(group, Group)
+        gathered: dict[str, tuple[Any, list[Row]]] = {}
+        formed: list[Row | Refused] = []
+        for row in sorted(members, key=lambda row: _natural(row.key)):
+            try:
+                by = plain(group.by(row.value), f"the key of group {group.name!r}")
+            except (UserError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                formed.append((row, Unreadable(f"group {group.name!r} has no key for it: {error!r}", row.key)))
+                continue
+            gathered.setdefault(repr(by), (by, []))[1].append(row)
+        formed += [self._group_row(stage, group.name, by, rows) for by, rows in gathered.values()]
+        self._ledger.stages[stage].rows += len(formed)
+        return formed
+
+    @staticmethod
+    def _group_row(stage: int, name: str, by: Any, rows: list[Row]) -> Row:
+        names = [repr(by), *(f"{row.key}:{row.digest.hex()}" for row in rows)]
+        value = [row.value for row in rows]
+        parents = tuple(dict.fromkeys(parent for row in rows for parent in row.parents))
+        order = min(row.order for row in rows)
+        return Row(group_key(stage, name, names), stage, order, row_digest(value, 0), value, parents)
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Keys in the order of the source: numbers by value."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[./]", key)]

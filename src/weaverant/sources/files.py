@@ -1,0 +1,98 @@
+"""Rows from files: one, a folder of them (with its subfolders), or a glob, in the order of their paths."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from difflib import get_close_matches
+from glob import glob, has_magic
+from itertools import islice
+
+from weaverant.errors import UserError
+from weaverant.sources.csv import SeparatedValues
+from weaverant.sources.json_array import JsonArray
+from weaverant.sources.jsonl import JsonLines
+from weaverant.sources.parquet import Parquet
+from weaverant.sources.record import Format, Row
+
+SUFFIXES: dict[str, Format] = {
+    ".jsonl": JsonLines(),
+    ".jsonl.gz": JsonLines(),
+    ".json": JsonArray(),
+    ".csv": SeparatedValues(","),
+    ".tsv": SeparatedValues("\t"),
+    ".parquet": Parquet(),
+}
+_EXPECTED = (
+    f"expected a file ending in {', '.join(SUFFIXES)}, a folder or a glob of such files, or - for standard input"
+)
+
+
+class Files:
+    """The rows of the files that `spec` names when it is opened; hidden files are left out of folders."""
+
+    def __init__(self, spec: str) -> None:
+        self._spec = spec
+        self._files = [(path, _format(path)) for path in _find(spec)]
+
+    @property
+    def name(self) -> str:
+        return self._spec
+
+    @property
+    def rereadable(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        counts = [form.count(path) for path, form in self._files]
+        return -1 if -1 in counts else sum(counts)
+
+    def rows(self, start: int) -> Iterator[Row]:
+        for path, form in self._files:
+            records = form.records(path)
+            try:
+                for _ in islice(records, start):
+                    start -= 1
+                for record in records:
+                    yield form.row(path, record)
+            except OSError as error:
+                raise UserError(f"the input {path!r} cannot be opened: {error.strerror or error}") from None
+
+
+def _find(spec: str) -> list[str]:
+    if os.path.isdir(spec):
+        paths = sorted(_inside(spec))
+        if not paths:
+            raise UserError(f"the folder {spec!r} has no file we can read; expected some in {', '.join(SUFFIXES)}")
+        return paths
+    if os.path.exists(spec):
+        return [spec]
+    if has_magic(spec):
+        paths = sorted(path for path in glob(spec, recursive=True) if os.path.isfile(path))
+        if not paths:
+            raise UserError(f"no file fits the glob {spec!r} from the folder {os.getcwd()!r}; {_EXPECTED}")
+        return paths
+    raise UserError(f"no file {spec!r}{_near(spec)}; {_EXPECTED}")
+
+
+def _inside(folder: str) -> Iterator[str]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and name.endswith(tuple(SUFFIXES)):
+                yield os.path.join(parent, name)
+
+
+def _format(path: str) -> Format:
+    for suffix, form in SUFFIXES.items():
+        if path.endswith(suffix):
+            return form
+    raise UserError(f"cannot tell the format of {path!r} by its name; {_EXPECTED}")
+
+
+def _near(spec: str) -> str:
+    folder, name = os.path.split(spec)
+    if not os.path.isdir(folder or "."):
+        return f" (there is no folder {folder!r} either)"
+    close = get_close_matches(name, os.listdir(folder or "."), 3, 0.5)
+    return f" (near it: {', '.join(os.path.join(folder, each) for each in close)})" if close else ""

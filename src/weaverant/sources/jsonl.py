@@ -1,0 +1,50 @@
+"""One JSON object a line, plain or gzipped. Blank lines count as lines, not as rows."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+from weaverant.protocols import Unreadable
+from weaverant.sources.record import Row, decode_object
+
+Line: TypeAlias = tuple[int, bytes] | Unreadable
+"""A line that is not blank, with its number from 1; or why there are no more."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class JsonLines:
+    """`.jsonl` and `.jsonl.gz`. Passing over a line costs no decoding."""
+
+    def records(self, path: str) -> Iterator[Line]:
+        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+            yield from lines(file, path)
+
+    def row(self, path: str, record: Line) -> Row:
+        return line_row(record, path)
+
+    def count(self, path: str) -> int:
+        return -1
+
+
+def lines(file: Iterable[bytes], name: str) -> Iterator[Line]:
+    """The lines of a binary stream that are not blank. A stream that breaks off ends with an `Unreadable`."""
+    number = 0
+    try:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            if not line.isspace() and line:
+                yield number, line
+    except (EOFError, OSError, zlib.error) as error:
+        yield Unreadable(f"the file breaks off here: {error}", f"{name}:{number + 1}")
+
+
+def line_row(record: Line, name: str) -> Row:
+    if isinstance(record, Unreadable):
+        return record
+    number, text = record
+    return decode_object(text, f"{name}:{number}")

@@ -1,0 +1,70 @@
+"""Parquet files, read a batch at a time. Needs the extra `weaverant[data]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, TypeAlias, cast
+
+from weaverant.errors import UserError
+from weaverant.protocols import Unreadable
+from weaverant.sources.record import Row
+
+BATCH = 1024
+
+
+class _Batch:
+    """Decoded when its first row is wanted, so that passing over it is cheap."""
+
+    __slots__ = ("_batch", "_rows")
+
+    def __init__(self, batch: Any) -> None:
+        self._batch = batch
+        self._rows: list[dict[str, Any]] | None = None
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rows = self._rows
+        if rows is None:
+            rows = self._rows = cast("list[dict[str, Any]]", self._batch.to_pylist())
+        return rows[index]
+
+
+Place: TypeAlias = tuple[_Batch, int] | Unreadable
+
+
+class Parquet:
+    """`.parquet`."""
+
+    def records(self, path: str) -> Iterator[Place]:
+        arrow = _pyarrow()
+        seen = 0
+        try:
+            with arrow.ParquetFile(path) as file:
+                for batch in file.iter_batches(BATCH):
+                    rows = _Batch(batch)
+                    for index in range(batch.num_rows):
+                        yield rows, index
+                    seen += batch.num_rows
+        except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+            yield Unreadable(f"the file cannot be read on: {error}", f"{path}[{seen}]")
+
+    def row(self, path: str, record: Place) -> Row:
+        if isinstance(record, Unreadable):
+            return record
+        batch, index = record
+        return batch[index]
+
+    def count(self, path: str) -> int:
+        try:
+            return _pyarrow().read_metadata(path).num_rows
+        except (OSError, ValueError):
+            return -1
+
+
+def _pyarrow() -> Any:
+    try:
+        return import_module("pyarrow.parquet")
+    except ModuleNotFoundError:
+        raise UserError(
+            "reading .parquet files needs pyarrow, which is not installed. Run: pip install 'weaverant[data]'"
+        ) from None

@@ -1,0 +1,54 @@
+"""What a file format is: records that are cheap to pass over, and the row in one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+
+from weaverant.protocols import Unreadable
+
+Row: TypeAlias = Mapping[str, Any] | Unreadable
+
+SHOWN = 80
+
+
+class Format(Protocol):
+    """Reads one kind of file. Damage inside a file becomes `Unreadable` records, never an exception."""
+
+    def records(self, path: str) -> Iterator[Any]:
+        """The records of a file in order, not decoded yet."""
+        ...
+
+    def row(self, path: str, record: Any) -> Row:
+        """A record decoded."""
+        ...
+
+    def count(self, path: str) -> int:
+        """The number of records, or -1 where only reading the file would tell."""
+        ...
+
+
+def decode_object(text: bytes, where: str) -> Row:
+    """The row in one JSON object."""
+    try:
+        return _decode(text)
+    except msgspec.ValidationError:
+        problem = "not a JSON object"
+    except msgspec.DecodeError as error:
+        problem = f"not JSON: {error}"
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8: {error.reason} at byte {error.start}"
+    except RecursionError:
+        problem = "nested too deeply"
+    return Unreadable(f"{problem}; it reads {excerpt(text)}", where)
+
+
+def excerpt(text: bytes) -> str:
+    """The beginning of a record, quoted, for people."""
+    shown = text[:SHOWN].decode(errors="replace").strip()
+    return f"{shown!r}..." if len(text) > SHOWN else repr(shown)
+
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode

@@ -1,0 +1,27 @@
+"""Standard input: one JSON object a line. It cannot be read again, so a run keeps its rows in the journal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from weaverant.sources.jsonl import line_row, lines
+from weaverant.sources.once import Once
+from weaverant.sources.record import Row
+
+
+class StandardInput:
+    """Rows as they arrive; the next row blocks until there is a line. `stream` yields lines as bytes."""
+
+    name = "-"
+    rereadable = False
+
+    def __init__(self, stream: Iterable[bytes] | None = None) -> None:
+        self._lines = Once(lines(sys.stdin.buffer if stream is None else stream, "<stdin>"), "standard input")
+
+    def __len__(self) -> int:
+        return -1
+
+    def rows(self, start: int) -> Iterator[Row]:
+        for _, line in self._lines.items(start):
+            yield line_row(line, "<stdin>")

@@ -1,0 +1,118 @@
+"""A step as the workflow asks for it: what is wanted, under which key, and what became of it.
+
+The key is (branch path, fingerprint, occurrence). Two sibling branches may ask the same question: their paths tell
+them apart, so an answer never changes sides on replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+
+from weaverant.events import StepKind
+from weaverant.message import Message, Part, Reply, Request, ToolCall, Usage, digest
+from weaverant.protocols import Engine
+
+StepKey = tuple[str, bytes, int]
+
+
+class AskState(IntEnum):
+    NEW = 0
+    LAUNCHED = 1
+    SETTLED = 2
+
+
+class Ask:
+    """One wanted outcome. Mutable while it is open; what is kept of it is the event `StepEnded`."""
+
+    __slots__ = ("future", "handle", "key", "kind", "name", "number", "spec", "started", "state", "work")
+
+    def __init__(self, kind: StepKind, name: str, spec: str, work: ModelWork | EffectWork) -> None:
+        self.kind: StepKind = kind
+        self.name = name
+        self.spec = spec
+        self.work = work
+        self.key: StepKey = ("", b"", 0)
+        self.state = AskState.NEW
+        self.number = -1
+        """Which step of its task this is, counted in journal order; -1 until it is journaled."""
+        self.started = 0.0
+        self.future: asyncio.Future[Any]
+        self.handle: asyncio.Task[None] | None = None
+
+
+class ModelWork:
+    """A request to an engine. `base` is the step whose conversation this one continues with the messages `added`;
+    without it the messages come from the agent's templates, `variables` and `history`."""
+
+    __slots__ = ("added", "base", "engine", "history", "request", "variables")
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: Request,
+        variables: dict[str, Any],
+        history: tuple[Any, ...] = (),
+        base: Ask | None = None,
+        added: tuple[Any, ...] = (),
+    ) -> None:
+        self.engine = engine
+        self.request = request
+        self.variables = variables
+        self.history = history
+        self.base = base
+        self.added = added
+
+
+class EffectWork:
+    """A user's function to run outside the workflow. `arguments` is plain data, kept for `show`."""
+
+    __slots__ = ("arguments", "call", "place")
+
+    def __init__(self, call: Callable[[], Any], arguments: Any, place: str) -> None:
+        self.call = call
+        self.arguments = arguments
+        self.place = place
+
+
+def seed_of(task: str, key: StepKey, attempt: int) -> int:
+    """31 bits that depend on the step alone, so a repeated run draws the same samples; a retry draws others."""
+    path, fingerprint, occurrence = key
+    tail = f"|{task}|{path}|{occurrence}|{attempt}".encode()
+    return int.from_bytes(digest(fingerprint + tail)[:4], "little") & 0x7FFF_FFFF
+
+
+def reply_value(reply: Reply) -> Any:
+    """A reply as the journal holds it: bare text where there is nothing else to tell."""
+    message = reply.message
+    if not message.tool_calls and message.reasoning is None and reply.finish == "stop":
+        return message.text
+    return [message_value(message), reply.finish]
+
+
+def reply_of(value: Any, usage: Usage, model: str) -> Reply:
+    """The inverse of `reply_value`."""
+    if isinstance(value, str):
+        return Reply(Message("assistant", value), usage, model)
+    return Reply(message_of(value[0]), usage, model, value[1])
+
+
+def message_value(message: Message) -> list[Any]:
+    """`[role, content]`, and where there are any: tool calls, the call it answers, reasoning."""
+    content: Any = message.content if isinstance(message.content, str) else msgspec.to_builtins(message.content)
+    if not message.tool_calls and message.tool_call_id is None and message.reasoning is None:
+        return [message.role, content]
+    calls = [[call.id, call.name, call.arguments] for call in message.tool_calls]
+    return [message.role, content, calls, message.tool_call_id, message.reasoning]
+
+
+def message_of(value: list[Any]) -> Message:
+    """The inverse of `message_value`."""
+    content = value[1] if isinstance(value[1], str) else msgspec.convert(value[1], tuple[Part, ...])
+    if len(value) == 2:
+        return Message(value[0], content)
+    return Message(value[0], content, tuple(ToolCall(*call) for call in value[2]), value[3], value[4])

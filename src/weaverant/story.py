@@ -1,0 +1,158 @@
+"""A task read back from the journal: its row, its steps with the messages that were sent, its end.
+
+Everything that looks at a finished run reads stories: `show --task`, the exporters, the recipes' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from msgspec import Struct
+
+from weaverant.agent import Agent
+from weaverant.events import (
+    NO_USAGE,
+    EndState,
+    Outcome,
+    StepEnded,
+    StepKind,
+    TaskEnded,
+    TaskEvent,
+    TaskReopened,
+    TaskStarted,
+    TaskSuperseded,
+    TimerFired,
+)
+from weaverant.message import Message, Reply, Usage
+from weaverant.step import message_of, reply_of
+from weaverant.trace import Texts
+
+
+class Step(Struct):
+    """One recorded step."""
+
+    number: int
+    kind: StepKind
+    name: str
+    """The agent, the tool or the function."""
+    path: str
+    occurrence: int
+    outcome: Outcome
+    messages: tuple[Message, ...] = ()
+    """What was sent to the model."""
+    reply: Reply | None = None
+    arguments: Any = None
+    """What a tool or function was called with: `[positional, by name]`."""
+    value: Any = None
+    """What a tool or function returned; of a failure, `[text, detail]`."""
+    reason: str = ""
+    """The kind of a failure."""
+    usage: Usage = NO_USAGE
+    model: str = ""
+    seed: int = 0
+    reused: bool = False
+    started: float = 0.0
+    ended: float = 0.0
+    """On the task's clock, in seconds."""
+
+
+class Story(Struct):
+    """One task's whole story. `state` is None while it is unfinished."""
+
+    key: str
+    stage: int
+    row: Any
+    steps: list[Step]
+    parents: tuple[str, ...] = ()
+    state: EndState | None = None
+    result: Any = None
+    reason: str = ""
+    where: str = ""
+    seconds: float = 0.0
+    unasked: int = 0
+    diverged: str = ""
+    attempts: int = 1
+    superseded: bool = False
+
+    @property
+    def model_steps(self) -> list[Step]:
+        """The steps in which a model answered."""
+        return [step for step in self.steps if step.kind == "model" and step.reply is not None]
+
+
+class Storyteller:
+    """Folds a task's events into its story. `agents` are the run's `AgentBound` descriptions by `spec`."""
+
+    def __init__(self, agents: Mapping[str, Mapping[str, Any]], blob: Callable[[bytes], str]) -> None:
+        self._agents = {spec: _agent(described) for spec, described in agents.items()}
+        self._blob = blob
+
+    def tell(self, events: Iterable[TaskEvent]) -> Story:
+        texts = Texts()
+        story = Story("", 0, None, [])
+        numbered: list[Step | None] = []
+        for event in events:
+            match event:
+                case TaskStarted():
+                    story.key, story.stage, story.parents = event.task, event.stage, event.parents
+                    story.row = texts.unpack(event.row, self._blob)
+                case StepEnded():
+                    step = self._step(event, texts, numbered)
+                    numbered.append(step)
+                    story.steps.append(step)
+                case TimerFired():
+                    numbered.append(None)
+                case TaskEnded():
+                    _end(story, event, texts.unpack(event.value, self._blob))
+                case TaskReopened():
+                    story.state = None
+                    story.attempts += 1
+                case TaskSuperseded():
+                    story.superseded = True
+        return story
+
+    def _step(self, event: StepEnded, texts: Texts, numbered: list[Step | None]) -> Step:
+        asked = texts.unpack(event.input, self._blob)
+        value = texts.unpack(event.value, self._blob)
+        step = Step(
+            len(numbered), event.kind, event.name, event.path, event.occurrence, event.outcome,
+            reason=event.reason, usage=event.usage, model=event.model, seed=event.seed, reused=event.reused,
+            started=event.started, ended=event.clock,
+        )  # fmt: skip
+        if event.kind == "model":
+            step.messages = self._messages(event, asked, numbered)
+            if event.outcome == "reply":
+                step.reply = reply_of(value, event.usage, event.model)
+                return step
+        else:
+            step.arguments = asked
+        step.value = value
+        return step
+
+    def _messages(self, event: StepEnded, asked: Any, numbered: list[Step | None]) -> tuple[Message, ...]:
+        agent = self._agents.get(event.spec)
+        if agent is None or asked is None:
+            return ()
+        if isinstance(asked, dict):
+            return agent.messages(**cast("dict[str, Any]", asked))
+        first: Any
+        rest: list[Any]
+        first, rest = asked
+        added = tuple(message_of(value) for value in rest)
+        if isinstance(first, dict):
+            return agent.messages(history=added, **cast("dict[str, Any]", first))
+        base = numbered[int(first)]
+        assert base is not None and base.reply is not None
+        return (*base.messages, base.reply.message, *added)
+
+
+def _end(story: Story, event: TaskEnded, value: Any) -> None:
+    story.state, story.reason, story.where = event.state, event.reason, event.where
+    story.result, story.seconds = value, event.clock
+    story.unasked, story.diverged = event.unasked, event.diverged
+
+
+def _agent(described: Mapping[str, Any]) -> Agent:
+    return Agent(described["name"], prompt=described["prompt"], system=described["system"], folder=Path())

@@ -1,0 +1,415 @@
+"""One row on its way through one workflow.
+
+`TaskRun` stands between the workflow's private loop and the peer that owns the row: it turns outcomes into journal
+events and journaled events into what the workflow sees. `Task` is what is left at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+
+from weaverant.agent import Binding
+from weaverant.errors import StepFailed, UserError, failure_of
+from weaverant.events import (
+    NO_USAGE,
+    EndState,
+    Event,
+    Outcome,
+    StepEnded,
+    TaskEnded,
+    TaskEvent,
+    TaskReopened,
+    TaskStarted,
+    TimerFired,
+)
+from weaverant.message import Reply, Usage
+from weaverant.replay import CANCELLED, Record, Timer, TimerKey, WorkflowLoop
+from weaverant.step import Ask, ModelWork, StepKey, message_value, reply_of, reply_value, seed_of
+from weaverant.trace import Texts, fresh, plain
+from weaverant.workflow import Group, Rejected, Workflow
+
+Blob = Callable[[bytes], str]
+
+
+class Peer(Protocol):
+    """What a task needs of the peer that owns it."""
+
+    @property
+    def binding(self) -> Binding: ...
+
+    def write(self, event: Event, durable: Callable[[], None] | None, blobs: Mapping[bytes, str] | None) -> None: ...
+
+    def launch(self, run: TaskRun, ask: Ask) -> None:
+        """Work on the ask when it is its turn, then call `run.record(ask, outcome)`."""
+        ...
+
+    def cancel(self, ask: Ask) -> None: ...
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle: ...
+
+    def ended(self, run: TaskRun, event: TaskEnded) -> None:
+        """The task's end is durable."""
+        ...
+
+
+class Reusable(Protocol):
+    """An earlier run's steps of the same row."""
+
+    def claim(self, key: StepKey) -> StepOutcome | None:
+        """The record of the same key, else any unclaimed one of the same fingerprint; each is given once."""
+        ...
+
+
+class StepOutcome(msgspec.Struct, frozen=True):
+    """A recorded reply or value, outside its task."""
+
+    value: Any
+    """A `Reply` for a model step, plain data for others."""
+    seed: int
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A row with its place: `order` is its age in the run, smaller is older and served first."""
+
+    key: str
+    stage: int
+    order: int
+    digest: bytes
+    value: Any
+    parents: tuple[str, ...] = ()
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A task that has ended, as `run` yields it."""
+
+    key: str
+    stage: int
+    state: EndState
+    row: Any
+    result: Any
+    """What the workflow returned; the details of a rejection; of a failure, `text` and perhaps `detail`."""
+    reason: str = ""
+    """Of a rejection or failure: the short word it is counted by."""
+    where: str = ""
+    """Of a failure: the place in the user's code."""
+    usage: Usage = NO_USAGE
+    seconds: float = 0.0
+
+
+class TaskRun:
+    """A live task. Made for a new row, or restored from its recorded events to carry on."""
+
+    __slots__ = (
+        "_count", "_loop", "_peer", "_reuse", "_texts", "_zero", "attempt", "closed", "row", "usage", "workflow",
+    )  # fmt: skip
+
+    def __init__(self, peer: Peer, workflow: Workflow | Group, row: Row, reuse: Reusable | None = None) -> None:
+        self.row = row
+        self.workflow = workflow
+        self.attempt = 0
+        self.closed = False
+        self.usage = NO_USAGE
+        self._peer = peer
+        self._reuse = reuse
+        self._texts = Texts()
+        self._count = 0
+        self._zero: float | None = None
+        self._loop: WorkflowLoop
+
+    def begin(self) -> None:
+        """Journal the row and start its workflow."""
+        row, wall = self.row, time.time()
+        blobs: dict[bytes, str] = {}
+        packed = self._texts.pack(row.value, blobs)
+        self._peer.write(TaskStarted(row.key, row.stage, wall, row.digest, packed, row.parents), None, blobs)
+        self._start({}, {}, wall)
+
+    @classmethod
+    def restore(
+        cls,
+        peer: Peer,
+        workflow: Workflow | Group,
+        order: int,
+        events: Iterable[TaskEvent],
+        blob: Blob,
+        reuse: Reusable | None = None,
+    ) -> TaskRun:
+        """Carry on where the events end."""
+        past = _Past(events, blob)
+        started = past.started
+        row = Row(started.task, started.stage, order, started.digest, past.row, started.parents)
+        run = cls(peer, workflow, row, reuse)
+        run.attempt = past.attempt
+        run.usage = past.usage
+        run._texts = past.texts
+        run._count = past.count
+        run._start(past.steps, past.timers, started.time)
+        return run
+
+    def _start(self, steps: dict[StepKey, Record], timers: dict[TimerKey, Record], wall: float) -> None:
+        self._loop = WorkflowLoop(self, steps, timers, time=wall, seed=self.row.digest, binding=self._peer.binding)
+        self._loop.start(self._main())
+        self.advance()
+
+    async def _main(self) -> Any:
+        return await self.workflow(fresh(self.row.value))
+
+    def advance(self) -> None:
+        """Let the workflow see what has been delivered, and end the task when it is over."""
+        if self.closed:
+            return
+        try:
+            if self._loop.advance():
+                self._end(*self._verdict())
+            elif self._loop.stuck:
+                self._fail(StepFailed("stuck", "the workflow waits for something that nothing can bring"))
+        except Exception as error:  # the boundary of a task: whatever breaks in it ends it, and nothing else
+            self._fail(failure_of(error)[0])
+
+    def close(self) -> None:
+        """Stop where it stands; the journal has all that is needed to carry on."""
+        if not self.closed:
+            self.closed = True
+            self._loop.close()
+
+    # Host of the workflow's loop
+
+    def launch(self, ask: Ask) -> None:
+        ask.started = self._clock()
+        found = None if self._reuse is None else self._reuse.claim(ask.key)
+        if found is not None:
+            self.record(ask, found.value, seed=found.seed, reused=True)
+            return
+        if isinstance(ask.work, ModelWork):
+            seed = seed_of(self.row.key, ask.key, self.attempt)
+            ask.work.request = msgspec.structs.replace(ask.work.request, seed=seed)
+        self._peer.launch(self, ask)
+
+    def abandon(self, ask: Ask) -> None:
+        self._peer.cancel(ask)
+        if ask.number < 0 and not self.closed:
+            self.record(ask, CANCELLED)
+
+    def arm(self, timer: Timer) -> None:
+        delay = max(0.0, timer.due - self._clock())
+        timer.handle = self._peer.call_later(delay, partial(self._fire, timer))
+
+    def disarm(self, timer: Timer) -> None:
+        if timer.handle is not None:
+            timer.handle.cancel()
+
+    # From outcome to event to workflow
+
+    def record(self, ask: Ask, outcome: Any, *, seed: int = 0, reused: bool = False) -> None:
+        """Journal what became of an ask: a `Reply`, a value, a `StepFailed` or `CANCELLED`."""
+        if self.closed or ask.number >= 0:
+            return
+        mark = self._texts.mark()
+        try:
+            self._write_step(ask, outcome, seed, reused)
+        except (ValueError, OverflowError, UserError) as error:
+            self._texts.rollback(mark)
+            text = f"{ask.name!r} gave what cannot be stored: {error}"
+            outcome = StepFailed("value", text)
+            self._write_step(ask, outcome, seed, reused, blank=True)
+
+    def _write_step(self, ask: Ask, outcome: Any, seed: int, reused: bool, blank: bool = False) -> None:
+        blobs: dict[bytes, str] = {}
+        packed_input = None if blank else self._texts.pack(_input_value(ask), blobs)
+        kind, value, usage, model = _outcome_value(outcome)
+        if reused:
+            usage = Usage(usage.prompt_tokens, usage.completion_tokens, requests=0)
+        elif isinstance(ask.work, ModelWork) and not seed:
+            seed = ask.work.request.seed
+        path, fingerprint, occurrence = ask.key
+        clock, wall = self._clock(), time.time()
+        event = StepEnded(
+            self.row.key, path, fingerprint, occurrence, ask.kind, ask.name, ask.spec, packed_input, kind,
+            self._texts.pack(value, blobs), ask.started, clock, wall, usage, model, seed, reused,
+            outcome.kind if isinstance(outcome, StepFailed) else "",
+        )  # fmt: skip
+        seen = _as_seen(outcome, value)
+        number = self._count
+        durable = partial(self._acknowledged, ask, Record(number, ask.name, seen, clock, wall))
+        self._peer.write(event, durable, blobs)
+        ask.number = number
+        self._count += 1
+        if usage is not NO_USAGE:
+            self.usage = _add(self.usage, usage)
+
+    def _fire(self, timer: Timer) -> None:
+        if self.closed or timer.settled:
+            return
+        clock, wall = max(timer.due, self._clock()), time.time()
+        path, number = timer.key
+        durable = partial(self._acknowledged, timer, Record(self._count, "timer", None, clock, wall))
+        self._count += 1
+        self._peer.write(TimerFired(self.row.key, path, number, clock, wall), durable, None)
+
+    def _acknowledged(self, asked: Ask | Timer, record: Record) -> None:
+        if not self.closed:
+            self._loop.deliver(asked, record)
+            self.advance()
+
+    def _clock(self) -> float:
+        """Seconds on the task's own clock. It goes on from the last event that the workflow saw, so the time a run
+        stood still does not count against deadlines."""
+        if self._zero is None:
+            self._zero = time.monotonic() - self._loop.clock
+        return time.monotonic() - self._zero
+
+    # The end
+
+    def _verdict(self) -> tuple[EndState, str, str, Any]:
+        try:
+            result = self._loop.outcome()
+            if isinstance(result, Rejected):
+                return "rejected", result.reason, "", plain(result.details, "the details of a rejection")
+            return "done", "", "", plain(result, f"the result of {self.workflow.name!r}")
+        except UserError as error:
+            return "failed", "result", "", {"text": str(error)}
+        except (Exception, asyncio.CancelledError, SystemExit) as error:  # the boundary to a user's code
+            failure, where = failure_of(error)
+            return "failed", failure.kind, where, _failure_value(failure)
+
+    def _fail(self, failure: StepFailed) -> None:
+        self._end("failed", failure.kind, "", _failure_value(failure))
+
+    def _end(self, state: EndState, reason: str, where: str, value: Any) -> None:
+        self.close()
+        mark = self._texts.mark()
+        try:
+            self._write_end(state, reason, where, value)
+        except (ValueError, OverflowError) as error:
+            self._texts.rollback(mark)
+            self._write_end("failed", "result", "", {"text": f"the result cannot be stored: {error}"})
+
+    def _write_end(self, state: EndState, reason: str, where: str, value: Any) -> None:
+        loop, row = self._loop, self.row
+        blobs: dict[bytes, str] = {}
+        event = TaskEnded(
+            row.key, row.stage, state, reason, where, value, self._clock(), time.time(),
+            loop.unasked, loop.first_unasked(),
+        )  # fmt: skip
+        packed = msgspec.structs.replace(event, value=self._texts.pack(value, blobs))
+        self._peer.write(packed, partial(self._peer.ended, self, event), blobs)
+
+
+class _Past:
+    """What a task's recorded events amount to. Reading them in order numbers the texts as writing them did."""
+
+    def __init__(self, events: Iterable[TaskEvent], blob: Blob) -> None:
+        self.texts = Texts()
+        self.steps: dict[StepKey, Record] = {}
+        self.timers: dict[TimerKey, Record] = {}
+        self.forget: list[StepKey] = []
+        self.count = 0
+        self.attempt = 0
+        self.usage = NO_USAGE
+        self.row: Any = None
+        self.started: TaskStarted
+        self._blob = blob
+        for event in events:
+            self._read(event)
+
+    def _read(self, event: TaskEvent) -> None:
+        match event:
+            case StepEnded():
+                self._read_step(event)
+            case TimerFired():
+                record = Record(self.count, "timer", None, event.clock, event.time)
+                self.timers[event.path, event.number] = record
+                self.count += 1
+            case TaskStarted():
+                self.started = event
+                self.row = self.texts.unpack(event.row, self._blob)
+            case TaskEnded():
+                value = self.texts.unpack(event.value, self._blob)
+                if event.state == "failed" and isinstance(value, dict):
+                    self.forget = [(path, key, n) for path, key, n in value.get("forget", ())]  # pyright: ignore
+            case TaskReopened():
+                self._forget()
+            case _:
+                pass
+
+    def _read_step(self, event: StepEnded) -> None:
+        self.texts.unpack(event.input, self._blob)
+        value = self.texts.unpack(event.value, self._blob)
+        outcome = outcome_of(event, value)
+        key = (event.path, event.fingerprint, event.occurrence)
+        self.steps[key] = Record(self.count, event.name, outcome, event.clock, event.time)
+        self.count += 1
+        self.usage = _add(self.usage, event.usage)
+
+    def _forget(self) -> None:
+        """A retry: what failed, what the failure hung on, and the timers are asked for again."""
+        self.attempt += 1
+        for key in self.forget:
+            self.steps.pop(key, None)
+        kept = self.steps.items()
+        self.steps = {key: record for key, record in kept if not isinstance(record.outcome, StepFailed)}
+        self.timers.clear()
+
+
+def outcome_of(event: StepEnded, value: Any) -> Any:
+    """What the workflow saw of a recorded step, given its unpacked value."""
+    if event.outcome == "failure":
+        return StepFailed(event.reason, value[0], value[1])
+    if event.outcome == "cancelled":
+        return CANCELLED
+    return reply_of(value, event.usage, event.model) if event.kind == "model" else value
+
+
+def _input_value(ask: Ask) -> Any:
+    """What was asked, as the journal holds it: see docs/data-format.md."""
+    work = ask.work
+    if not isinstance(work, ModelWork):
+        return work.arguments
+    if work.base is not None:
+        return [work.base.number, [message_value(message) for message in work.added]]
+    if work.history:
+        return [work.variables, [message_value(message) for message in work.history]]
+    return work.variables
+
+
+def _outcome_value(outcome: Any) -> tuple[Outcome, Any, Usage, str]:
+    if isinstance(outcome, Reply):
+        return "reply", reply_value(outcome), outcome.usage, outcome.model
+    if isinstance(outcome, StepFailed):
+        return "failure", [outcome.text, plain(outcome.detail, "a failure's detail")], NO_USAGE, ""
+    if outcome is CANCELLED:
+        return "cancelled", None, NO_USAGE, ""
+    return "reply", outcome, NO_USAGE, ""
+
+
+def _as_seen(outcome: Any, value: Any) -> Any:
+    """What the workflow gets: as replay would decode it, and never the object that somebody else still holds."""
+    if isinstance(outcome, Reply):
+        return outcome if isinstance(value, str) else reply_of(value, outcome.usage, outcome.model)
+    return outcome if isinstance(outcome, StepFailed) else fresh(value)
+
+
+def _failure_value(failure: StepFailed) -> dict[str, Any]:
+    value: dict[str, Any] = {"text": failure.text}
+    if failure.detail is not None:
+        value["detail"] = plain(failure.detail, "a failure's detail")
+    if failure.forget:
+        value["forget"] = [list(key) for key in failure.forget]
+    return value
+
+
+def _add(left: Usage, right: Usage) -> Usage:
+    return Usage(
+        left.prompt_tokens + right.prompt_tokens,
+        left.completion_tokens + right.completion_tokens,
+        left.cached_tokens + right.cached_tokens,
+        left.reasoning_tokens + right.reasoning_tokens,
+        left.cost + right.cost,
+        left.requests + right.requests,
+    )

@@ -1,0 +1,122 @@
+"""A task's trace, made small: plain data, and texts stored once.
+
+A task says the same texts again and again: the row's document stands in every prompt, a reply in the next prompt
+and in the result. `Texts` numbers each long text when it is first written and writes its number afterwards; reading
+the events in order numbers them alike. `docs/data-format.md` gives the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+from msgspec.msgpack import Ext
+
+from weaverant.errors import UserError
+from weaverant.message import digest
+
+SHARE_FROM = 24
+"""Characters from which a text is numbered: a reference takes 3 to 5 bytes."""
+
+BLOB_FROM = 65_536
+"""Bytes of UTF-8 from which a text lives in a blob of its own."""
+
+TEXT_REF = 1
+BLOB_REF = 2
+
+
+class Texts:
+    """The long texts of one task, in the order in which its events first named them."""
+
+    __slots__ = ("_numbers", "_texts")
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._texts: list[str] = []
+
+    def pack(self, value: Any, blobs: dict[bytes, str]) -> Any:
+        """Plain data with repeated texts replaced by references; the longest texts go to `blobs`."""
+        kind = cast("type[object]", type(value))
+        if kind is str:
+            return self._pack_text(value, blobs) if len(value) >= SHARE_FROM else value
+        if kind is dict:
+            return {key: self.pack(item, blobs) for key, item in value.items()}
+        if kind is list or kind is tuple:
+            return [self.pack(item, blobs) for item in value]
+        return value
+
+    def unpack(self, value: Any, blob: Callable[[bytes], str]) -> Any:
+        """The inverse of `pack`, for the same events in the same order."""
+        kind = cast("type[object]", type(value))
+        if kind is str:
+            return self._number(value) if len(value) >= SHARE_FROM else value
+        if kind is dict:
+            return {key: self.unpack(item, blob) for key, item in value.items()}
+        if kind is list:
+            return [self.unpack(item, blob) for item in value]
+        if kind is Ext:
+            if value.code == TEXT_REF:
+                return self._texts[int.from_bytes(value.data, "little")]
+            return self._number(blob(bytes(value.data)))
+        return value
+
+    def mark(self) -> int:
+        """How many texts there are: where `rollback` returns to when an event could not be written after all."""
+        return len(self._texts)
+
+    def rollback(self, mark: int) -> None:
+        for text in self._texts[mark:]:
+            del self._numbers[text]
+        del self._texts[mark:]
+
+    def _pack_text(self, text: str, blobs: dict[bytes, str]) -> str | Ext:
+        number = self._numbers.get(text)
+        if number is not None:
+            return Ext(TEXT_REF, number.to_bytes((number.bit_length() + 7) // 8 or 1, "little"))
+        if len(text) * 4 >= BLOB_FROM and len(data := text.encode()) >= BLOB_FROM:
+            self._number(text)
+            key = digest(data)
+            blobs[key] = text
+            return Ext(BLOB_REF, key)
+        return self._number(text)
+
+    def _number(self, text: str) -> str:
+        if text not in self._numbers:
+            self._numbers[text] = len(self._texts)
+            self._texts.append(text)
+        return text
+
+
+def plain(value: Any, what: str) -> Any:
+    """Data as the journal can hold it: dict, list, str, int, float, bool, None. Tuples become lists, pydantic
+    models and dataclasses become dicts, dates become ISO strings, keys become strings: live and replayed alike.
+    """
+    kind = cast("type[object]", type(value))
+    if kind is str or kind is int or kind is float or kind is bool or value is None:
+        return value
+    try:
+        return msgspec.to_builtins(value, str_keys=True, enc_hook=_plain_object)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"{what} cannot be stored: {error}. Expected plain data (dict, list, text, numbers, true/false/null), "
+            "a dataclass or a pydantic model"
+        ) from None
+
+
+def fresh(value: Any) -> Any:
+    """A copy that its reader may change."""
+    if isinstance(value, dict):
+        return {key: fresh(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [fresh(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def _plain_object(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    if dump is not None:
+        return dump(mode="json")
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"an object of type {type(value).__qualname__!r} was found")
