@@ -312,6 +312,8 @@ _sources: dict[Any, bytes] = {}
 
 def source_digest(function: Callable[..., Any]) -> bytes:
     """A hash of a function's source, so that an edited function is not answered from an old run's record."""
+    if isinstance(function, partial):
+        return digest(source_digest(function.func) + repr((function.args, function.keywords)).encode())
     code = getattr(inspect.unwrap(function), "__code__", None)
     found = _sources.get(code)
     if found is None:

@@ -15,6 +15,7 @@ from contextvars import Context, copy_context
 from heapq import heappop, heappush
 from random import Random
 from typing import Any, NoReturn, Protocol
+from zlib import crc32
 
 from weaverant.errors import StepFailed, WorkflowError
 from weaverant.message import digest
@@ -132,8 +133,9 @@ class Branch:
 
 
 class BranchTask(asyncio.Task[Any]):
-    """A task that knows its branch. Hashed by its number: a set of tasks is walked in the same order in every life,
-    so what `asyncio.wait` returns and what a `TaskGroup` cancels first do not depend on addresses in memory."""
+    """A task that knows its branch. Hashed by its number in the workflow: a set of tasks is walked in the same order
+    in every life, so what `asyncio.wait` returns and what a `TaskGroup` cancels first do not depend on addresses.
+    The upper bits tell workflows apart, because asyncio keeps all tasks of the process in one set."""
 
     __slots__ = ("branch", "scope", "serial")
 
@@ -160,6 +162,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         *,
         time: float,
         seed: bytes,
+        name: str,
         binding: object,
     ) -> None:
         self.binding = binding
@@ -174,7 +177,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._fresh: list[Ask | Timer] = []
         self._open = 0
         self._root = Branch("")
-        self._serial = 0
+        self._serial = crc32(name.encode()) << 24
         self._spawned: list[BranchTask] = []
         self._prune_at = 64
         self._ended = False

@@ -153,7 +153,9 @@ class TaskRun:
         return run
 
     def _start(self, steps: dict[StepKey, Record], timers: dict[TimerKey, Record], wall: float) -> None:
-        self._loop = WorkflowLoop(self, steps, timers, time=wall, seed=self.row.digest, binding=self._peer.binding)
+        self._loop = WorkflowLoop(
+            self, steps, timers, time=wall, seed=self.row.digest, name=self.row.key, binding=self._peer.binding
+        )
         self._loop.start(self._main())
         self.advance()
 

@@ -58,7 +58,5 @@ def _unknown(spec: str, scheme: str) -> UserError:
     examples = "\n".join(f"  {kind.example}" for kind in KINDS.values())
     near = get_close_matches(scheme, KINDS, 1)
     hint = f" Did you mean {near[0] + ':'!r}?" if near else ""
-    # A spec may be a URL that carries a key, so no more of it is shown than its beginning.
-    return UserError(
-        f"no engine for the model {spec[:24]!r}: it begins with no known kind.{hint} Expected one of\n{examples}"
-    )
+    # What follows the colon may carry a key, so it is not shown.
+    return UserError(f"no kind of model is called {scheme[:24]!r}.{hint} Expected one of\n{examples}")

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 
 from weaverant.engines.gpt2 import model as gpt2
-from weaverant.engines.gpt2.blas import one_thread
+from weaverant.engines.gpt2.blas import threads
 from weaverant.engines.gpt2.lanes import Conversation, Lanes
 from weaverant.engines.gpt2.model import TinyModel
 from weaverant.errors import StepFailed, UserError
@@ -100,7 +100,7 @@ class EmbeddedEngine:
     def _work(self) -> None:
         """The worker thread: sleep until there are calls, decode until there are none."""
         while self._awaited():
-            with one_thread():
+            with threads.one():
                 try:
                     while self._turn():
                         pass

@@ -199,9 +199,20 @@ def _fingerprint(script: Any) -> bytes:
 
 def _source(function: Callable[..., Any]) -> bytes:
     named = function if hasattr(function, "__code__") or inspect.isclass(function) else type(function)
+    code: CodeType | None = getattr(function, "__code__", None)
+    # The source of a lambda is its whole line, which two lambdas may share.
+    compiled = b"" if code is None or code.co_name != "<lambda>" else _compiled(code)
     try:
-        return inspect.getsource(named).encode()
+        return inspect.getsource(named).encode() + compiled
     except (OSError, TypeError):  # written at a prompt, or built in
-        code: CodeType | None = getattr(function, "__code__", None)
         name = f"{named.__module__}.{named.__qualname__}".encode()
-        return name if code is None else name + code.co_code + repr(code.co_consts).encode()
+        return name if code is None else name + _compiled(code)
+
+
+def _compiled(code: object) -> bytes:
+    """A constant, or code with its constants, without addresses and in an order that hashing does not change."""
+    if isinstance(code, CodeType):
+        return b"".join((code.co_code, repr(code.co_names).encode(), *map(_compiled, code.co_consts)))
+    if isinstance(code, frozenset):
+        return b"".join(sorted(map(_compiled, cast("frozenset[object]", code))))
+    return repr(code).encode()

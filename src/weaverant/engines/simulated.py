@@ -272,7 +272,7 @@ class _Example:
         seen = 0
         while "$ref" in schema and seen < 32:
             found: Any = self._root
-            for part in schema["$ref"].removeprefix("#/").split("/"):
+            for part in filter(None, schema["$ref"].removeprefix("#").split("/")):
                 found = found[part.replace("~1", "/").replace("~0", "~")]
             schema, seen = found, seen + 1
         return schema

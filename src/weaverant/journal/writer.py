@@ -190,7 +190,8 @@ class SegmentJournal:
         self._failure = error
         self._closed = True
         for done in self._flushes:
-            done.set_exception(error)
+            if not done.done():
+                done.set_exception(error)
         if self._on_failure is not None:
             self._told = True
             self._on_failure(error)

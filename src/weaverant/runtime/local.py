@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from heapq import heappop, heappush
+from typing import Any
 
 from weaverant.agent import Binding
 from weaverant.errors import JournalError
@@ -32,6 +32,7 @@ from weaverant.runtime.calls import Calls
 from weaverant.runtime.feed import END, Feed
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
+from weaverant.runtime.recovery import Unfinished, started_of
 from weaverant.runtime.stagebook import Refused, StageBook
 from weaverant.step import Ask
 from weaverant.task import Blob, Reusable, Row, Task, TaskRun
@@ -42,19 +43,6 @@ ADMISSION_SLICE = 0.005
 
 UNSEEN_RESULTS = 1_000
 """Finished tasks that wait for the caller before no more rows are started."""
-
-
-@dataclass
-class Unfinished:
-    """What an earlier session left to do. `restored` are the events of tasks to carry on, oldest first."""
-
-    restored: Iterator[tuple[int, list[TaskEvent]]] = field(default_factory=lambda: iter(()))
-    rows: list[Row] = field(default_factory=list[Row])
-    """Results of a stage that have not entered the next yet."""
-    groups: set[str] = field(default_factory=set[str])
-    """Groups that were formed; those that do not form again are superseded."""
-    known: set[str] = field(default_factory=set[str])
-    """Rows of later stages that were started already."""
 
 
 class LocalSwarm:
@@ -89,7 +77,7 @@ class LocalSwarm:
         self._reuse = reuse
         self._calls = Calls(limits, self._admit_soon)
         self._live: dict[str, TaskRun] = {}
-        self._backlog: list[tuple[int, int, Row | Refused]] = []
+        self._backlog: list[tuple[int, int, Row | Refused, list[TaskEvent] | None]] = []
         self._arrivals = 0
         self._pending_ends = 0
         self._results: deque[Task] = deque()
@@ -101,7 +89,7 @@ class LocalSwarm:
 
     # What the caller does
 
-    async def run(self) -> AsyncIterator[Task]:
+    async def run(self) -> AsyncGenerator[Task, None]:
         """Every task that ends in this session, in the order of ending. Leaving the loop early stops the run."""
         loop = asyncio.get_running_loop()
 
@@ -110,7 +98,7 @@ class LocalSwarm:
 
         self._feed.wake_with(more)
         for row in self._left.rows:
-            self._push(row)
+            self._push(row, None)
         self._admit_soon()
         try:
             while not self._over():
@@ -215,7 +203,11 @@ class LocalSwarm:
     def _start_one(self) -> bool:
         """Start the oldest row there is: of a later stage, one left from before, or a new one. False: there is none."""
         if self._backlog:
-            self._enter(heappop(self._backlog)[2])
+            order, _, row, events = heappop(self._backlog)
+            if events is None:
+                self._enter(row)
+            else:
+                self._restore(order, events)
             return True
         restored = next(self._left.restored, None)
         if restored is not None:
@@ -252,7 +244,7 @@ class LocalSwarm:
         run.begin()
 
     def _restore(self, order: int, events: list[TaskEvent]) -> None:
-        started = next(event for event in events if isinstance(event, TaskStarted))
+        started = started_of(events)
         reuse = None if self._reuse is None else self._reuse(started.digest)
         stage = self._stages[started.stage]
         self._live[started.task] = TaskRun.restore(self, stage, order, events, self._blob, reuse)
@@ -265,9 +257,7 @@ class LocalSwarm:
         self._session_ended += 1
         self._session_failed += event.state == "failed"
         if event.state == "done":
-            for child in self._book.enter(row, event.value):
-                if child.key not in self._left.known:
-                    self._push(child)
+            self._next_stage(row, event.value)
         if self._drained:
             self._close_groups()
         usage = NO_USAGE if run is None else run.usage
@@ -278,22 +268,36 @@ class LocalSwarm:
         self._check_fuse()
         self._admit_soon()
 
-    def _close_groups(self) -> None:
-        for got in self._book.close_groups() if self._book.waiting else ():
-            row = got[0] if isinstance(got, tuple) else got
-            if row.key in self._left.groups:
-                self._left.groups.discard(row.key)
-            elif row.key not in self._left.known:
-                self._push(got)
-        if not self._book.waiting:
-            for key in sorted(self._left.groups):
-                self.write(TaskSuperseded(key, "", time.time()), None, None)
-            self._left.groups.clear()
+    def _next_stage(self, row: Row, result: Any) -> None:
+        for child in self._book.enter(row, result):
+            self._push_again(child)
 
-    def _push(self, got: Row | Refused) -> None:
+    def _close_groups(self) -> None:
+        if self._book.waiting:
+            for got in self._book.close_groups():
+                self._push_again(got)
+        if self._left.held and not self._book.waiting:
+            for key, held in self._left.held.items():
+                self.write(TaskSuperseded(key, "", time.time()), None, None)
+                if held.state is not None:
+                    self.ledger.stages[held.stage].count(held.state, "(earlier)", -1)
+            self._left.held.clear()
+
+    def _push_again(self, got: Row | Refused) -> None:
+        """A row of a later stage. If an earlier session had it after a group, carry on from there."""
+        row = got[0] if isinstance(got, tuple) else got
+        held = self._left.held.pop(row.key, None)
+        if held is None:
+            self._push(got, None)
+        elif held.state is None:
+            self._push(got, held.events)
+        elif held.state == "done":
+            self._next_stage(row, held.result)
+
+    def _push(self, got: Row | Refused, events: list[TaskEvent] | None) -> None:
         row = got[0] if isinstance(got, tuple) else got
         self._arrivals += 1
-        heappush(self._backlog, (row.order, self._arrivals, got))
+        heappush(self._backlog, (row.order, self._arrivals, got, events))
 
     def _check_fuse(self) -> None:
         ended, limits = self._session_ended, self._limits

@@ -1,6 +1,6 @@
 """Small word problems with exact answers, made on the spot: the task of the packaged tiny model.
 
-A problem is a start and four changes; every running total lies in 0..9. There are 59,049 of them, each worded
+A problem is a start and four changes; every running total lies in 0..9. There are 52,488 of them, each worded
 once. A hash of the numbers puts each into one of three disjoint pools: `train`, `weave` and `heldout`.
 """
 
@@ -23,7 +23,7 @@ PROMPTS: dict[str, str] = {
 """What the tiny model was taught to answer, by role: one user message, no system message."""
 
 CHANGES = 4
-PROBLEMS = 9 * 9**CHANGES
+PROBLEMS = 8 * 9**CHANGES
 NAMES = ("Ann", "Ben", "Eva", "Kim", "Leo", "Max", "Sue", "Tom")
 THINGS = ("caps", "cups", "eggs", "figs", "hats", "keys", "nuts", "pens")
 GAINS = ("finds", "earns", "makes", "picks")
@@ -31,7 +31,7 @@ LOSSES = ("loses", "sells", "gives", "drops")
 
 
 class Problem(NamedTuple):
-    """A start in 1..9 and four signed changes, none of them 0. Running totals stay in 0..9."""
+    """A start in 2..9 and four signed changes, none of them 0. Running totals stay in 0..9."""
 
     start: int
     changes: tuple[int, ...]
@@ -54,8 +54,8 @@ class Problem(NamedTuple):
 class Arithmetic:
     """The problems of one pool, in a fixed shuffled order, so that the first n are a fair sample of it.
 
-    Rows are `{"id", "question", "answer"}`, all texts. `weave` holds 5,941 problems, `heldout` 6,142 and `train`
-    the other 46,966.
+    Rows are `{"id", "question", "answer"}`, all texts. `weave` holds 5,303 problems, `heldout` 5,421 and `train`
+    the other 41,764.
     """
 
     rereadable = True
@@ -81,9 +81,9 @@ class Arithmetic:
 
 
 def problem(number: int) -> Problem:
-    """The problem with that number in 0..59,048. Each change is the step to one of the nine other totals."""
-    number, first = divmod(number, 9)
-    start = total = first + 1
+    """The problem with that number in 0..52,487. Each change is the step to one of the nine other totals."""
+    number, first = divmod(number, 8)
+    start = total = first + 2
     changes: list[int] = []
     for _ in range(CHANGES):
         number, pick = divmod(number, 9)

@@ -120,12 +120,12 @@ async def huge(call: Call) -> web.StreamResponse:
 
 
 async def slow_drip(call: Call) -> web.StreamResponse:
-    """A byte every 20 ms: a connection that is never idle and never done."""
+    """A byte every 5 ms: a connection that is never idle and never done."""
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(call.request)
     for byte in msgspec.json.encode(_completion(call, _text(call))):
         await response.write(bytes([byte]))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.005)
     return response
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
@@ -11,22 +12,39 @@ from pathlib import Path
 import numpy as np
 
 
-@contextmanager
-def one_thread() -> Generator[None]:
-    """Holds numpy's OpenBLAS to one thread, in the whole process, and then gives it back what it had.
+class Threads:
+    """The thread count of numpy's OpenBLAS, which belongs to the whole process, and who asked for one."""
 
-    Does nothing where numpy came with another BLAS.
-    """
-    library = _openblas()
-    if library is None:
-        yield
-        return
-    before: int = library.scipy_openblas_get_num_threads64_()
-    library.scipy_openblas_set_num_threads64_(1)
-    try:
-        yield
-    finally:
-        library.scipy_openblas_set_num_threads64_(before)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asking = 0
+        self._before = 0
+
+    @contextmanager
+    def one(self) -> Generator[None]:
+        """One thread until the last who asked is done; then as many as before.
+
+        Does nothing where numpy came with another BLAS.
+        """
+        library = _openblas()
+        if library is None:
+            yield
+            return
+        with self._lock:
+            if self._asking == 0:
+                self._before = library.scipy_openblas_get_num_threads64_()
+                library.scipy_openblas_set_num_threads64_(1)
+            self._asking += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking -= 1
+                if self._asking == 0:
+                    library.scipy_openblas_set_num_threads64_(self._before)
+
+
+threads = Threads()
 
 
 @cache

@@ -68,7 +68,8 @@ class TinyModel:
         self.places = weights["wpe.weight"]
         self.width = self.tokens.shape[1]
         self.blocks = [_block(weights, f"h.{i}.", self.width // self.heads) for i in range(config["n_layer"])]
-        self.unembed = _after_norm(weights, "ln_f", Linear(self.tokens.T, np.zeros(len(self.tokens), np.float32)))
+        head = weights.get("lm_head.weight", self.tokens)
+        self.unembed = _after_norm(weights, "ln_f", Linear(head.T, np.zeros(len(head), np.float32)))
         apart = np.triu(np.ones((self.positions, self.positions), np.float32), 1)
         self.mask: Floats = apart * HIDDEN
 

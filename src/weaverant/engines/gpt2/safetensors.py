@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 
 
 def read(path: Path) -> dict[str, NDArray[np.float32]]:
@@ -28,4 +28,6 @@ def _tensor(data: bytes, body: int, name: str, about: dict[str, Any]) -> NDArray
         raise ValueError(f"tensor {name!r}: expected one of {list(DTYPES)}, found {about['dtype']!r}")
     start, end = about["data_offsets"]
     flat = np.frombuffer(data[body + start : body + end], DTYPES[about["dtype"]])
+    if about["dtype"] == "BF16":  # the upper half of a float32
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
     return flat.reshape(about["shape"]).astype(np.float32)

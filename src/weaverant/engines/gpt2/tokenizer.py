@@ -39,7 +39,9 @@ class CharTokenizer:
         template = folder / "chat_template.jinja"
         chat = template.read_text() if template.exists() else config["chat_template"]
         special: list[str] = [added["content"] for added in fast["added_tokens"]]
-        return CharTokenizer(model["vocab"], special, model["unk_token"], config["eos_token"], chat)
+        end = config["eos_token"]  # a text, or with older versions of transformers a token in full
+        end = end if isinstance(end, str) else end["content"]
+        return CharTokenizer(model["vocab"], special, model["unk_token"], end, chat)
 
     def encode(self, text: str) -> list[int]:
         """Token numbers of a text, in which special tokens stand as they are written."""

@@ -60,8 +60,7 @@ class ChatCompletions:
         self._retries = retries
         self._max_reply = max_reply
         self._connections = connections or max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        self._places = asyncio.Semaphore(self._connections)
-        self._session: aiohttp.ClientSession | None = None
+        self._open_line: _Line | None = None
 
     @classmethod
     def open(cls, spec: str) -> ChatCompletions:
@@ -79,13 +78,14 @@ class ChatCompletions:
 
     async def generate(self, request: Request, ctx: CallContext) -> Reply:
         body = wire.encode(request, self._model, limit_field=self._limit_field)
+        line = self._line()
         left = self._timeout
         attempt = 0
         while True:
             attempt += 1
-            async with self._places:
+            async with line.places:
                 began = time.monotonic()
-                answer = await self._try(body, left)
+                answer = await self._try(line, body, left)
                 left -= time.monotonic() - began
             if isinstance(answer, Reply):
                 usage = msgspec.structs.replace(answer.usage, requests=attempt)
@@ -97,15 +97,23 @@ class ChatCompletions:
             left -= wait
 
     async def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        """Calls in flight or waiting fail with kind `connection`. A later call opens the engine again."""
+        line, self._open_line = self._open_line, None
+        if line is not None:
+            await line.session.close()
 
-    async def _try(self, body: bytes, seconds: float) -> Reply | _Trouble:
+    def _line(self) -> _Line:
+        if self._open_line is None:
+            self._open_line = _Line(_session(self._key), asyncio.Semaphore(self._connections))
+        return self._open_line
+
+    async def _try(self, line: _Line, body: bytes, seconds: float) -> Reply | _Trouble:
         """One HTTP request."""
+        if line.session.closed:
+            return _Trouble(StepFailed("connection", f"the engine for {self._place} was closed"))
         try:
             async with asyncio.timeout(seconds):
-                response = await self._exchange(body)
+                response = await self._exchange(line.session, body)
         except aiohttp.ConnectionTimeoutError:
             return _Trouble(StepFailed("timeout", f"no connection to {self._place} within {CONNECT_S:g} s"), True)
         except TimeoutError:
@@ -128,16 +136,16 @@ class ChatCompletions:
             return _Trouble(StepFailed("request", self._redirect(response)), status=status)
         if status != 200:
             again = status in (408, 429) or status >= 500
-            return _Trouble(wire.failure(status, response.body), again, response.retry_after, status)
+            return _Trouble(wire.failure(status, response.body, self._key), again, response.retry_after, status)
         try:
-            return wire.decode(response.body)
+            return wire.decode(response.body, self._key)
         except StepFailed as failure:
             failure.text += f" (content type {response.content_type!r}, from {self._place})"
             return _Trouble(failure, status=status)
 
-    async def _exchange(self, body: bytes) -> _Response:
+    async def _exchange(self, session: aiohttp.ClientSession, body: bytes) -> _Response:
         data = body if len(body) <= LARGE_BODY else io.BytesIO(body)
-        async with self._open_session().post(self._url, data=data, allow_redirects=False) as response:
+        async with session.post(self._url, data=data, allow_redirects=False) as response:
             headers = response.headers
             chunks: list[bytes] = []
             size = 0
@@ -155,11 +163,6 @@ class ChatCompletions:
                 size > self._max_reply,
             )
 
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = _session(self._key)
-        return self._session
-
     def _final(self, trouble: _Trouble, attempts: int, wait: float) -> StepFailed:
         failure = trouble.failure
         text = failure.text
@@ -167,12 +170,10 @@ class ChatCompletions:
             text += f"; tried {attempts} times"
         if trouble.again and attempts <= self._retries:
             text += f"; the next try, in {wait:.3g} s, would come after the call's {self._timeout:g} s"
-        if self._key:  # some servers repeat it
-            text = text.replace(self._key, "[key]")
         return StepFailed(failure.kind, text, {"requests": attempts, "status": trouble.status})
 
     def _redirect(self, response: _Response) -> str:
-        where = response.location.partition("?")[0][: wire.SHOWN]
+        where = wire.shown(response.location.partition("?")[0].encode(), self._key)
         return (
             f"{self._place} redirects ({response.status}) to {where!r}; a prompt and its key are not sent on. "
             "If you trust it, give that address, without /chat/completions, as the model's URL"
@@ -181,6 +182,13 @@ class ChatCompletions:
     @property
     def _place(self) -> str:
         return self._address.base
+
+
+class _Line(NamedTuple):
+    """What belongs to one event loop: made by the first call, closed once."""
+
+    session: aiohttp.ClientSession
+    places: asyncio.Semaphore
 
 
 class _Trouble(NamedTuple):
@@ -268,13 +276,11 @@ async def _list_models(address: Address) -> list[str]:
             body = await response.read()
             if response.status == 200:
                 return [model.id for model in msgspec.json.decode(body, type=_Models).data]
-            found = f"status {response.status}: {wire.shown(body)}"
+            found = f"status {response.status}: {wire.shown(body, key)}"
     except TimeoutError:
         pass
     except (aiohttp.ClientError, OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         found = str(error)
-    if key:
-        found = found.replace(key, "[key]")
     raise UserError(
         f"no model is named after # and {address.base}/models gave no list of models ({found}). "
         f"Is the server up? Or name the model: {address.base}#NAME"

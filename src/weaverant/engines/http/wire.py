@@ -51,11 +51,11 @@ def encode(request: Request, model: str, *, limit_field: str = "max_tokens") -> 
         raise StepFailed("request", f"the request cannot be written as JSON: {error}") from None
 
 
-def decode(body: bytes) -> Reply:
+def decode(body: bytes, key: str | None = None) -> Reply:
     """The first choice as a reply, or `StepFailed` of kind `server`. `usage.requests` is the caller's to set."""
-    answer = _decode(body)
+    answer = _decode(body, key)
     if not answer.choices:
-        raise StepFailed("server", f"the reply has no choices; it reads {shown(body)!r}")
+        raise StepFailed("server", f"the reply has no choices; it reads {shown(body, key)!r}")
     choice = answer.choices[0]
     said = choice.message
     calls = tuple(
@@ -67,9 +67,9 @@ def decode(body: bytes) -> Reply:
     return Reply(message, _usage(answer.usage), answer.model or "", _finish(choice.finish_reason))
 
 
-def failure(status: int, body: bytes) -> StepFailed:
+def failure(status: int, body: bytes, key: str | None = None) -> StepFailed:
     """What an HTTP status that is not 200 means, in the server's own words."""
-    text, code = _complaint(body)
+    text, code = _complaint(body, key)
     if status == 429:
         return StepFailed("rate_limit", f"the server is limiting us (429): {text}")
     if status >= 500 or status == 408:
@@ -94,8 +94,10 @@ def true_status(body: bytes) -> int:
     return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
-def shown(body: bytes) -> str:
-    """The beginning of a body, for people."""
+def shown(body: bytes, key: str | None) -> str:
+    """The beginning of a body, for people. Some servers repeat the key they were sent; it is not shown."""
+    if key:
+        body = body.replace(key.encode(), b"[key]")
     text = " ".join(body[: 4 * SHOWN].decode(errors="replace").split())
     return text[:SHOWN] + "..." if len(text) > SHOWN else text
 
@@ -203,17 +205,18 @@ def _said(message: Message) -> dict[str, Any]:
     return said
 
 
-def _decode(body: bytes) -> _Completion:
+def _decode(body: bytes, key: str | None) -> _Completion:
     try:
         return _decode_completion(body)
     except RecursionError:
-        raise StepFailed("server", f"the reply is nested too deeply; it begins {shown(body)!r}") from None
+        problem = "is nested too deeply"
     except UnicodeDecodeError as error:
-        raise StepFailed("server", f"the reply is not UTF-8 ({error.reason}); it reads {shown(body)!r}") from None
+        problem = f"is not UTF-8 ({error.reason})"
     except msgspec.ValidationError as error:
-        raise StepFailed("server", f"the reply is no chat completion: {error}; it reads {shown(body)!r}") from None
+        problem = f"is no chat completion: {error}"
     except msgspec.DecodeError as error:
-        raise StepFailed("server", f"the reply is not JSON: {error}; it reads {shown(body)!r}") from None
+        problem = f"is not JSON: {error}"
+    raise StepFailed("server", f"the reply {problem}; it reads {shown(body, key)!r}")
 
 
 def _usage(spent: _Spent | None) -> Usage:
@@ -239,13 +242,13 @@ def _arguments(arguments: str | dict[str, Any] | None) -> str:
     return _encode(arguments or {}).decode()
 
 
-def _complaint(body: bytes) -> tuple[str, str | int | None]:
+def _complaint(body: bytes, key: str | None) -> tuple[str, str | int | None]:
     try:
         found = _decode_error(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return shown(body) or "no text", None
+        return shown(body, key) or "no text", None
     if isinstance(found.error, _Error):
         text, code = found.error.message, found.error.code
     else:
         text, code = found.error or found.message, found.code
-    return (shown(text.encode(errors="replace")) if text else shown(body) or "no text"), code
+    return shown(text.encode(errors="replace") if text else body, key) or "no text", code

@@ -1,0 +1,212 @@
+"""Loading what a user wrote: a workflow file or a recipe's folder.
+
+A recipe is a folder with `recipe.py` (workflow, agents, exporters) and its prompts; a single file works the same.
+Nothing is registered: what a file defines at its top level is what it offers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast, get_type_hints
+
+import msgspec
+
+from weaverant.agent import Agent
+from weaverant.errors import UserError
+from weaverant.message import digest
+from weaverant.story import Story
+from weaverant.workflow import Group, Stages, Workflow
+
+RECIPES = Path(__file__).parent / "recipes"
+EXPORTER_MARK = "__weaverant_exporter__"
+
+StoryExporter = Callable[[Story], Iterable[dict[str, Any]]]
+
+
+def exporter(function: StoryExporter) -> StoryExporter:
+    """Offer a function from a finished task's story to training samples as `weaverant export --as ITS_NAME`."""
+    setattr(function, EXPORTER_MARK, True)
+    return function
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A keyword argument of a workflow: on the command line it is a flag."""
+
+    name: str
+    kind: Any
+    default: Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a file or folder offers."""
+
+    name: str
+    path: Path
+    """The file."""
+    stages: tuple[Workflow | Group, ...]
+    agents: tuple[Agent, ...]
+    exporters: dict[str, StoryExporter]
+    parameters: dict[str, Parameter]
+    source: str | None
+    """The input to use where none is given."""
+    code: str
+    """A hash of the file and, for a folder, of all that lies beside it."""
+
+    def with_parameters(self, values: dict[str, Any]) -> Recipe:
+        """The recipe with its workflow's keyword arguments set."""
+        unknown = sorted(set(values) - set(self.parameters))
+        if unknown:
+            known = ", ".join(sorted(self.parameters)) or "none"
+            raise UserError(f"{self.name!r} has no parameter {unknown[0]!r}; it has: {known}")
+        return replace(self, stages=tuple(_bind(stage, values) for stage in self.stages)) if values else self
+
+
+def find_recipe(name: str) -> Path:
+    """The file of `WORKFLOW.py`, of a folder with `recipe.py`, or of a packaged recipe."""
+    path = Path(name)
+    for candidate in (path, path / "recipe.py", RECIPES / name / "recipe.py"):
+        if candidate.is_file():
+            return candidate.resolve()
+    raise UserError(
+        f"there is no workflow {name!r}. Expected a Python file, a folder with recipe.py, or one of the recipes: "
+        f"{', '.join(recipe_names())}. `weaverant init` writes an example"
+    )
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.parent.name for path in RECIPES.glob("*/recipe.py"))
+
+
+def load_recipe(name: str, workflow: str | None = None) -> Recipe:
+    """Import the file and see what it defines. `workflow` chooses where it defines several."""
+    file = find_recipe(name)
+    module = _import(file)
+    stages = _stages(module, file, workflow)
+    defined = vars(module).items()
+    title = file.parent.name if file.name == "recipe.py" else file.stem
+    return Recipe(
+        title,
+        file,
+        stages,
+        tuple(value for _, value in defined if isinstance(value, Agent)),
+        {key: value for key, value in defined if getattr(value, EXPORTER_MARK, False)},
+        _parameters(stages),
+        getattr(module, "SOURCE", None),
+        _code_hash(file),
+    )
+
+
+def recipe_of(workflow: Workflow | Stages) -> Recipe:
+    """The same for a workflow that was handed over as an object; agents and exporters are its module's."""
+    stages = workflow.stages if isinstance(workflow, Stages) else (workflow,)
+    function = inspect.unwrap(_function(stages[0]))
+    module = sys.modules.get(function.__module__)
+    defined = [] if module is None else list(vars(module).items())
+    file = Path(inspect.getsourcefile(function) or "<memory>")
+    code = digest(b"".join(stage.source for stage in stages)).hex()
+    return Recipe(
+        workflow.name,
+        file,
+        tuple(stages),
+        tuple(value for _, value in defined if isinstance(value, Agent)),
+        {key: value for key, value in defined if getattr(value, EXPORTER_MARK, False)},
+        _parameters(stages),
+        None,
+        code,
+    )
+
+
+def _import(file: Path) -> ModuleType:
+    if file.is_relative_to(RECIPES):
+        return importlib.import_module(f"weaverant.recipes.{file.parent.name}.recipe")
+    name = f"weaverant_user_{digest(str(file).encode()).hex()[:8]}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(file.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # so that the file can import its neighbours, as a script could
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # the boundary to a user's file: any line of it may raise anything
+        from weaverant.errors import failure_of
+
+        failure, where = failure_of(error)
+        raise UserError(f"{str(file)!r} cannot be loaded: {failure} ({where or 'at its top'})") from error
+    return module
+
+
+def _stages(module: ModuleType, file: Path, wanted: str | None) -> tuple[Workflow | Group, ...]:
+    found = {key: value for key, value in vars(module).items() if isinstance(value, Workflow | Stages)}
+    if wanted is not None:
+        if wanted not in found:
+            raise UserError(f"{str(file)!r} defines no workflow {wanted!r}; it defines: {', '.join(found) or 'none'}")
+        found = {wanted: found[wanted]}
+    pipelines = [value for value in found.values() if isinstance(value, Stages)]
+    if len(pipelines) == 1:
+        return pipelines[0].stages
+    own = [
+        value
+        for value in found.values()
+        if isinstance(value, Workflow) and value.function.__module__ == module.__name__
+    ]
+    if not pipelines and len(own) == 1:
+        return (own[0],)
+    named = ", ".join(repr(key) for key in found) or "none"
+    raise UserError(
+        f"{str(file)!r} should define one async function with @workflow, or one Stages(...); found {named}. "
+        "Choose with FILE.py:NAME"
+    )
+
+
+def _parameters(stages: Iterable[Workflow | Group]) -> dict[str, Parameter]:
+    found: dict[str, Parameter] = {}
+    for stage in stages:
+        function = inspect.unwrap(_function(stage))
+        hints = get_type_hints(function)
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                continue
+            if parameter.default is parameter.empty:
+                raise UserError(f"{stage.name!r}: the parameter {parameter.name!r} needs a default")
+            kind = hints.get(parameter.name, type(parameter.default))
+            found[parameter.name] = Parameter(parameter.name, kind, parameter.default)
+    return found
+
+
+def _bind(stage: Workflow | Group, values: dict[str, Any]) -> Workflow | Group:
+    own = {name: _typed(parameter, values[name]) for name, parameter in _parameters([stage]).items() if name in values}
+    if not own:
+        return stage
+    return replace(stage, function=cast("Any", partial(stage.function, **own)))
+
+
+def _typed(parameter: Parameter, value: Any) -> Any:
+    try:
+        return msgspec.convert(value, parameter.kind, strict=False)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise UserError(f"parameter {parameter.name!r}: {error}; found {value!r}") from None
+
+
+def _function(stage: Workflow | Group) -> Any:
+    function = stage.function
+    return function.func if isinstance(function, partial) else function
+
+
+def _code_hash(file: Path) -> str:
+    files = [file]
+    if file.name == "recipe.py":
+        files = sorted(path for path in file.parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return digest(b"".join(digest(path.read_bytes()) for path in files)).hex()

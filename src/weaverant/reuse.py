@@ -1,0 +1,73 @@
+"""`--reuse`: an earlier run answers for rows it has seen.
+
+A row is found by its content and trial, wherever it stands in the input. Its recorded replies and function values
+answer equal requests: the same key first, else any unclaimed one of the same fingerprint, each claimed once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from weaverant.events import StepEnded
+from weaverant.journal import BlobStore, JournalReader, Place
+from weaverant.replay import CANCELLED
+from weaverant.step import StepKey
+from weaverant.task import StepOutcome, outcome_of
+from weaverant.trace import Texts
+
+
+class OldSteps:
+    """The recorded outcomes of one row's task in the old run. Failures are asked again."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[StepKey, StepOutcome] = {}
+        self._by_fingerprint: dict[bytes, list[StepKey]] = defaultdict(list)
+
+    def add(self, key: StepKey, outcome: StepOutcome) -> None:
+        if key not in self._by_key:
+            self._by_fingerprint[key[1]].append(key)
+        self._by_key[key] = outcome
+
+    def claim(self, key: StepKey) -> StepOutcome | None:
+        found = self._by_key.pop(key, None)
+        if found is not None:
+            return found
+        others = self._by_fingerprint.get(key[1], [])
+        while others:
+            found = self._by_key.pop(others.pop(0), None)
+            if found is not None:
+                return found
+        return None
+
+
+class OldRun:
+    """An earlier run's tasks by row digest."""
+
+    def __init__(self, directory: Path) -> None:
+        self._reader = JournalReader(directory)
+        self._blob = BlobStore(directory / "blobs").get
+        rows = {task.task: task.row for task in self._reader.tasks()}
+        self._places: dict[bytes, list[tuple[str, list[Place]]]] = defaultdict(list)
+        for task, places in self._reader.places(rows.keys()).items():
+            self._places[rows[task]].append((task, places))
+
+    def steps_of(self, digest: bytes) -> OldSteps | None:
+        """What the old run recorded for a row; each of its tasks answers one task of the new run."""
+        tasks = self._places.get(digest)
+        if not tasks:
+            return None
+        name, places = tasks.pop(0)
+        steps = OldSteps()
+        texts = Texts()
+        for _, events in self._reader.histories({name: places}):
+            for event in events:
+                if isinstance(event, StepEnded):
+                    texts.unpack(event.input, self._blob)
+                    value = texts.unpack(event.value, self._blob)
+                    outcome = outcome_of(event, value)
+                    if event.outcome == "reply" and outcome is not CANCELLED:
+                        steps.add((event.path, event.fingerprint, event.occurrence), StepOutcome(outcome, event.seed))
+                else:
+                    texts.unpack(getattr(event, "row", getattr(event, "value", None)), self._blob)
+        return steps

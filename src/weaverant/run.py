@@ -1,0 +1,394 @@
+"""Where everything meets: a recipe, rows, models and a directory become a run.
+
+`run(...)` makes a new run, `resume(...)` continues one. Both give a `Run`: iterate over it, with `async for` or,
+where no event loop is at hand (a script, a notebook), with a plain `for`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import msgspec
+
+from weaverant.agent import Binding
+from weaverant.engines import open_engine
+from weaverant.errors import JournalError, UserError, WeaverantError
+from weaverant.events import RunOpened
+from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
+from weaverant.protocols import Engine, Journal, Source
+from weaverant.recipe import Recipe, load_recipe, recipe_of
+from weaverant.reuse import OldRun
+from weaverant.rundir import RunConfig, check_unchanged, default_directory, load_config, save_config
+from weaverant.runtime.feed import Feed
+from weaverant.runtime.ledger import Ledger
+from weaverant.runtime.limits import Limits
+from weaverant.runtime.local import LocalSwarm
+from weaverant.runtime.recovery import Recovery, Retry, Unfinished
+from weaverant.runtime.stagebook import StageBook
+from weaverant.sources import MemoryRows, open_source
+from weaverant.task import Task
+from weaverant.workflow import Stages, Workflow
+
+GC_THRESHOLDS = (200_000, 50, 100)
+"""Collector thresholds while a run goes on: default ones cost 15 % at 1,000 tasks in flight and half at 20,000."""
+
+Rows = Source | Iterable[Any] | str | Path
+Models = Mapping[str, Engine | str] | Engine | str
+
+EXIT_CODES = {"finished": 0, "interrupted": 4, "fuse": 4, "journal": 4, "closed": 4, "source": 1}
+
+
+class Run:
+    """A run that has been prepared. It starts when it is iterated over, once, and gives every task as it ends."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: RunConfig,
+        binding: Binding,
+        own_engines: list[Engine],
+        source: Source,
+        limits: Limits,
+        directory: Path | None,
+        resumed: bool,
+        retry: Retry | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.config = config
+        self.directory = directory
+        self.resumed = resumed
+        self.ledger = Ledger([stage.name for stage in recipe.stages])
+        self.unfinished = Unfinished()
+        self._binding = binding
+        self._own_engines = own_engines
+        self._source = source
+        self._limits = limits
+        self._retry = retry
+        self._swarm: LocalSwarm | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_early = ""
+
+    @property
+    def state(self) -> str:
+        """`ready`, `running`, `finished`, or why it stopped: `interrupted`, `fuse`, `journal`, `source`, `closed`."""
+        if self._swarm is None:
+            return self._stop_early or "ready"
+        return self._swarm.stopped or ("running" if self._loop is not None else "finished")
+
+    @property
+    def error(self) -> BaseException | None:
+        """What stopped it, where it was an error."""
+        return None if self._swarm is None else self._swarm.error
+
+    @property
+    def in_flight(self) -> tuple[int, int]:
+        """(rows, calls) in flight."""
+        return (0, 0) if self._swarm is None else self._swarm.in_flight
+
+    @property
+    def exit_code(self) -> int:
+        """0 all finished; 1 could not go on; 3 finished but some rows failed; 4 stopped and resumable."""
+        code = EXIT_CODES.get(self.state, 1)
+        return 3 if code == 0 and self.ledger.failed else code
+
+    def stop(self, reason: str = "interrupted") -> None:
+        """Let what is in flight finish, start nothing more. Called again, wait no longer. From any thread."""
+        swarm, loop = self._swarm, self._loop
+        if swarm is None or loop is None:
+            self._stop_early = reason
+        else:
+            loop.call_soon_threadsafe(swarm.stop, reason)
+
+    async def __aiter__(self) -> AsyncIterator[Task]:
+        if self._swarm is not None:
+            raise UserError("a run is iterated over once; resume it, or make another")
+        self._loop = asyncio.get_running_loop()
+        thresholds = gc.get_threshold()
+        gc.set_threshold(*GC_THRESHOLDS)
+        try:
+            journal = self._open_journal()
+            try:
+                self._swarm = self._prepare(journal)
+                if self._stop_early:
+                    self._swarm.stop(self._stop_early)
+                tasks = self._swarm.run()
+                try:
+                    async for task in tasks:
+                        yield task
+                finally:
+                    await tasks.aclose()
+            finally:
+                await self._close(journal)
+        finally:
+            self._loop = None
+            gc.set_threshold(*thresholds)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(_Blocking(self))
+
+    def wait(self) -> Run:
+        """Run to the end and keep nothing but the counts."""
+        for _ in self:
+            pass
+        return self
+
+    def _open_journal(self) -> Journal:
+        if self.directory is None:
+            return NullJournal()
+        return SegmentJournal(self.directory, on_failure=self._journal_failed)
+
+    def _journal_failed(self, error: JournalError) -> None:
+        if self._swarm is not None:
+            self._swarm.journal_failed(error)
+
+    def _prepare(self, journal: Journal) -> LocalSwarm:
+        recipe, config, directory = self.recipe, self.config, self.directory
+        book = StageBook(recipe.stages, self.ledger)
+        blob = _no_blob if directory is None else BlobStore(directory / "blobs").get
+        session = 0
+        if directory is not None and self.resumed:
+            reader = JournalReader(directory)
+            session = sum(isinstance(event, RunOpened) for event in reader.run_events())
+            recovery = Recovery(reader, blob, recipe.stages, config.trials, self.ledger, book)
+            journal.append(RunOpened(session, time.time(), config.version))
+            self.unfinished = recovery.unfinished(self._retry, journal.append)
+        else:
+            journal.append(RunOpened(session, time.time(), config.version))
+        feed = Feed(self._source, self.unfinished.started, config.trials, config.limit)
+        reuse = None if config.reuse is None else OldRun(Path(config.reuse)).steps_of
+        return LocalSwarm(
+            recipe.stages, self._binding, journal, feed, self.ledger, book, self._limits,
+            blob=blob, unfinished=self.unfinished, reuse=reuse,
+        )  # fmt: skip
+
+    async def _close(self, journal: Journal) -> None:
+        try:
+            await journal.close()
+        except JournalError as error:
+            if self._swarm is not None:
+                self._swarm.journal_failed(error)
+        for engine in self._own_engines:
+            await engine.close()
+
+
+def run(
+    workflow: Workflow | Stages | str | Path,
+    rows: Rows,
+    *,
+    models: Models,
+    directory: str | Path | None = None,
+    journal: bool = True,
+    trials: int = 1,
+    limit: int | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    reuse: str | Path | None = None,
+    **limits: Any,
+) -> Run:
+    """Prepare a new run.
+
+    `workflow` is a `@workflow`, `Stages`, a file or a recipe's name; `rows` a list, any iterable, or what `--input`
+    takes; `models` an engine or spec for all agents, or a mapping by model name. `directory` is new or empty; by
+    default `runs/NAME-TIME`. `journal=False` stores nothing. `trials` runs each row so often, `limit` takes the first
+    rows only. `overrides` are fields of agents by agent name, `parameters` the workflow's keyword arguments. `reuse`
+    names an earlier run whose recorded steps answer where they can. `limits` are the fields of
+    `weaverant.runtime.limits.Limits`. Raises `UserError`.
+    """
+    recipe = _recipe(workflow).with_parameters(dict(parameters or {}))
+    if trials < 1 or (limit is not None and limit < 0):
+        raise UserError(f"trials must be at least 1 and limit not negative; found trials={trials}, limit={limit}")
+    bounds = _limits(limits)
+    source = _source(rows)
+    binding, own, specs = _bind(models, recipe, overrides or {})
+    named = workflow if isinstance(workflow, str | Path) else recipe.name
+    config = _config(str(named), recipe, binding, specs, source, trials, limit)
+    config = msgspec.structs.replace(
+        config,
+        overrides={agent: dict(fields) for agent, fields in (overrides or {}).items()},
+        parameters=dict(parameters or {}),
+        limits=dict(limits),
+        reuse=None if reuse is None else str(Path(reuse).resolve()),
+    )
+    if reuse is not None:
+        load_config(Path(reuse))
+    path = None
+    if journal:
+        path = default_directory(recipe.name) if directory is None else Path(directory)
+        save_config(path, config)
+    return Run(recipe, config, binding, own, source, bounds, path, resumed=False)
+
+
+def resume(
+    directory: str | Path,
+    *,
+    workflow: Workflow | Stages | None = None,
+    rows: Rows | None = None,
+    models: Models | None = None,
+    retry: str | bool | None = None,
+    **limits: Any,
+) -> Run:
+    """Prepare to continue a run: finished tasks stay, unfinished ones carry on, nothing acknowledged is paid again.
+
+    A run that was made from objects (a workflow, rows in memory, engines) needs them again. `retry` takes failed
+    tasks up again: True for all, or the reason they failed for. Raises `RunChanged` where code, prompts or models
+    are not what the run began with, naming what is.
+    """
+    path = Path(directory)
+    config = load_config(path)
+    recipe = recipe_of(workflow) if workflow is not None else _recipe_again(config)
+    recipe = recipe.with_parameters(config.parameters)
+    if rows is None:
+        if config.input.startswith("memory"):
+            raise UserError(f"the run {str(path)!r} was made from rows in memory: give them again, rows=...")
+        source = open_source(config.input)
+    else:
+        source = _source(rows)
+    binding, own, specs = _bind(models if models is not None else _specs_again(config), recipe, config.overrides)
+    found = _config(config.workflow, recipe, binding, specs, source, config.trials, config.limit)
+    check_unchanged(path, config, found)
+    bounds = _limits({**config.limits, **limits})
+    which = None if not retry else Retry(None if retry is True else retry)
+    return Run(recipe, config, binding, own, source, bounds, path, resumed=True, retry=which)
+
+
+class _Blocking:
+    """Iterates over a run from a thread without an event loop: the run has one of its own, in a thread of its own."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._tasks: Queue[Task | BaseException | None] = Queue(1_000)
+
+    def __iter__(self) -> Iterator[Task]:
+        thread = threading.Thread(target=self._work, name="weaverant-run")
+        thread.start()
+        try:
+            while (got := self._tasks.get()) is not None:
+                if isinstance(got, BaseException):
+                    raise got
+                yield got
+        finally:
+            self._run.stop("closed" if self._run.state == "running" else self._run.state)
+            while thread.is_alive():
+                self._drain()
+                thread.join(0.01)
+
+    def _drain(self) -> None:
+        while not self._tasks.empty():
+            self._tasks.get_nowait()
+
+    def _work(self) -> None:
+        try:
+            asyncio.run(self._feed())
+        except Exception as error:  # handed to the thread that iterates
+            self._tasks.put(error)
+        self._tasks.put(None)
+
+    async def _feed(self) -> None:
+        async for task in self._run:
+            self._tasks.put(task)
+
+
+def _recipe(workflow: Workflow | Stages | str | Path) -> Recipe:
+    if isinstance(workflow, Workflow | Stages):
+        return recipe_of(workflow)
+    name, _, chosen = str(workflow).partition(".py:")
+    return load_recipe(f"{name}.py", chosen) if chosen else load_recipe(str(workflow))
+
+
+def _recipe_again(config: RunConfig) -> Recipe:
+    try:
+        return _recipe(config.workflow)
+    except UserError:
+        if config.file.endswith((".py",)) and Path(config.file).is_file():
+            return load_recipe(config.file)
+        raise
+
+
+def _specs_again(config: RunConfig) -> Mapping[str, str]:
+    objects = [name for name, spec in config.models.items() if spec.startswith("object:")]
+    if objects:
+        raise UserError(f"the run was made with engine objects for {objects}: give them again, models=...")
+    return config.models
+
+
+def _source(rows: Rows) -> Source:
+    if isinstance(rows, str | Path):
+        return open_source(str(rows))
+    if hasattr(rows, "rows") and hasattr(rows, "rereadable"):
+        return rows  # pyright: ignore[reportReturnType]
+    return MemoryRows(rows)  # pyright: ignore[reportArgumentType]
+
+
+def _limits(values: Mapping[str, Any]) -> Limits:
+    try:
+        return msgspec.convert(dict(values), Limits)
+    except msgspec.ValidationError as error:
+        fields = ", ".join(Limits.__struct_fields__)
+        raise UserError(f"{error}; the limits of a run are: {fields}") from None
+
+
+def _bind(
+    models: Models, recipe: Recipe, overrides: Mapping[str, Mapping[str, Any]]
+) -> tuple[Binding, list[Engine], dict[str, str]]:
+    """Open what is given as a spec, and bind the agents that the recipe's file defines."""
+    by_name: Mapping[str, Engine | str] = models if isinstance(models, Mapping) else {"*": models}
+    known = {agent.name for agent in recipe.agents}
+    for name in overrides:
+        if recipe.agents and name not in known:
+            raise UserError(f"there is no agent {name!r} to set; there are: {', '.join(sorted(known))}")
+    engines: dict[str, Engine] = {}
+    own: list[Engine] = []
+    for name, given in by_name.items():
+        engine = open_engine(given) if isinstance(given, str) else given
+        if isinstance(given, str):
+            own.append(engine)
+        engines[name] = engine
+    specs = {
+        name: given if isinstance(given, str) else f"object:{engines[name].identity}" for name, given in by_name.items()
+    }
+    binding = Binding(engines, overrides)
+    for agent in recipe.agents:
+        binding.bound(agent)
+    return binding, own, specs
+
+
+def _config(
+    workflow: str,
+    recipe: Recipe,
+    binding: Binding,
+    specs: dict[str, str],
+    source: Source,
+    trials: int,
+    limit: int | None,
+) -> RunConfig:
+    from weaverant import __version__
+
+    rows = len(source)
+    if rows >= 0:
+        rows = (rows if limit is None else min(rows, limit)) * trials
+    return RunConfig(
+        workflow=workflow,
+        file=str(recipe.path),
+        stages=[stage.name for stage in recipe.stages],
+        input=source.name,
+        models=specs,
+        identities={name: engine.identity for name, engine in binding.models.items()},
+        agents={bound.agent.name: bound.spec for bound in binding.all()},
+        code=recipe.code,
+        trials=trials,
+        limit=limit,
+        rows=rows,
+        version=__version__,
+        created=time.time(),
+    )
+
+
+def _no_blob(key: bytes) -> str:
+    raise WeaverantError(f"this run keeps no journal, so text {key.hex()} cannot be read again")

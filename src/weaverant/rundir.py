@@ -1,0 +1,108 @@
+"""A run is a directory: `run.json` (what was asked for), `journal/`, `blobs/`, `exports/`, `lock`.
+
+`run.json` is written once. No secret is ever in it: keys stay in the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from weaverant.errors import RunChanged, UserError
+
+
+class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """All that `resume`, `show` and `export` need to know of how a run was made."""
+
+    workflow: str
+    """What was given: a file, a recipe's name, or the name of a Python object."""
+    file: str
+    stages: list[str]
+    input: str
+    models: dict[str, str]
+    """Specs by name, as given; `*` serves every other agent."""
+    identities: dict[str, str]
+    """What answers, by model name."""
+    agents: dict[str, str]
+    """The agents' specs (hashes of prompts, sampling, tools, output), by name."""
+    code: str
+    """A hash of the workflow's code."""
+    parameters: dict[str, Any] = {}
+    overrides: dict[str, dict[str, Any]] = {}
+    limits: dict[str, Any] = {}
+    trials: int = 1
+    limit: int | None = None
+    rows: int = -1
+    """Tasks there will be, where the source can tell."""
+    reuse: str | None = None
+    version: str = ""
+    created: float = 0.0
+    format: int = 1
+
+
+def default_directory(name: str) -> Path:
+    """`runs/NAME-YYYYMMDD-HHMMSS`, with a number behind it where that is taken."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    safe = "".join(c if c.isalnum() or c in "-_+" else "-" for c in name)
+    path = Path("runs") / f"{safe}-{stamp}"
+    number = 2
+    while path.exists():
+        path = Path("runs") / f"{safe}-{stamp}-{number}"
+        number += 1
+    return path
+
+
+def save_config(directory: Path, config: RunConfig) -> None:
+    """Write `run.json`; whole or not at all."""
+    if (directory / "run.json").exists():
+        raise UserError(
+            f"{str(directory)!r} already holds a run. Continue it with `weaverant resume {directory}`, choose another "
+            f"directory with --run, or start a new run that answers from it with --reuse {directory}"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        unfinished = directory / "run.json.tmp"
+        unfinished.write_text(json.dumps(msgspec.to_builtins(config), indent=2) + "\n")
+        unfinished.replace(directory / "run.json")
+    except OSError as error:
+        raise UserError(f"the run directory {str(directory)!r} cannot be written: {error.strerror}") from None
+
+
+def load_config(directory: Path) -> RunConfig:
+    """The run's config, or what is wrong with the directory."""
+    try:
+        text = (directory / "run.json").read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{str(directory)!r} holds no run: {error.strerror} ({str(directory / 'run.json')!r}). "
+            "Expected a directory that `weaverant run` made"
+        ) from None
+    try:
+        return msgspec.json.decode(text, type=RunConfig)
+    except msgspec.DecodeError as error:
+        raise UserError(f"{str(directory / 'run.json')!r} was not written by this weaverant: {error}") from None
+
+
+def check_unchanged(directory: Path, then: RunConfig, now: RunConfig) -> None:
+    """`RunChanged` names what a resumed run would do differently."""
+    changes: list[str] = []
+    if then.code != now.code:
+        changes.append(f"the code of {then.workflow!r}")
+    for name in sorted(then.agents.keys() | now.agents.keys()):
+        if then.agents.get(name) != now.agents.get(name):
+            changes.append(f"agent {name!r}")
+    for name in sorted(then.identities.keys() | now.identities.keys()):
+        before, after = then.identities.get(name), now.identities.get(name)
+        if before != after:
+            changes.append(f"model {name!r} (was {before!r}, is {after!r})")
+    if changes:
+        raise RunChanged(
+            f"the run {str(directory)!r} cannot go on, because it has changed since: {', '.join(changes)}. "
+            f"Put it back as it was, or start a new run that pays only for what differs: "
+            f"weaverant run {then.workflow} ... --reuse {directory}"
+        )

@@ -1,0 +1,164 @@
+"""What an earlier session left: tasks to carry on, results that have not entered the next stage, groups to form again.
+
+A fold over the journal. For one stage it reads indexes and the events of unfinished tasks only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import Struct
+
+from weaverant.events import EndState, TaskEnded, TaskEvent, TaskReopened, TaskStarted
+from weaverant.journal import JournalReader, Place
+from weaverant.row import source_place
+from weaverant.runtime.ledger import Ledger
+from weaverant.runtime.stagebook import StageBook
+from weaverant.story import Storyteller
+from weaverant.task import Blob, Row
+from weaverant.workflow import Group, Workflow
+
+
+class Retry(Struct, frozen=True):
+    """Which failed tasks to take up again: all, or those that failed for `reason`. An unreadable row stays so."""
+
+    reason: str | None = None
+
+    def wants(self, end: TaskEnded) -> bool:
+        return end.reason != "unreadable" and self.reason in (None, end.reason)
+
+
+class Held(Struct):
+    """A task of or after a group. It waits until its group has formed again, with the same members or not at all."""
+
+    stage: int
+    state: EndState | None
+    result: Any
+    events: list[TaskEvent]
+
+
+@dataclass
+class Unfinished:
+    """What there is to do before new rows."""
+
+    restored: Iterator[tuple[int, list[TaskEvent]]] = field(default_factory=lambda: iter(()))
+    """The events of tasks to carry on, oldest first."""
+    rows: list[Row] = field(default_factory=list[Row])
+    """Results of a stage that have not entered the next yet."""
+    held: dict[str, Held] = field(default_factory=dict[str, Held])
+    started: int = 0
+    """How many tasks of the source were started."""
+    reopened: dict[str, int] = field(default_factory=dict[str, int])
+    """Failed tasks that are taken up again, by reason."""
+
+
+class Recovery:
+    """Reads one run's journal into an `Unfinished`, and counts in `ledger` what had ended."""
+
+    def __init__(
+        self,
+        reader: JournalReader,
+        blob: Blob,
+        stages: Sequence[Workflow | Group],
+        trials: int,
+        ledger: Ledger,
+        book: StageBook,
+    ) -> None:
+        self._reader = reader
+        self._teller = Storyteller({}, blob)
+        self._stages = stages
+        self._trials = trials
+        self._ledger = ledger
+        self._book = book
+
+    def unfinished(self, retry: Retry | None, reopen: Callable[[TaskReopened], None]) -> Unfinished:
+        """`reopen` writes the event that takes a failed task up again."""
+        left = Unfinished()
+        self._count(left)
+        places = self._reader.unfinished()
+        retried: dict[str, TaskReopened] = {}
+        if retry is not None:
+            places |= self._retried(retry, left, retried)
+        if len(self._stages) > 1:
+            known = self._walk_results(left)
+            left.rows = [row for row in left.rows if row.key not in known]
+            self._hold(left, retried)
+        for event in retried.values():
+            reopen(event)
+        mine = {task: places[task] for task in sorted(places, key=self._order) if "@" not in task}
+        left.restored = self._restored(mine, retried)
+        return left
+
+    def _order(self, task: str) -> int:
+        place = source_place(task)
+        return 0 if place is None else place[1] * self._trials + place[2]
+
+    def _count(self, left: Unfinished) -> None:
+        for stage, counts in self._reader.counts().items():
+            book = self._ledger.stages[stage]
+            for state in ("done", "rejected", "failed"):
+                book.count(state, "(earlier)", getattr(counts, state))
+            if stage == 0:
+                book.rows = left.started = counts.left + counts.done + counts.rejected + counts.failed
+
+    def _walk_results(self, left: Unfinished) -> set[str]:
+        """Let every result of an earlier stage enter the next again; what had been started already is known."""
+        known: set[str] = set()
+        parents: list[str] = []
+        for task in self._reader.tasks():
+            if task.state == "superseded":
+                continue
+            if task.stage:
+                known.add(task.task)
+            if task.state == "done" and task.stage + 1 < len(self._stages) and "@" not in task.task:
+                parents.append(task.task)
+            elif "@" in task.task:
+                left.held[task.task] = Held(task.stage, None, None, [])
+        for _, events in self._reader.histories(self._reader.places(parents)):
+            story = self._teller.tell(events)
+            row = Row(story.key, story.stage, self._order(story.key), b"", story.row, story.parents)
+            left.rows += self._book.enter(row, story.result)
+        return known
+
+    def _hold(self, left: Unfinished, retried: dict[str, TaskReopened]) -> None:
+        places = self._reader.places(list(left.held)) if left.held else {}
+        for task, events in self._reader.histories(places):
+            if task in retried:
+                events.append(retried[task])
+            story = self._teller.tell(events)
+            held = left.held[task]
+            held.state, held.result = story.state, story.result
+            held.events = events if story.state is None else []
+
+    def _retried(self, retry: Retry, left: Unfinished, retried: dict[str, TaskReopened]) -> dict[str, list[Place]]:
+        where = self._reader.places([task.task for task in self._reader.tasks() if task.state == "failed"])
+        chosen: dict[str, list[Place]] = {}
+        for task, events in self._reader.histories(where):
+            end = next(event for event in reversed(events) if isinstance(event, TaskEnded))
+            if retry.wants(end):
+                chosen[task] = where[task]
+                retried[task] = TaskReopened(task, time.time(), _forgotten(events))
+                left.reopened[end.reason] = left.reopened.get(end.reason, 0) + 1
+                self._ledger.stages[end.stage].count("failed", "(earlier)", -1)
+        return chosen
+
+    def _restored(
+        self, places: dict[str, list[Place]], retried: dict[str, TaskReopened]
+    ) -> Iterator[tuple[int, list[TaskEvent]]]:
+        for task, events in self._reader.histories(places):
+            yield self._order(task), [*events, retried[task]] if task in retried else events
+
+
+def _forgotten(events: list[TaskEvent]) -> int:
+    return sum(getattr(event, "outcome", "") == "failure" for event in events)
+
+
+def started_of(events: list[TaskEvent]) -> TaskStarted:
+    """The event that a task began with."""
+    for event in events:
+        if isinstance(event, TaskStarted):
+            return event
+    raise AssertionError("a task's events begin with its start")

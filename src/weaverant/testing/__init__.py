@@ -1,0 +1,1 @@
+"""Instruments for tests, ours and our users': real servers, real files, real kills; no mocks."""

@@ -1,0 +1,405 @@
+"""The HTTP engine against a real server process: what it sends, what it reads, and every way a server fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from weaverant.engines import open_engine
+from weaverant.engines.http import ChatCompletions
+from weaverant.errors import StepFailed, UserError
+from weaverant.message import (
+    ImagePart,
+    Message,
+    OutputSchema,
+    Reply,
+    Request,
+    Sampling,
+    TextPart,
+    ToolCall,
+    ToolSpec,
+    system,
+    user,
+)
+from weaverant.protocols import CallContext
+from weaverant.testing.server import MockServer
+
+CTX = CallContext("0")
+HELLO = Request("writer", "strong", (system("be brief"), user("hello")), seed=7)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[MockServer]:
+    with MockServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _forget(server: MockServer) -> None:
+    server.reset()
+
+
+def ask(url: str, request: Request = HELLO, model: str = "m", **options) -> Reply:
+    """One call by an engine of its own."""
+
+    async def main() -> Reply:
+        engine = ChatCompletions(url, model, **options)
+        try:
+            return await engine.generate(request, CTX)
+        finally:
+            await engine.close()
+
+    return asyncio.run(main())
+
+
+def fail(url: str, **options) -> StepFailed:
+    with pytest.raises(StepFailed) as caught:
+        ask(url, **options)
+    return caught.value
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weaverant.engines.http.client.FIRST_WAIT_S", 0.02)
+
+
+def echoed(server: MockServer, request: Request, **options) -> dict:
+    return json.loads(ask(server.scenario("echo"), request, **options).text)
+
+
+# What is sent and read
+
+
+def test_the_same_body_gets_the_same_reply_and_another_seed_another(server: MockServer):
+    first, again = ask(server.url), ask(server.url)
+    other = ask(server.url, Request("writer", "strong", HELLO.messages, seed=8))
+    assert first == again and first.text.startswith("[mock] ") and first.text != other.text
+    assert first.model == "m" and first.finish == "stop" and first.usage.requests == 1 and first.usage.prompt_tokens
+    stats = server.stats()
+    assert (stats["total"], stats["answered"], stats["distinct"], stats["models"]) == (3, 3, 2, {"m": 3})
+
+
+def test_every_field_of_a_request_reaches_the_server(server: MockServer):
+    call = ToolCall("c1", "add", '{"a": 1}')
+    request = Request(
+        "writer",
+        "strong",
+        (
+            Message("user", (TextPart("what is"), ImagePart("data:image/png;base64,AA=="))),
+            Message("assistant", "", (call,), None, "I think"),
+            Message("tool", "3", tool_call_id="c1"),
+        ),
+        Sampling(0.5, 0.9, 100, ("END",), True, {"top_k": 5}),
+        (ToolSpec("add", "adds", {"type": "object", "properties": {}}),),
+        OutputSchema("My Verdict", {"type": "object"}),
+        seed=11,
+    )
+    body = echoed(server, request)["body"]
+    assert body == {
+        "model": "m",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "what is"},
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}],
+            },
+            {"role": "tool", "content": "3", "tool_call_id": "c1"},
+        ],
+        "seed": 11,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_tokens": 100,
+        "stop": ["END"],
+        "logprobs": True,
+        "tools": [
+            {
+                "type": "function",
+                "function": {"name": "add", "description": "adds", "parameters": {"type": "object", "properties": {}}},
+            }
+        ],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "My_Verdict", "schema": {"type": "object"}}},
+        "top_k": 5,
+    }
+
+
+def test_tool_calls_reasoning_and_their_tokens_are_read(server: MockServer):
+    tools = (ToolSpec("add", "adds", {"type": "object", "properties": {"a": {"const": 3}}}),)
+    reply = ask(server.scenario("tool"), Request("a", "m", (user("add"),), tools=tools))
+    assert reply.message.tool_calls == (ToolCall("call_a", "add", '{"a":3}'),)
+    assert reply.finish == "tool_calls" and reply.text == ""
+    thought = ask(server.scenario("reasoning"))
+    assert thought.message.reasoning == "let me think"
+    assert (thought.usage.reasoning_tokens, thought.usage.cached_tokens) == (3, 2)
+
+
+@pytest.mark.parametrize("scenario", ["gzip", "chunked", "slow-drip"])
+def test_a_reply_is_read_however_it_is_transferred(server: MockServer, scenario: str):
+    assert ask(server.scenario(scenario), timeout=20).text == ask(server.url).text
+
+
+def test_a_request_of_several_megabytes(server: MockServer):
+    text = "caf\u00e9 " * 500_000
+    assert echoed(server, Request("a", "m", (user(text),)))["body"]["messages"][0]["content"] == text
+
+
+def test_half_a_surrogate_pair_is_refused_before_it_is_sent(server: MockServer):
+    failure = fail(server.url, request=Request("a", "m", (user("bad \ud800"),)))
+    assert failure.kind == "request" and "surrogate" in failure.text and server.stats()["total"] == 0
+
+
+# Failures
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+def test_a_refused_request_is_never_sent_again(server: MockServer, status: int):
+    failure = fail(server.scenario(f"fault-{status}"))
+    assert failure.kind == "request" and f"a {status} on purpose" in failure.text
+    assert server.stats()["total"] == 1 and failure.detail == {"requests": 1, "status": status}
+
+
+def test_a_prompt_that_is_too_long_is_of_kind_context(server: MockServer):
+    failure = fail(server.scenario("context"))
+    assert failure.kind == "context" and "4096 tokens" in failure.text and server.stats()["total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("scenario", "kind"),
+    [
+        ("fault-429", "rate_limit"),
+        ("fault-408", "server"),
+        ("fault-500", "server"),
+        ("fault-502", "server"),
+        ("fault-503", "server"),
+        ("fault-504", "server"),
+        ("error-in-200", "server"),
+        ("reset", "connection"),
+        ("drop-mid-body", "connection"),
+        ("gzip-broken", "connection"),
+    ],
+)
+@pytest.mark.usefixtures("quick")
+def test_what_may_pass_is_tried_again_and_counted(server: MockServer, scenario: str, kind: str):
+    failure = fail(server.scenario(scenario), retries=2)
+    assert failure.kind == kind and failure.detail["requests"] == 3 and "tried 3 times" in failure.text
+    assert server.stats()["total"] == 3
+    server.reset()
+    reply = ask(server.scenario(scenario + "*2"))
+    assert reply.text.startswith("[mock]") and reply.usage.requests == 3 and server.stats()["total"] == 3
+
+
+@pytest.mark.parametrize(
+    ("scenario", "says"),
+    [
+        ("malformed", "not JSON"),
+        ("truncated-utf8", "not UTF-8"),
+        ("html", "'text/html'"),
+        ("no-choices", "no choices"),
+        ("deep", "nested too deeply"),
+    ],
+)
+def test_a_garbled_reply_is_a_clear_failure(server: MockServer, scenario: str, says: str):
+    failure = fail(server.scenario(scenario))
+    assert failure.kind == "server" and says in failure.text and len(failure.text) < 700
+    assert server.stats()["total"] == 1
+
+
+def test_a_reply_without_end_is_cut_off(server: MockServer):
+    failure = fail(server.scenario("huge"), max_reply=3_000_000)
+    assert failure.kind == "server" and "3000000 bytes" in failure.text
+
+
+def test_a_redirect_is_refused_and_its_secret_not_shown(server: MockServer):
+    failure = fail(server.scenario("redirect"))
+    assert failure.kind == "request" and "http://127.0.0.1:9/elsewhere/v1" in failure.text
+    assert "hidden" not in failure.text and server.stats()["total"] == 1
+
+
+@pytest.mark.parametrize("scenario", ["hang", "slow-drip"])
+def test_a_call_ends_when_its_time_is_over(server: MockServer, scenario: str):
+    began = time.monotonic()
+    failure = fail(server.scenario(scenario), timeout=0.4)
+    assert failure.kind == "timeout" and 0.3 < time.monotonic() - began < 2
+    assert server.stats()["total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("scenario", "least"), [("fault-429-retry-after*1", 1.0), ("fault-429-retry-after-date*1", 0.9)]
+)
+def test_retry_after_is_honoured(server: MockServer, scenario: str, least: float):
+    began = time.monotonic()
+    assert ask(server.scenario(scenario)).usage.requests == 2
+    assert least <= time.monotonic() - began < 3.5
+
+
+def test_a_wait_beyond_the_calls_time_is_not_waited_for(server: MockServer):
+    began = time.monotonic()
+    failure = fail(server.scenario("fault-429-retry-after-long"))
+    assert failure.kind == "rate_limit" and time.monotonic() - began < 2
+    assert "would come after the call's 600 s" in failure.text
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_server_there():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        failure = fail(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", retries=1)
+    assert failure.kind == "connection" and failure.detail["requests"] == 2
+
+
+def test_calls_outlive_a_server_that_dies_and_comes_back():
+    async def main(server: MockServer) -> list[Reply]:
+        engine = ChatCompletions(server.url, "m")
+        await engine.generate(HELLO, CTX)
+        calls = [asyncio.ensure_future(engine.generate(HELLO, CTX)) for _ in range(20)]
+        await asyncio.sleep(0.15)
+        server.stop()
+        server.start()
+        replies = await asyncio.gather(*calls)
+        await engine.close()
+        return replies
+
+    with MockServer(latency=0.3) as server:
+        replies = asyncio.run(main(server))
+    assert all(reply.usage.requests >= 2 for reply in replies) and len({reply.text for reply in replies}) == 1
+
+
+# Connections and cancellation
+
+
+def test_connections_are_kept_and_bounded(server: MockServer):
+    async def main() -> None:
+        engine = ChatCompletions(server.url, "m", connections=5)
+        await asyncio.gather(*(engine.generate(HELLO, CTX) for _ in range(200)))
+        await engine.close()
+
+    asyncio.run(main())
+    stats = server.stats()
+    assert stats["total"] == 200 and stats["connections"] <= 5 and stats["in_flight_max"] <= 5
+
+
+def test_cancelling_a_call_closes_its_request(server: MockServer):
+    async def main() -> None:
+        engine = ChatCompletions(server.scenario("hang"), "m", connections=1)
+        calls = [asyncio.ensure_future(engine.generate(HELLO, CTX)) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        calls[2].cancel()  # waits for a connection
+        calls[0].cancel()  # is being answered
+        await asyncio.sleep(0.2)
+        calls[1].cancel()  # has taken over the connection
+        await asyncio.gather(*calls, return_exceptions=True)
+        await engine.close()
+
+    asyncio.run(main())
+    time.sleep(0.1)
+    stats = server.stats()
+    assert (stats["total"], stats["abandoned"], stats["in_flight"]) == (2, 2, 0)
+
+
+def test_an_engine_can_be_used_by_a_second_loop_after_it_was_closed(server: MockServer):
+    engine = ChatCompletions(server.url, "m", connections=2)
+
+    async def main() -> list[Reply]:
+        replies = await asyncio.gather(*(engine.generate(HELLO, CTX) for _ in range(5)))
+        await engine.close()
+        return replies
+
+    assert asyncio.run(main()) == asyncio.run(main())
+
+
+def test_closing_fails_the_calls_in_flight_and_opens_nothing_again(server: MockServer):
+    async def main() -> list[BaseException | Reply]:
+        engine = ChatCompletions(server.scenario("hang"), "m", connections=2)
+        calls = [asyncio.ensure_future(engine.generate(HELLO, CTX)) for _ in range(4)]
+        await asyncio.sleep(0.2)
+        await engine.close()
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [failure.kind for failure in asyncio.run(main())] == ["connection"] * 4
+    assert server.stats()["total"] == 2
+
+
+# Keys, addresses and models
+
+
+def test_the_key_is_sent_and_never_shown(server: MockServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MY_KEY", "sk-secret-123\n")
+    assert echoed(server, HELLO, api_key_env="MY_KEY")["headers"]["authorization"] == "Bearer sk-secret-123"
+    failure = fail(server.scenario("leak"), api_key_env="MY_KEY")
+    engine = open_engine(f"{server.url}?key_env=MY_KEY#m")
+    for shown in (str(failure), repr(failure), repr(failure.detail), repr(engine), engine.identity):
+        assert "sk-secret" not in shown
+    assert "[key]" in failure.text and "key_env" in failure.text
+    monkeypatch.setenv("MY_KEY", "sk-secret-123" * 40)  # longer than the part of an error that is shown
+    assert "sk-secret" not in str(fail(server.scenario("leak"), api_key_env="MY_KEY"))
+    assert engine.identity == "http:m"
+
+
+def test_without_a_key_none_is_sent(server: MockServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WEAVERANT_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-for-openai-only")
+    assert "authorization" not in echoed(server, HELLO)["headers"]
+    monkeypatch.setenv("WEAVERANT_API_KEY", "general")
+    assert echoed(server, HELLO)["headers"]["authorization"] == "Bearer general"
+
+
+def test_a_missing_or_broken_key_is_a_users_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        open_engine("https://api.openai.com/v1#gpt-5-mini")
+    with pytest.raises(UserError, match="NO_SUCH_KEY"):
+        open_engine("http://localhost:1/v1?key_env=NO_SUCH_KEY#m")
+    monkeypatch.setenv("MY_KEY", "sk-two\nlines")
+    with pytest.raises(UserError, match="no HTTP header can carry") as caught:
+        open_engine("http://localhost:1/v1?key_env=MY_KEY#m")
+    assert "sk-two" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "http://me:hunter2@host/v1#m",
+        "http://hunter2@host/v1#m",
+        "http://host/v1?api_key=hunter2#m",
+        "http://host/v1?access_token=hunter2#m",
+        "http://me:hunter2@host:bad/v1#m",
+        "http:///hunter2#m",
+    ],
+)
+def test_a_secret_in_an_address_is_refused_without_showing_it(spec: str):
+    with pytest.raises(UserError) as caught:
+        open_engine(spec)
+    assert "hunter2" not in str(caught.value) and ("key_env" in str(caught.value) or "expected" in str(caught.value))
+
+
+def test_other_parameters_of_an_address_are_sent(server: MockServer):
+    reply = ask(server.url + "/chat/completions?api-version=2")
+    assert reply.text == ask(server.url + "/").text
+
+
+def test_a_model_that_is_not_named_is_asked_for(server: MockServer):
+    assert open_engine(server.url).identity == "http:mock"
+
+    async def inside_a_loop() -> str:
+        return open_engine(server.url).identity
+
+    assert asyncio.run(inside_a_loop()) == "http:mock"
+    with pytest.raises(UserError, match=r"2 models \(mock, other\).*#mock"):
+        open_engine(server.scenario("two-models"))
+    with pytest.raises(UserError, match="0 models"):
+        open_engine(server.scenario("no-models"))
+    with pytest.raises(UserError, match="gave no list of models"):
+        open_engine(server.root)
+    with pytest.raises(UserError, match="gave no list of models"):
+        open_engine("http://127.0.0.1:9/v1")
