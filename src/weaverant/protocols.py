@@ -1,7 +1,7 @@
 """The waist: every contract between the floors, on one page. Read this first.
 
 Above it are the many words of a workflow, below it the many kinds of engines, journals and sources. A kind knows
-this page and none of its siblings; `run.py` is where they meet.
+this page and none of its siblings; `launch.py` is where they meet.
 """
 
 from __future__ import annotations

@@ -78,6 +78,9 @@ class Server:
         except asyncio.CancelledError:
             self._counts["abandoned"] += 1
             raise
+        except ConnectionError:  # the client left while a stream was being written to it
+            self._counts["abandoned"] += 1
+            return web.Response()
         finally:
             self._counts["in_flight"] -= 1
 

@@ -120,7 +120,8 @@ class ChatCompletions:
             text = f"{self._place} had not answered when the call's {self._timeout:g} s were over"
             return _Trouble(StepFailed("timeout", text))
         except (aiohttp.ClientError, OSError) as error:
-            text = f"the connection to {self._place} failed: {str(error) or type(error).__name__}"
+            said = " ".join(str(error).split()) or type(error).__name__
+            text = f"the connection to {self._place} failed: {said}"
             # A certificate that is not trusted now will not be in a second.
             return _Trouble(StepFailed("connection", text), not isinstance(error, aiohttp.ClientSSLError))
         return self._judge(response)
@@ -169,7 +170,7 @@ class ChatCompletions:
         if attempts > 1:
             text += f"; tried {attempts} times"
         if trouble.again and attempts <= self._retries:
-            text += f"; the next try, in {wait:.3g} s, would come after the call's {self._timeout:g} s"
+            text += f"; the next try, in {wait:.1f} s, would come after the call's {self._timeout:g} s"
         return StepFailed(failure.kind, text, {"requests": attempts, "status": trouble.status})
 
     def _redirect(self, response: _Response) -> str:
