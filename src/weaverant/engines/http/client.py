@@ -59,7 +59,7 @@ class ChatCompletions:
         self._timeout = timeout
         self._retries = retries
         self._max_reply = max_reply
-        self._connections = connections or max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._connections = connections or _half_of_the_files()
         self._open_line: _Line | None = None
 
     @classmethod
@@ -77,7 +77,6 @@ class ChatCompletions:
         return f"http:{self._model}"
 
     async def generate(self, request: Request, ctx: CallContext) -> Reply:
-        body = wire.encode(request, self._model, limit_field=self._limit_field)
         line = self._line()
         left = self._timeout
         attempt = 0
@@ -85,7 +84,7 @@ class ChatCompletions:
             attempt += 1
             async with line.places:
                 began = time.monotonic()
-                answer = await self._try(line, body, left)
+                answer = await self._try(line, request, left)
                 left -= time.monotonic() - began
             if isinstance(answer, Reply):
                 usage = msgspec.structs.replace(answer.usage, requests=attempt)
@@ -107,8 +106,9 @@ class ChatCompletions:
             self._open_line = _Line(_session(self._key), asyncio.Semaphore(self._connections))
         return self._open_line
 
-    async def _try(self, line: _Line, body: bytes, seconds: float) -> Reply | _Trouble:
-        """One HTTP request."""
+    async def _try(self, line: _Line, request: Request, seconds: float) -> Reply | _Trouble:
+        """One HTTP request. Its body is made only now: twenty thousand that wait would fill the memory."""
+        body = wire.encode(request, self._model, limit_field=self._limit_field)
         if line.session.closed:
             return _Trouble(StepFailed("connection", f"the engine for {self._place} was closed"))
         try:
@@ -216,6 +216,11 @@ class _Model(Struct):
 
 class _Models(Struct):
     data: list[_Model]
+
+
+def _half_of_the_files() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 65_536 if limit == resource.RLIM_INFINITY else max(16, limit // 2)
 
 
 def _session(key: str | None) -> aiohttp.ClientSession:
