@@ -54,17 +54,17 @@ def test_answers_are_what_the_words_say():
 def test_rows_are_the_same_from_any_index_and_in_every_instance():
     source = Arithmetic("weave", limit=50)
     everything = list(source.rows(0))
-    assert len(source) == len(everything) == 50
+    assert source.count() == len(everything) == 50
     assert source.name == "arithmetic:weave" and source.rereadable
     for start in (1, 17, 49, 50, 99):
         assert list(Arithmetic("weave", limit=50).rows(start)) == everything[start:]
-    assert list(Arithmetic("weave").rows(len(Arithmetic("weave")) - 1))
+    assert list(Arithmetic("weave").rows(Arithmetic("weave").count() - 1))
     question = "Tom has 2 hats, gives 2, finds 9, gives 4, makes 3. How many?"
     assert everything[0] == {"id": "arithmetic-44640", "question": question, "answer": "8"}
 
 
 def test_a_limit_beyond_the_pool_serves_the_pool():
-    assert len(Arithmetic("weave", limit=10**9)) == len(Arithmetic("weave"))
+    assert Arithmetic("weave", limit=10**9).count() == Arithmetic("weave").count()
     assert list(Arithmetic("weave", limit=0).rows(0)) == []
 
 

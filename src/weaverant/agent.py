@@ -119,13 +119,12 @@ class Templates:
 
 
 class Bound:
-    """An agent in a run: with its engine, its compiled templates, and what all its fingerprints begin with."""
+    """An agent in a run: who answers for it, its compiled templates, and what all its fingerprints begin with."""
 
-    def __init__(self, agent: Agent, engine: Engine) -> None:
+    def __init__(self, agent: Agent, identity: str) -> None:
         where = f"agent {agent.name!r}"
         self.agent = agent
-        self.engine = engine
-        self.identity = engine.identity
+        self.identity = identity
         self.templates = agent.templates
         self.output: Output | None = None
         self.tools: dict[str, Tool] = {}
@@ -184,6 +183,10 @@ class Binding:
             self.fresh.append(bound)
         return bound
 
+    def engine(self, model: str) -> Engine | None:
+        """What answers for a model's name: its own engine, else the one for all."""
+        return self.models.get(model) or self.models.get("*")
+
     def all(self) -> list[Bound]:
         return list(self._bound.values())
 
@@ -191,7 +194,7 @@ class Binding:
         changes = self._overrides.get(agent.name)
         if changes:
             agent = dataclasses.replace(agent, **dict(changes))
-        engine = self.models.get(agent.model) or self.models.get("*")
+        engine = self.engine(agent.model)
         if engine is None:
             known = ", ".join(sorted(repr(name) for name in self.models)) or "none"
             raise UserError(
@@ -199,7 +202,7 @@ class Binding:
                 f"Give it one with --model {agent.model}=http://HOST:8000/v1#NAME, "
                 "or one for all with --model http://HOST:8000/v1#NAME"
             )
-        return Bound(agent, engine)
+        return Bound(agent, engine.identity)
 
 
 async def _converse(agent: Agent, history: Sequence[Message], variables: dict[str, Any]) -> tuple[Any, Reply]:
@@ -228,7 +231,7 @@ async def _model_step(
     base: Ask | None = None,
     added: tuple[Message, ...] = (),
 ) -> tuple[Ask, Reply]:
-    work = ModelWork(bound.engine, bound.request(messages), variables, history, base, added)
+    work = ModelWork(bound.request(messages), variables, history, base, added)
     ask = Ask("model", bound.agent.name, bound.spec, work)
     loop.ask(ask, bound.fingerprint(messages))
     return ask, await loop.answer(ask)

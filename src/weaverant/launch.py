@@ -19,18 +19,19 @@ import msgspec
 
 from weaverant.agent import Binding
 from weaverant.engines import open_engine
-from weaverant.errors import JournalError, UserError, WeaverantError
+from weaverant.errors import JournalError, RunChanged, UserError, WeaverantError
 from weaverant.events import RunOpened
 from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
 from weaverant.protocols import Engine, Journal, Source
 from weaverant.recipe import Recipe, load_recipe, recipe_of
-from weaverant.reuse import OldRun
+from weaverant.row import source_key
 from weaverant.rundir import RunConfig, check_unchanged, default_directory, load_config, save_config
-from weaverant.runtime.feed import Feed
+from weaverant.runtime.feed import Feed, as_row
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.local import LocalSwarm
-from weaverant.runtime.recovery import Recovery, Retry, Unfinished
+from weaverant.runtime.recovery import Recovery, Retry, Unfinished, started_of
+from weaverant.runtime.reuse import OldRun
 from weaverant.runtime.stagebook import StageBook
 from weaverant.sources import MemoryRows, open_source
 from weaverant.task import Task
@@ -159,6 +160,7 @@ class Run:
             recovery = Recovery(reader, blob, recipe.stages, config.trials, self.ledger, book)
             journal.append(RunOpened(session, time.time(), config.version))
             self.unfinished = recovery.unfinished(self._retry, journal.append)
+            self._check_input(reader)
         else:
             journal.append(RunOpened(session, time.time(), config.version))
         feed = Feed(self._source, self.unfinished.started, config.trials, config.limit)
@@ -167,6 +169,23 @@ class Run:
             recipe.stages, self._binding, journal, feed, self.ledger, book, self._limits,
             blob=blob, unfinished=self.unfinished, reuse=reuse,
         )  # fmt: skip
+
+    def _check_input(self, reader: JournalReader) -> None:
+        """The source must still give the row that was started last; else `RunChanged`."""
+        last = self.unfinished.started - 1
+        if last < 0 or not self._source.rereadable:
+            return
+        index, trial = divmod(last, self.config.trials)
+        events = reader.task_events(source_key(0, index, trial))
+        value = next(self._source.rows(index), None)
+        found = None if value is None else as_row(value, last, self.config.trials)
+        started = started_of(events)
+        if found is None or found[0].digest != started.digest:
+            raise RunChanged(
+                f"row {index} of the input {self._source.name!r} is not what it was when the run "
+                f"{str(self.directory)!r} began. Put the input back as it was, or start a new run that pays only for what differs: "
+                f"weaverant run {self.config.workflow} ... --reuse {self.directory}"
+            )
 
     async def _close(self, journal: Journal) -> None:
         try:
@@ -247,7 +266,8 @@ def resume(
     if rows is None:
         if config.input.startswith("memory"):
             raise UserError(f"the run {str(path)!r} was made from rows in memory: give them again, rows=...")
-        source = open_source(config.input)
+        # What standard input brought is in the journal; there is nothing more to read.
+        source = MemoryRows([], "-") if config.input == "-" else open_source(config.input)
     else:
         source = _source(rows)
     binding, own, specs = _bind(models if models is not None else _specs_again(config), recipe, config.overrides)
@@ -370,14 +390,14 @@ def _config(
 ) -> RunConfig:
     from weaverant import __version__
 
-    rows = len(source)
-    if rows >= 0:
+    rows = source.count()
+    if rows is not None:
         rows = (rows if limit is None else min(rows, limit)) * trials
     return RunConfig(
         workflow=workflow,
         file=str(recipe.path),
         stages=[stage.name for stage in recipe.stages],
-        input=source.name,
+        input=_absolute(source.name),
         models=specs,
         identities={name: engine.identity for name, engine in binding.models.items()},
         agents={bound.agent.name: bound.spec for bound in binding.all()},
@@ -388,6 +408,11 @@ def _config(
         version=__version__,
         created=time.time(),
     )
+
+
+def _absolute(name: str) -> str:
+    """A file's path as it can be found again from anywhere."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _no_blob(key: bytes) -> str:

@@ -57,8 +57,8 @@ class Source(Protocol):
         """The rows from index `start` on, in a fixed order."""
         ...
 
-    def __len__(self) -> int:
-        """The number of rows, or -1 where only reading to the end would tell."""
+    def count(self) -> int | None:
+        """The number of rows; None where only reading to the end would tell."""
         ...
 
 

@@ -37,7 +37,7 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     limits: dict[str, Any] = {}
     trials: int = 1
     limit: int | None = None
-    rows: int = -1
+    rows: int | None = None
     """Tasks there will be, where the source can tell."""
     reuse: str | None = None
     version: str = ""

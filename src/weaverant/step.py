@@ -15,7 +15,6 @@ import msgspec
 
 from weaverant.events import StepKind
 from weaverant.message import Message, Part, Reply, Request, ToolCall, Usage, digest
-from weaverant.protocols import Engine
 
 StepKey = tuple[str, bytes, int]
 
@@ -49,18 +48,16 @@ class ModelWork:
     """A request to an engine. `base` is the step whose conversation this one continues with the messages `added`;
     without it the messages come from the agent's templates, `variables` and `history`."""
 
-    __slots__ = ("added", "base", "engine", "history", "request", "variables")
+    __slots__ = ("added", "base", "history", "request", "variables")
 
     def __init__(
         self,
-        engine: Engine,
         request: Request,
         variables: dict[str, Any],
         history: tuple[Any, ...] = (),
         base: Ask | None = None,
         added: tuple[Any, ...] = (),
     ) -> None:
-        self.engine = engine
         self.request = request
         self.variables = variables
         self.history = history

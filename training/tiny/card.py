@@ -39,7 +39,7 @@ def _facts(made: Training, figures: Figures, folder: Path) -> dict[str, str]:
         "shape": f"{shape.layers} layers, width {shape.width}, {shape.heads} heads, {shape.positions} positions, "
         f"{shape.vocabulary} tokens",
         "positions": str(shape.positions),
-        "pools": ", ".join(f"`{pool}` {len(Arithmetic(pool)):,}" for pool in ("train", "weave", "heldout")),
+        "pools": ", ".join(f"`{pool}` {Arithmetic(pool).count():,}" for pool in ("train", "weave", "heldout")),
         "habits": "\n".join(f"| `{name}` | {rate:.0%} |" for name, rate in asdict(made.habits).items()),
         "steps": f"{made.steps:,}",
         "examples": f"{made.steps * made.problems:,}",

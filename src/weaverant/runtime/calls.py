@@ -10,6 +10,7 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
+from weaverant.agent import Binding
 from weaverant.errors import StepFailed, UserError
 from weaverant.protocols import CallContext
 from weaverant.runtime.limits import Limits
@@ -80,9 +81,10 @@ class Slots:
 class Calls:
     """Works on asks: model calls through their engines, effects in threads, processes or on the loop."""
 
-    def __init__(self, limits: Limits, idle: Callable[[], None]) -> None:
+    def __init__(self, binding: Binding, limits: Limits, idle: Callable[[], None]) -> None:
         """`idle` is called whenever a slot is free and nothing waits for it."""
-        self.models = Slots(limits.concurrency, _generate, idle)
+        self._binding = binding
+        self.models = Slots(limits.concurrency, self._generate, idle)
         self.effects = Slots(limits.threads, self._effect, idle)
         self._threads = limits.threads
         self._executors: dict[str, Executor] = {}
@@ -100,6 +102,14 @@ class Calls:
     def close(self) -> None:
         for executor in self._executors.values():
             executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _generate(self, run: TaskRun, ask: Ask) -> Any:
+        work = ask.work
+        assert isinstance(work, ModelWork)
+        engine = self._binding.engine(work.request.model)
+        assert engine is not None, "an agent is bound only where its model has an engine"
+        path, _, occurrence = ask.key
+        return await engine.generate(work.request, CallContext(run.row.key, path, occurrence, run.row.order))
 
     async def _effect(self, run: TaskRun, ask: Ask) -> Any:
         work = ask.work
@@ -125,10 +135,3 @@ class Calls:
 
 def _unwrapped(call: Callable[[], Any]) -> Any:
     return call.func if isinstance(call, partial) else call
-
-
-async def _generate(run: TaskRun, ask: Ask) -> Any:
-    work = ask.work
-    assert isinstance(work, ModelWork)
-    path, _, occurrence = ask.key
-    return await work.engine.generate(work.request, CallContext(run.row.key, path, occurrence, run.row.order))

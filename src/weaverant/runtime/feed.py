@@ -63,25 +63,30 @@ class Feed:
                 self.ended = got is END
                 return got
             self._current = got
-        trial = self._again
-        self._again = (trial + 1) % self._trials
-        row = self._row(self._current, trial)
+        self._again = (self._again + 1) % self._trials
+        row, unreadable = as_row(self._current, self.count, self._trials)
         self.count += 1
-        return row
+        return row if unreadable is None else (row, unreadable)
 
-    def _row(self, value: Any, trial: int) -> Row | tuple[Row, Unreadable]:
-        key = source_key(0, self.count // self._trials, trial)
-        if not isinstance(value, Unreadable):
-            try:
-                data = plain(value, "the row")
-                return Row(key, 0, self.count, row_digest(data, trial), data)
-            except (UserError, ValueError, OverflowError, TypeError) as error:
-                value = Unreadable(str(error), key)
-        return Row(key, 0, self.count, row_digest([value.text, value.where], trial), None), value
-
-    def close(self) -> None:
+    def close(self) -> Iterator[Row | tuple[Row, Unreadable]]:
+        """Stop reading, and give what was read ahead from a source that cannot be read again."""
         if self._ahead is not None:
             self._ahead.close()
+            while isinstance(got := self.next(), Row | tuple):
+                yield got
+
+
+def as_row(value: Any, count: int, trials: int) -> tuple[Row, Unreadable | None]:
+    """What a source gave, as the row of the `count`-th task, and why it cannot be used if it cannot."""
+    index, trial = divmod(count, trials)
+    key = source_key(0, index, trial)
+    if not isinstance(value, Unreadable):
+        try:
+            data = plain(value, "the row")
+            return Row(key, 0, count, row_digest(data, trial), data), None
+        except (UserError, ValueError, OverflowError, TypeError) as error:
+            value = Unreadable(str(error), key)
+    return Row(key, 0, count, row_digest([value.text, value.where], trial), None), value
 
 
 class _ReadAhead:
@@ -92,11 +97,13 @@ class _ReadAhead:
         self._ready: deque[Any] = deque()
         self._room = threading.Semaphore(READ_AHEAD)
         self._closed = False
+        self._thread: threading.Thread
         self._wake: Callable[[], None] = lambda: None
 
     def start(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        threading.Thread(target=self._read, name="weaverant-feed", daemon=True).start()
+        self._thread = threading.Thread(target=self._read, name="weaverant-feed", daemon=True)
+        self._thread.start()
 
     def next(self) -> Any:
         if not self._ready:
@@ -108,16 +115,18 @@ class _ReadAhead:
         return item
 
     def close(self) -> None:
+        """Read no further. Waits for the thread only where it is about to hand over a row it has."""
         self._closed = True
         self._room.release()
+        self._thread.join(0.1)
 
     def _read(self) -> None:
         try:
             for row in self._rows:
                 self._room.acquire()
+                self._ready.append(row)
                 if self._closed:
                     return
-                self._ready.append(row)
                 self._wake()
             self._ready.append(END)
         except Exception as error:  # handed to the event loop, which raises it

@@ -75,7 +75,7 @@ class LocalSwarm:
         self._blob = blob
         self._left = unfinished or Unfinished()
         self._reuse = reuse
-        self._calls = Calls(limits, self._admit_soon)
+        self._calls = Calls(binding, limits, self._admit_soon)
         self._live: dict[str, TaskRun] = {}
         self._backlog: list[tuple[int, int, Row | Refused, list[TaskEvent] | None]] = []
         self._arrivals = 0
@@ -342,9 +342,16 @@ class LocalSwarm:
         await self._settle()
         for run in list(self._live.values()):
             run.close()
-        self._feed.close()
+        self._keep_what_was_read()
         self._calls.close()
         self.write(RunClosed(self.stopped or "finished", time.time()), None, None)
+
+    def _keep_what_was_read(self) -> None:
+        """Rows read ahead from a source that cannot be read again are journaled, to be worked on after a resume."""
+        for got in self._feed.close():
+            row = got[0] if isinstance(got, tuple) else got
+            self.ledger.stages[0].rows += 1
+            self.write(TaskStarted(row.key, 0, time.time(), row.digest, row.value, ()), None, None)
 
     async def _settle(self) -> None:
         """Let everything that has come in become durable and be seen; what that ends is ended in this session."""

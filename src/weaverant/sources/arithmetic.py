@@ -72,7 +72,7 @@ class Arithmetic:
     def name(self) -> str:
         return f"arithmetic:{self.pool}"
 
-    def __len__(self) -> int:
+    def count(self) -> int:
         return len(self.numbers)
 
     def rows(self, start: int) -> Iterator[Mapping[str, Any]]:

@@ -58,8 +58,8 @@ class SeparatedValues:
             return Unreadable(f"{problem}; it reads {begins!r}", f"{path}:{line}")
         return dict(zip(header, cells, strict=True))
 
-    def count(self, path: str) -> int:
-        return -1
+    def count(self, path: str) -> None:
+        return None
 
 
 def _garbled(cells: tuple[str, ...]) -> bool:

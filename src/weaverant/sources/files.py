@@ -43,9 +43,14 @@ class Files:
     def rereadable(self) -> bool:
         return True
 
-    def __len__(self) -> int:
-        counts = [form.count(path) for path, form in self._files]
-        return -1 if -1 in counts else sum(counts)
+    def count(self) -> int | None:
+        total = 0
+        for path, form in self._files:
+            count = form.count(path)
+            if count is None:
+                return None
+            total += count
+        return total
 
     def rows(self, start: int) -> Iterator[Row]:
         for path, form in self._files:

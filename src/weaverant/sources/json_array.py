@@ -34,5 +34,5 @@ class JsonArray:
         index, text = record
         return decode_object(bytes(text), f"{path}[{index}]")
 
-    def count(self, path: str) -> int:
-        return -1
+    def count(self, path: str) -> None:
+        return None

@@ -26,8 +26,15 @@ class JsonLines:
     def row(self, path: str, record: Line) -> Row:
         return line_row(record, path)
 
-    def count(self, path: str) -> int:
-        return -1
+    def count(self, path: str) -> int | None:
+        """Lines that are not blank: half a microsecond each. A packed file would have to be unpacked, so it is not counted."""
+        if path.endswith(".gz"):
+            return None
+        try:
+            with open(path, "rb") as file:
+                return sum(1 for _ in lines(file, path))
+        except OSError:
+            return None
 
 
 def lines(file: Iterable[bytes], name: str) -> Iterator[Line]:

@@ -27,8 +27,8 @@ class MemoryRows:
     def rereadable(self) -> bool:
         return self._sequence is not None
 
-    def __len__(self) -> int:
-        return -1 if self._sequence is None else len(self._sequence)
+    def count(self) -> int | None:
+        return None if self._sequence is None else len(self._sequence)
 
     def rows(self, start: int) -> Iterator[Row]:
         if self._sequence is None:

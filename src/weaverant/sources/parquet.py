@@ -54,11 +54,11 @@ class Parquet:
         batch, index = record
         return batch[index]
 
-    def count(self, path: str) -> int:
+    def count(self, path: str) -> int | None:
         try:
             return _pyarrow().read_metadata(path).num_rows
         except (OSError, ValueError):
-            return -1
+            return None
 
 
 def _pyarrow() -> Any:

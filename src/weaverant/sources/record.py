@@ -25,8 +25,8 @@ class Format(Protocol):
         """A record decoded."""
         ...
 
-    def count(self, path: str) -> int:
-        """The number of records, or -1 where only reading the file would tell."""
+    def count(self, path: str) -> int | None:
+        """The number of records; None where only reading the file would tell."""
         ...
 
 

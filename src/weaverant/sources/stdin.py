@@ -19,8 +19,8 @@ class StandardInput:
     def __init__(self, stream: Iterable[bytes] | None = None) -> None:
         self._lines = Once(lines(sys.stdin.buffer if stream is None else stream, "<stdin>"), "standard input")
 
-    def __len__(self) -> int:
-        return -1
+    def count(self) -> None:
+        return None
 
     def rows(self, start: int) -> Iterator[Row]:
         for _, line in self._lines.items(start):

@@ -1,0 +1,62 @@
+# weaverant. Every target works from a fresh clone; `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    ?= out
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-all test-slow check format bench train-tiny clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed  ## .venv with weaverant and what its tests need
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "weaverant needs Python 3.11 or newer; found $$($(PYTHON) --version). Use: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+# What needs torch, transformers and datasets gets an environment of its own, so that the light one stays light.
+$(VENV)-heavy/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-heavy
+	$(VENV)-heavy/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-heavy/bin/python -m pip install --quiet "torch==2.13.0"
+	$(VENV)-heavy/bin/python -m pip install --quiet --editable . --group dev --group heavy
+	@touch $@
+
+run: install  ## weave 300 questions with the embedded model, write the data sets, evaluate on 1,000 held-out problems
+	$(BIN)/python -m weaverant.recipes.malt --out $(OUT)
+
+test: install  ## all tests that need no extra
+	$(BIN)/python -m pytest
+
+test-all: check test $(VENV)-heavy/.installed  ## format, lint, types, all tests, and those that need the heavy extras
+	$(VENV)-heavy/bin/python -m pytest -m heavy
+
+test-slow: install  ## the long forms: 2,000 random workflows, 200 crash trials, a million rows
+	$(BIN)/python -m pytest -m slow --timeout 3600 -rA
+
+check: install  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: install  ## mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install  ## the benchmark tables (bench/README.md)
+	@for bench in bench/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+train-tiny: $(VENV)-heavy/.installed  ## train the packaged model anew (under 30 minutes on 2 cores)
+	$(VENV)-heavy/bin/python training/tiny/train.py
+
+clean:  ## remove environments and caches, never runs
+	rm -rf $(VENV) $(VENV)-heavy .pytest_cache .ruff_cache
