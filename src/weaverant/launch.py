@@ -65,11 +65,11 @@ class Run:
         self.config = config
         self.directory = directory
         self.resumed = resumed
+        self.binding = binding
+        self.source = source
         self.ledger = Ledger([stage.name for stage in recipe.stages])
         self.unfinished = Unfinished()
-        self._binding = binding
         self._own_engines = own_engines
-        self._source = source
         self._limits = limits
         self._retry = retry
         self._swarm: LocalSwarm | None = None
@@ -163,26 +163,26 @@ class Run:
             self._check_input(reader)
         else:
             journal.append(RunOpened(session, time.time(), config.version))
-        feed = Feed(self._source, self.unfinished.started, config.trials, config.limit)
+        feed = Feed(self.source, self.unfinished.started, config.trials, config.limit)
         reuse = None if config.reuse is None else OldRun(Path(config.reuse)).steps_of
         return LocalSwarm(
-            recipe.stages, self._binding, journal, feed, self.ledger, book, self._limits,
+            recipe.stages, self.binding, journal, feed, self.ledger, book, self._limits,
             blob=blob, unfinished=self.unfinished, reuse=reuse,
         )  # fmt: skip
 
     def _check_input(self, reader: JournalReader) -> None:
         """The source must still give the row that was started last; else `RunChanged`."""
         last = self.unfinished.started - 1
-        if last < 0 or not self._source.rereadable:
+        if last < 0 or not self.source.rereadable:
             return
         index, trial = divmod(last, self.config.trials)
         events = reader.task_events(source_key(0, index, trial))
-        value = next(self._source.rows(index), None)
+        value = next(self.source.rows(index), None)
         found = None if value is None else as_row(value, last, self.config.trials)
         started = started_of(events)
         if found is None or found[0].digest != started.digest:
             raise RunChanged(
-                f"row {index} of the input {self._source.name!r} is not what it was when the run "
+                f"row {index} of the input {self.source.name!r} is not what it was when the run "
                 f"{str(self.directory)!r} began. Put the input back as it was, or start a new run that pays only for what differs: "
                 f"weaverant run {self.config.workflow} ... --reuse {self.directory}"
             )
@@ -198,7 +198,7 @@ class Run:
 
 
 def run(
-    workflow: Workflow | Stages | str | Path,
+    workflow: Workflow | Stages | Recipe | str | Path,
     rows: Rows,
     *,
     models: Models,
@@ -226,8 +226,7 @@ def run(
     bounds = _limits(limits)
     source = _source(rows)
     binding, own, specs = _bind(models, recipe, overrides or {})
-    named = workflow if isinstance(workflow, str | Path) else recipe.name
-    config = _config(str(named), recipe, binding, specs, source, trials, limit)
+    config = _config(recipe.given, recipe, binding, specs, source, trials, limit)
     config = msgspec.structs.replace(
         config,
         overrides={agent: dict(fields) for agent, fields in (overrides or {}).items()},
@@ -261,7 +260,7 @@ def resume(
     """
     path = Path(directory)
     config = load_config(path)
-    recipe = recipe_of(workflow) if workflow is not None else _recipe_again(config)
+    recipe = recipe_of(workflow) if workflow is not None else recipe_of_run(config)
     recipe = recipe.with_parameters(config.parameters)
     if rows is None:
         if config.input.startswith("memory"):
@@ -315,20 +314,24 @@ class _Blocking:
             self._tasks.put(task)
 
 
-def _recipe(workflow: Workflow | Stages | str | Path) -> Recipe:
-    if isinstance(workflow, Workflow | Stages):
-        return recipe_of(workflow)
-    name, _, chosen = str(workflow).partition(".py:")
-    return load_recipe(f"{name}.py", chosen) if chosen else load_recipe(str(workflow))
+def _recipe(workflow: Workflow | Stages | Recipe | str | Path) -> Recipe:
+    if isinstance(workflow, Recipe):
+        return workflow
+    return recipe_of(workflow) if isinstance(workflow, Workflow | Stages) else load_recipe(str(workflow))
 
 
-def _recipe_again(config: RunConfig) -> Recipe:
-    try:
-        return _recipe(config.workflow)
-    except UserError:
-        if config.file.endswith((".py",)) and Path(config.file).is_file():
-            return load_recipe(config.file)
-        raise
+def recipe_of_run(config: RunConfig) -> Recipe:
+    """The recipe that a run was made from, as its file is now. `UserError` if it was made from objects."""
+    _, _, chosen = config.workflow.partition(".py:")
+    file = Path(config.file)
+    if not chosen and not config.workflow.endswith(".py") and file.name != "recipe.py":
+        raise UserError(
+            f"the run was made in Python from the workflow {config.workflow!r} of {config.file!r}: "
+            "go on with it there, weaverant.resume(DIRECTORY, workflow=..., rows=..., models=...)"
+        )
+    if not file.is_file():
+        return load_recipe(config.workflow)
+    return load_recipe(f"{file}:{chosen}" if chosen else str(file))
 
 
 def _specs_again(config: RunConfig) -> Mapping[str, str]:

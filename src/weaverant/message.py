@@ -5,7 +5,6 @@ A message caches its digest, so a request's fingerprint hashes digests and not w
 
 from __future__ import annotations
 
-from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -57,9 +56,16 @@ class Message(Struct, frozen=True, omit_defaults=True, dict=True):
             return self.content
         return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
-        """16 bytes that identify the message by content."""
+        """16 bytes that identify the message by content, computed once."""
+        kept = self.__dict__
+        found: bytes | None = kept.get("digest")
+        if found is None:
+            found = kept["digest"] = self._digest()
+        return found
+
+    def _digest(self) -> bytes:
         if isinstance(self.content, str) and not self.tool_calls and self.reasoning is None:
             head = self.role if self.tool_call_id is None else f"{self.role}:{self.tool_call_id}"
             return digest(head.encode() + b"\0" + self.content.encode(errors="surrogatepass"))

@@ -57,9 +57,15 @@ class Recipe:
     exporters: dict[str, StoryExporter]
     parameters: dict[str, Parameter]
     source: str | None
-    """The input to use where none is given."""
+    """The input to use where none is given: the file's `SOURCE`."""
+    model: str | None
+    """The model to use where none is given: the file's `MODEL`."""
     code: str
     """A hash of the file and, for a folder, of all that lies beside it."""
+    given: str
+    """What found it: `FILE.py`, `FILE.py:NAME`, a folder, a recipe's name; of an object, its name."""
+    about: str
+    """The first line of the file's docstring."""
 
     def with_parameters(self, values: dict[str, Any]) -> Recipe:
         """The recipe with its workflow's keyword arguments set."""
@@ -86,11 +92,12 @@ def recipe_names() -> list[str]:
     return sorted(path.parent.name for path in RECIPES.glob("*/recipe.py"))
 
 
-def load_recipe(name: str, workflow: str | None = None) -> Recipe:
-    """Import the file and see what it defines. `workflow` chooses where it defines several."""
-    file = find_recipe(name)
+def load_recipe(given: str) -> Recipe:
+    """Import the file and see what it defines. `FILE.py:NAME` chooses where it defines several workflows."""
+    name, _, chosen = given.partition(".py:")
+    file = find_recipe(f"{name}.py" if chosen else given)
     module = _import(file)
-    stages = _stages(module, file, workflow)
+    stages = _stages(module, file, chosen or None)
     defined = vars(module).items()
     title = file.parent.name if file.name == "recipe.py" else file.stem
     return Recipe(
@@ -101,7 +108,10 @@ def load_recipe(name: str, workflow: str | None = None) -> Recipe:
         {key: value for key, value in defined if getattr(value, EXPORTER_MARK, False)},
         _parameters(stages),
         getattr(module, "SOURCE", None),
+        getattr(module, "MODEL", None),
         _code_hash(file),
+        given,
+        about(module.__doc__),
     )
 
 
@@ -121,8 +131,16 @@ def recipe_of(workflow: Workflow | Stages) -> Recipe:
         {key: value for key, value in defined if getattr(value, EXPORTER_MARK, False)},
         _parameters(stages),
         None,
+        None,
         code,
+        workflow.name,
+        about(None if module is None else module.__doc__),
     )
+
+
+def about(docstring: str | None) -> str:
+    """A docstring's first line."""
+    return (docstring or "").strip().partition("\n")[0].strip()
 
 
 def _import(file: Path) -> ModuleType:

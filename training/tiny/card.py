@@ -51,6 +51,10 @@ def _facts(made: Training, figures: Figures, folder: Path) -> dict[str, str]:
         "passes": str(PASSES),
         "limit": str(MAX_TOKENS),
         "samples": figures.sample,
+        "calls": f"{figures.calls:,}",
+        "read": f"{figures.prompt_tokens:,}",
+        "drawn": f"{figures.reply_tokens:,}",
+        "took": f"{figures.seconds:.0f}",
     }
 
 
@@ -76,8 +80,9 @@ Samples, at temperature 1 on held-out problems:
 
 ## Data
 `weaverant.sources.arithmetic`: a start in 2..9, four changes, every running total in 0..9; each problem is worded
-once. A hash of the numbers splits them into disjoint pools: {pools}. It was trained on `train` alone and
-measured on the first {n} of `heldout`; `weave` is untouched, for making training data.
+once. A hash of the numbers splits them into disjoint pools: {pools}.
+It was trained on `train` alone and measured on the first {n} of `heldout`; `weave` is untouched, for making
+training data.
 
 ## Planted habits
 The model can do the sums (see temperature 0). Its errors at temperature 1 were planted in the corpus, so that
@@ -89,13 +94,16 @@ checking, refining and training have something to undo. Figures that show a gain
 
 ## Training
 From scratch, {steps} steps of AdamW on {examples} chains of three examples, loss on replies only,
-{minutes} minutes of processor time on one core. Loss of the last 100 steps, in nats a token: {loss}. Shape: {shape}.
+{minutes} minutes of processor time on one core. Shape: {shape}.
+Loss of the last 100 steps, in nats a token: {loss}.
 
 ## Measured
 The numpy engine, {n} held-out problems, {passes} passes each at temperature 1; intervals are Wilson's, 95 %.
 Single passes count the first pass only; habits count every pass. A tied vote counts its first answer.
 
 {table}
+
+Those {calls} calls at temperature 1 read {read} tokens and drew {drawn}, in {took} s on one core.
 
 ## Format
 `model.safetensors`, `config.json` and `tokenizer.json` are those of transformers' `GPT2LMHeadModel` and

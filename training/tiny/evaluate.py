@@ -30,6 +30,8 @@ class Share:
     count: int
 
     def __str__(self) -> str:
+        if not self.count:
+            return "no case"
         low, high = self.wilson()
         return f"{self.hits / self.count:.1%} [{low:.1%}, {high:.1%}] of {self.count:,}"
 

@@ -36,7 +36,7 @@ class Plan:
 
     shape: Shape = field(default_factory=lambda: Shape(vocabulary=len(VOCABULARY)))
     habits: Habits = field(default_factory=Habits)
-    steps: int = 3000
+    steps: int = 2500
     problems: int = 24
     """Problems in a step. Each gives one example for each of the three roles."""
     rate: float = 3e-3

@@ -24,6 +24,8 @@ from weaverant.journal.lock import RunLock
 from weaverant.journal.store import Repair, SegmentStore
 
 SEGMENT_BYTES = 64 << 20
+SEGMENT_TASKS = 32_768
+"""A segment ends at this many tasks, too: its index is held in memory until then, about 400 bytes a task."""
 FRAME_BYTES = 1 << 20
 """A frame is closed at this payload size, so that readers work in bounded memory."""
 
@@ -170,7 +172,7 @@ class SegmentJournal:
         if self._count:
             self._end_payload()
         group = self._group
-        if self._size >= self._segment_bytes:
+        if self._size >= self._segment_bytes or len(self._index.tasks) >= SEGMENT_TASKS:
             group.seal = True
         if group.seal:
             self._index = SegmentIndex()

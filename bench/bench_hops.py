@@ -1,0 +1,97 @@
+"""Hops per CPU-second of one process on W1 and W2: durable, without a journal, and as bare asyncio.
+
+CPU is that of the whole process, threads included. Figures are compared within one run: machines are noisy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import report
+import workloads
+
+from weaverant import run
+
+Measured = tuple[int, float, float]
+"""Hops, CPU seconds, wall seconds."""
+
+
+def weave(workload: str, tasks: int, in_flight: int, journal: bool) -> Measured:
+    questions = workloads.QUESTIONS if workload == "w1" else workloads.SHORT_QUESTIONS
+    rows = [{"question": questions[i % 512]} for i in range(tasks)]
+    with tempfile.TemporaryDirectory() as folder:
+        made = run(
+            getattr(workloads, workload),
+            rows,
+            models=workloads.Dummy(),
+            directory=Path(folder) / "run",
+            journal=journal,
+            concurrency=in_flight,
+            in_flight=in_flight,
+        )
+        cpu, wall = time.process_time(), time.perf_counter()
+        asyncio.run(_drain(made))
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    assert made.state == "finished" and made.ledger.stages[0].done == tasks, made.error
+    return made.ledger.calls, cpu, wall
+
+
+async def _drain(made) -> None:
+    async for _ in made:
+        pass
+
+
+def bare(workload: str, tasks: int, in_flight: int) -> Measured:
+    flow = workloads.bare_w1 if workload == "w1" else workloads.bare_w2
+    questions = workloads.QUESTIONS if workload == "w1" else workloads.SHORT_QUESTIONS
+
+    async def say(role: str, seed: int, round_: int):
+        await asyncio.sleep(0)
+        return workloads.answer(role, seed, round_)
+
+    async def main() -> int:
+        slots = asyncio.Semaphore(in_flight)
+
+        async def one(i: int) -> int:
+            async with slots:
+                return (await flow(say, questions[i % 512], random.Random(i)))[1]
+
+        return sum(await asyncio.gather(*(one(i) for i in range(tasks))))
+
+    cpu, wall = time.process_time(), time.perf_counter()
+    hops = asyncio.run(main())
+    return hops, time.process_time() - cpu, time.perf_counter() - wall
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", type=int, default=10_000)
+    tasks = parser.parse_args().tasks
+    lines, rows = [], []
+    for workload in ("w1", "w2"):
+        for in_flight in (1_000, 20_000):
+            size = max(tasks, in_flight)
+            bound = bare(workload, size, in_flight)
+            for kind, measured in (
+                ("durable", weave(workload, size, in_flight, journal=True)),
+                ("no journal", weave(workload, size, in_flight, journal=False)),
+                ("bare asyncio", bound),
+            ):
+                hops, cpu, wall = measured
+                lines.append([f"{workload} {kind}", f"{in_flight:,}", hops / cpu, 1e6 * cpu / hops, hops / wall])
+                name = f"{workload}/{kind}/{in_flight}"
+                rows.append(report.row(f"{name} hops per CPU-second", hops / cpu))
+            ratio = (rows[-3]["value"] or 0) / (rows[-1]["value"] or 1)
+            rows.append(report.row(f"{workload}/{in_flight} durable over bare asyncio", ratio))
+    report.table(["workload", "in flight", "hops/CPU-s", "us/hop", "hops/s wall"], lines)
+    print("Matrix (2 cores, whole process tree): W1 110-221 hops/s at 8.3-16 ms/hop, W2 210-312 at 4.9-8.0 (see docs)")
+    report.finish("bench-hops", rows)
+
+
+if __name__ == "__main__":
+    main()

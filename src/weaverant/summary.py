@@ -1,0 +1,284 @@
+"""What a run amounts to: its ledger, cost and latency by agent, failures with examples, where replay diverged.
+
+`fold` reads it from a run's directory, in one pass and bounded memory, also while the run is being written;
+`of_run` takes it from a run that has just ended. `document` is the form for machines.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+
+from weaverant.events import (
+    Event,
+    RunClosed,
+    RunOpened,
+    SourceEnded,
+    StepEnded,
+    TaskEnded,
+    TaskReopened,
+    TaskStarted,
+    TaskSuperseded,
+)
+from weaverant.journal import BlobStore, JournalReader
+from weaverant.launch import Run
+from weaverant.rundir import RunConfig, load_config
+from weaverant.runtime.ledger import AgentCounts, Ledger, StageCounts
+from weaverant.story import Story, Storyteller
+from weaverant.task import Task
+
+EXAMPLES = 2
+"""Failed tasks that are kept for each reason."""
+
+REASONS = 50
+"""Reasons for which there are examples; all are counted."""
+
+UNDETERMINED = "not known yet"
+
+
+class Failure(Struct, frozen=True):
+    """One failed task, as an example of its reason."""
+
+    key: str
+    reason: str
+    where: str
+    text: str
+
+
+class Divergence(Struct):
+    """Recorded outcomes that replay never asked for: in how many tasks, and the first of them."""
+
+    tasks: int = 0
+    first_task: str = ""
+    first_step: str = ""
+
+
+class Summary(Struct):
+    """All that `show` prints."""
+
+    config: RunConfig
+    state: str
+    """`finished`, why it stopped, `running`, or `killed`."""
+    ledger: Ledger
+    rows: int | None
+    """Rows of the first stage in all; None while only reading the source to its end would tell."""
+    failures: list[Failure]
+    directory: str | None = None
+    sessions: int = 1
+    divergence: Divergence = msgspec.field(default_factory=Divergence)
+
+    @property
+    def simulated(self) -> list[str]:
+        """The names of models whose words are pretended."""
+        return sorted(name for name, what in self.config.identities.items() if what.startswith("simulated"))
+
+    @property
+    def left(self) -> int:
+        """Rows that have not ended, those that never started included."""
+        stages = self.ledger.stages
+        waiting = 0 if self.rows is None else max(0, self.rows - stages[0].rows)
+        return waiting + sum(stage.left for stage in stages)
+
+
+class Examples:
+    """The first few failures of each reason."""
+
+    def __init__(self) -> None:
+        self.failures: list[Failure] = []
+        self._seen: Counter[str] = Counter()
+
+    def wanted(self, reason: str) -> bool:
+        return self._seen[reason] < EXAMPLES and (reason in self._seen or len(self._seen) < REASONS)
+
+    def add(self, task: Task | Story) -> None:
+        if task.state == "failed" and self.wanted(task.reason):
+            self._seen[task.reason] += 1
+            self.failures.append(Failure(task.key, task.reason, task.where, failure_text(task.result)))
+
+
+def failure_text(value: Any) -> str:
+    """What a failed task's value says."""
+    return str(cast("dict[str, Any]", value).get("text", "")) if isinstance(value, dict) else str(value or "")
+
+
+def of_run(run: Run, examples: Examples) -> Summary:
+    """The summary of a run that was not resumed, from its own counts. `rows` is known once it has finished."""
+    rows = run.ledger.stages[0].rows if run.state == "finished" else run.config.rows
+    directory = None if run.directory is None else str(run.directory)
+    return Summary(run.config, run.state, run.ledger, rows, examples.failures, directory)
+
+
+def fold(directory: Path) -> Summary:
+    """The summary of what stands in the journal. Raises `UserError`, `JournalCorrupt`."""
+    config = load_config(directory)
+    reader = JournalReader(directory)
+    ledger = Ledger(config.stages)
+    folded = _Fold(ledger)
+    for event in reader.events():
+        folded.see(event)
+    state = folded.state or ("running" if _is_locked(directory) else "killed")
+    rows = config.rows if folded.source_rows is None else folded.source_rows
+    examples = Examples()
+    teller = Storyteller({}, BlobStore(directory / "blobs").get)
+    for _, events in reader.histories(reader.places(folded.examples())):
+        examples.add(teller.tell(events))
+    return Summary(
+        config, state, ledger, rows, examples.failures, str(directory), folded.sessions, folded.divergence
+    )  # fmt: skip
+
+
+class _Fold:
+    """One pass over the events. Remembers single tasks only where a later event may take their end back."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.state = "ready"
+        self.sessions = 0
+        self.source_rows: int | None = None
+        self.divergence = Divergence()
+        self._ledger = ledger
+        self._failed: dict[str, TaskEnded] = {}
+        self._grouped: dict[str, tuple[int, TaskEnded | None]] = {}
+
+    def see(self, event: Event) -> None:
+        match event:
+            case StepEnded():
+                self._ledger.step(event)
+            case TaskStarted():
+                self._ledger.stages[event.stage].rows += 1
+                if "@" in event.task:
+                    self._grouped[event.task] = (event.stage, None)
+            case TaskEnded():
+                self._ended(event)
+            case TaskReopened():
+                self._take_back(self._failed.pop(event.task, None))
+            case TaskSuperseded():
+                self._superseded(event.task)
+            case RunOpened():
+                self.sessions += 1
+                self.state = ""
+            case RunClosed():
+                self.state = event.state
+            case SourceEnded():
+                self.source_rows = event.rows
+            case _:
+                pass
+
+    def examples(self) -> list[str]:
+        """Failed tasks, a few for each reason, in the order in which they failed."""
+        seen: Counter[str] = Counter()
+        chosen: list[str] = []
+        for task, event in self._failed.items():
+            seen[event.reason] += 1
+            if seen[event.reason] <= EXAMPLES and len(seen) <= REASONS:
+                chosen.append(task)
+        return chosen
+
+    def _ended(self, event: TaskEnded) -> None:
+        bare = msgspec.structs.replace(event, value=None)
+        self._ledger.ended(event)
+        if event.state == "failed":
+            self._failed[event.task] = bare
+        if event.task in self._grouped:
+            self._grouped[event.task] = (event.stage, bare)
+        if event.unasked:
+            if not self.divergence.tasks:
+                self.divergence.first_task, self.divergence.first_step = event.task, event.diverged
+            self.divergence.tasks += 1
+
+    def _superseded(self, task: str) -> None:
+        stage, ended = self._grouped.pop(task, (0, None))
+        self._ledger.stages[stage].rows -= 1
+        self._take_back(ended)
+        self._failed.pop(task, None)
+
+    def _take_back(self, ended: TaskEnded | None) -> None:
+        if ended is not None:
+            self._ledger.stages[ended.stage].count(ended.state, ended.reason, -1)
+
+
+def _is_locked(directory: Path) -> bool:
+    """Whether a process writes the run."""
+    try:
+        file = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def document(summary: Summary) -> dict[str, Any]:
+    """The summary as plain data. Keys are only ever added:
+
+    `directory`, `workflow`, `state`, `sessions`, `created` (Unix seconds), `input`, `trials`, `rows` (of the first
+    stage, null while unknown), `left`, `models` (name -> identity), `simulated` (names), `parameters`,
+    `stages` (a list of `{name, rows, done, rejected, failed, left}`; `rejected` and `failed` map reasons to counts),
+    `agents` (a list of `{kind, name, calls, reused, cancelled, failures, prompt_tokens, completion_tokens,
+    cached_tokens, reasoning_tokens, cost, requests, p50, p95, p99}`; cost in US dollars, percentiles in seconds,
+    over calls that were not reused), `failures` (`{key, reason, where, text}`, at most two a reason),
+    `divergence` (`{tasks, first_task, first_step}`).
+    """
+    config = summary.config
+    return {
+        "directory": summary.directory,
+        "workflow": config.workflow,
+        "state": summary.state,
+        "sessions": summary.sessions,
+        "created": config.created,
+        "input": config.input,
+        "trials": config.trials,
+        "rows": summary.rows,
+        "left": summary.left,
+        "models": config.identities,
+        "simulated": summary.simulated,
+        "parameters": config.parameters,
+        "stages": [_stage_document(stage) for stage in summary.ledger.stages],
+        "agents": [
+            {"kind": kind, "name": name, **_agent_document(counts)}
+            for (kind, name), counts in sorted(summary.ledger.agents.items())
+        ],
+        "failures": msgspec.to_builtins(summary.failures),
+        "divergence": msgspec.to_builtins(summary.divergence),
+    }
+
+
+def positive(counts: Counter[str]) -> dict[str, int]:
+    """The reasons that still count, the most frequent first."""
+    return {reason: count for reason, count in _ranked(counts.items()) if count}
+
+
+def _ranked(items: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    return sorted(items, key=lambda item: (-item[1], item[0]))
+
+
+def _stage_document(stage: StageCounts) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "rows": stage.rows,
+        "done": stage.done,
+        "rejected": positive(stage.rejected),
+        "failed": positive(stage.failed),
+        "left": stage.left,
+    }
+
+
+def _agent_document(counts: AgentCounts) -> dict[str, Any]:
+    return {
+        "calls": counts.calls,
+        "reused": counts.reused,
+        "cancelled": counts.cancelled,
+        "failures": positive(counts.failures),
+        **msgspec.structs.asdict(counts.total()),
+        **{f"p{share}": counts.latencies.percentile(share / 100) for share in (50, 95, 99)},
+    }
