@@ -8,9 +8,10 @@ The tree asks 3 generators, 3 verifiers of each and 3 refiners of each of those:
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
+
+import report
 
 from weaverant.engines.embedded import EmbeddedEngine
 from weaverant.message import Reply, Request, Sampling, user
@@ -23,12 +24,11 @@ GOALS = {"tokens/s, 1 in flight": 500, "tokens/s, 64 in flight": 10_000, "calls/
 
 def main() -> None:
     rows = [
-        {"name": name, "value": round(value), "goal": GOALS[name], "met": value >= GOALS[name]}
+        report.row(name, value, f">= {GOALS[name]}", value >= GOALS[name])
         for name, value in asyncio.run(measured()).items()
     ]
-    for row in rows:
-        print(f"{row['name']:24} {row['value']:>9,}   goal {row['goal']:>7,}   {'met' if row['met'] else 'MISSED'}")
-    print(json.dumps({"target": "bench-decode", "rows": rows}))
+    report.table(["measured", "per second", "goal", "met"], [list(row.values()) for row in rows])
+    report.finish("bench-decode", rows)
 
 
 async def measured() -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from weaverant.engines.embedded import PACKAGED, EmbeddedEngine
+from weaverant.engines.gpt2.blas import threads
 from weaverant.engines.gpt2.lanes import Conversation, Lanes
 from weaverant.engines.gpt2.model import TILE, TinyModel
 from weaverant.engines.gpt2.sampling import draw, uniform
@@ -84,7 +85,7 @@ def test_it_slips_at_temperature_one_as_its_card_says():
 
 
 def test_a_reply_is_the_same_alone_in_a_crowd_and_in_any_order():
-    requests = mixed(300)
+    requests = mixed(300, max_tokens=20)
     alone = together(requests, at_once=1)
     crowd = together(requests, at_once=64)
     order = random.Random(0).sample(range(300), 300)
@@ -92,6 +93,31 @@ def test_a_reply_is_the_same_alone_in_a_crowd_and_in_any_order():
     assert [reply.text for reply in alone] == [reply.text for reply in crowd]
     assert [alone[i] for i in order] == shuffled
     assert len({reply.text for reply in alone}) > 150
+
+
+def test_the_logits_are_the_same_bits_in_any_lane_and_company():
+    model = TinyModel.load(TINY)
+    prompts = [model.tokenizer.chat([user(row["question"])]) for row in ROWS[:64]]
+    known = len(prompts[0]) - 1
+
+    def logits(lanes: list[int], rows: int) -> np.ndarray:
+        """Of the first prompt, in the first of the lanes, beside as many others."""
+        cache = model.cache(rows)
+        read = np.zeros((len(lanes), model.padded(known)), np.intp)
+        tokens, places = np.zeros(rows, np.intp), np.zeros(rows, np.intp)
+        for i, lane in enumerate(lanes):
+            read[i, :known] = prompts[i][:-1]
+            tokens[lane], places[lane] = prompts[i][-1], known
+        model.read(read, cache, np.array(lanes))
+        return model.step(tokens, places, cache)[lanes[0]]
+
+    with threads.one():
+        alone = logits([0], TILE)
+        for lane in range(TILE):
+            np.testing.assert_array_equal(logits([lane], TILE), alone)
+        for count in (2, 3, 16, 64):
+            lanes = random.Random(count).sample(range(64), count)
+            np.testing.assert_array_equal(logits(lanes, 64), alone)
 
 
 def test_seeds_draw_different_replies_and_repeat_them():
@@ -330,7 +356,7 @@ def test_draws_follow_the_distribution():
 
 
 def test_lanes_refuse_a_number_that_fills_no_tile():
-    with pytest.raises(ValueError, match="multiple of 32"):
+    with pytest.raises(ValueError, match="multiple of 16"):
         Lanes(TinyModel.load(TINY), 40)
 
 

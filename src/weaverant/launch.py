@@ -70,7 +70,7 @@ class Run:
         self.ledger = Ledger([stage.name for stage in recipe.stages])
         self.unfinished = Unfinished()
         self._own_engines = own_engines
-        self._limits = limits
+        self.limits = limits
         self._retry = retry
         self._swarm: LocalSwarm | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -166,7 +166,7 @@ class Run:
         feed = Feed(self.source, self.unfinished.started, config.trials, config.limit)
         reuse = None if config.reuse is None else OldRun(Path(config.reuse)).steps_of
         return LocalSwarm(
-            recipe.stages, self.binding, journal, feed, self.ledger, book, self._limits,
+            recipe.stages, self.binding, journal, feed, self.ledger, book, self.limits,
             blob=blob, unfinished=self.unfinished, reuse=reuse,
         )  # fmt: skip
 
@@ -193,6 +193,10 @@ class Run:
         except JournalError as error:
             if self._swarm is not None:
                 self._swarm.journal_failed(error)
+        await self.close_engines()
+
+    async def close_engines(self) -> None:
+        """Close the engines that were opened from specs. Only for a run that is not started: a run does it itself."""
         for engine in self._own_engines:
             await engine.close()
 

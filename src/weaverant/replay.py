@@ -8,12 +8,15 @@ one are the same code; they differ only in where the answers come from (design.m
 from __future__ import annotations
 
 import asyncio
+import sys
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from heapq import heappop, heappush
 from random import Random
+from types import FrameType
 from typing import Any, NoReturn, Protocol
 from zlib import crc32
 
@@ -44,6 +47,21 @@ class Record:
 
 
 CANCELLED = object()
+
+
+class _Gone:
+    """The host of a loop that has ended: nothing that a dying coroutine still does has an effect."""
+
+    def launch(self, ask: Ask) -> None: ...
+
+    def abandon(self, ask: Ask) -> None: ...
+
+    def arm(self, timer: Timer) -> None: ...
+
+    def disarm(self, timer: Timer) -> None: ...
+
+
+_GONE = _Gone()
 
 
 class Host(Protocol):
@@ -175,6 +193,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._answers: list[tuple[int, Ask | Timer, Record]] = []
         self._inbox: deque[tuple[Ask | Timer, Record]] = deque()
         self._fresh: list[Ask | Timer] = []
+        self._abandoned: list[Ask] = []
         self._open = 0
         self._root = Branch("")
         self._serial = crc32(name.encode()) << 24
@@ -203,18 +222,17 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """
         main = self._main
         assert main is not None
-        outer = events._get_running_loop()  # pyright: ignore[reportPrivateUsage]
-        events._set_running_loop(self)  # pyright: ignore[reportPrivateUsage]
         try:
-            while True:
-                self._run_to_rest()
-                if main.done():
-                    self._cancel_the_rest()
-                    return True
-                if not self._settle_next():
-                    break
+            with self._running():
+                while True:
+                    self._run_to_rest()
+                    if main.done():
+                        self._cancel_the_rest()
+                        return True
+                    if not self._settle_next():
+                        break
         finally:
-            events._set_running_loop(outer)  # pyright: ignore[reportPrivateUsage]
+            self._tell_abandoned()
         self._start_fresh()
         return False
 
@@ -244,14 +262,11 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def close(self) -> None:
         """End the workflow where it stands: no exception that it could catch, `finally` blocks run, no more steps."""
         self._ended = True
-        outer = events._get_running_loop()  # pyright: ignore[reportPrivateUsage]
-        events._set_running_loop(self)  # pyright: ignore[reportPrivateUsage]
-        try:
-            for task in reversed(self._spawned):
+        with self._running():
+            while self._spawned:
+                task = self._spawned.pop()
                 if not task.done():
                     _close(task)
-        finally:
-            events._set_running_loop(outer)  # pyright: ignore[reportPrivateUsage]
         self._release()
 
     # What agents and effects use
@@ -279,7 +294,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                 ask.state = AskState.SETTLED
                 self._open -= 1
                 if launched:
-                    self._host.abandon(ask)
+                    self._abandoned.append(ask)
             raise
 
     def drop_timer(self, timer: Timer) -> None:
@@ -339,6 +354,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
         **_: Any,
     ) -> BranchTask:
+        if sys._getframe(1).f_globals.get("__name__") == "asyncio.tasks":  # pyright: ignore[reportPrivateUsage]
+            _refuse_unordered(sys._getframe(2), coro)  # pyright: ignore[reportPrivateUsage]
         return self._spawn(coro, self._branch().spawn(), context)
 
     def get_debug(self) -> bool:
@@ -354,6 +371,26 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """An exception that nobody awaited. It is the workflow's own affair, as in asyncio, without the log line."""
 
     # The inside
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """This is the loop that workflow code finds, also where it leaves an `async for` early: what is in the
+        generator's `finally` belongs to the workflow and not to the run's loop."""
+        outer, hooks = events._get_running_loop(), sys.get_asyncgen_hooks()  # pyright: ignore[reportPrivateUsage]
+        events._set_running_loop(self)  # pyright: ignore[reportPrivateUsage]
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._finish_generator)
+        try:
+            yield
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+            events._set_running_loop(outer)  # pyright: ignore[reportPrivateUsage]
+
+    def _finish_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """Close it in a branch apart: when the collector finds one is no part of the workflow's order."""
+        if self._ended or events._get_running_loop() is not self:  # pyright: ignore[reportPrivateUsage]
+            _drive_out(generator)
+        else:
+            self._spawn(generator.aclose(), Branch(f"{self._branch().path}.left"), None)
 
     def _branch(self) -> Branch:
         task = asyncio.current_task(self)
@@ -423,6 +460,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                 elif not asked.settled:
                     self._host.arm(asked)
 
+    def _tell_abandoned(self) -> None:
+        """Only now, because the host works on the outer loop, which was not the running one inside the workflow."""
+        abandoned, self._abandoned = self._abandoned, []
+        for ask in abandoned:
+            self._host.abandon(ask)
+
     def _cancel_the_rest(self) -> None:
         """The workflow has returned: what it left running is cancelled and gets to run its `finally` blocks."""
         self._ended = True
@@ -436,7 +479,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                 _close(task)
 
     def _release(self) -> None:
-        """Cut the reference cycles, so that a finished task is freed at once and not by the collector."""
+        """Cut the reference cycles, so that a finished task is freed at once: the collector runs too seldom for that
+        (left to it, a run grew by 0.3 kB a task)."""
+        self._main = None
+        self._host = _GONE
         self._ready.clear()
         self._spawned.clear()
         self._answers.clear()
@@ -448,8 +494,30 @@ def _close(task: BranchTask) -> None:
     task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
         task.scope.run(task.get_coro().close)  # pyright: ignore[reportOptionalMemberAccess]
-    except (Exception, asyncio.CancelledError):  # a `finally` that awaits or raises has no one left to tell
+    except (Exception, asyncio.CancelledError, SystemExit):  # a `finally` that awaits or raises has no one left to tell
         pass
+
+
+def _drive_out(generator: AsyncGenerator[Any, Any]) -> None:
+    closing = generator.aclose()
+    try:
+        closing.send(None)
+    except BaseException:  # done, or a `finally` that raises and has no one left to tell
+        return
+    finally:
+        closing.close()
+
+
+def _refuse_unordered(frame: FrameType | None, coro: Coroutine[Any, Any, Any]) -> None:
+    """`as_completed` puts coroutines into a set, so which of them becomes which branch would be chance."""
+    while frame is not None and frame.f_globals.get("__name__") == "asyncio.tasks":
+        if frame.f_code.co_name == "as_completed" or "AsCompleted" in frame.f_code.co_qualname:
+            coro.close()
+            raise WorkflowError(
+                "asyncio.as_completed starts coroutines in an order that differs from life to life. "
+                "Give it tasks: asyncio.as_completed([asyncio.create_task(c) for c in coroutines])"
+            )
+        frame = frame.f_back
 
 
 def _refuse(name: str, way_out: str) -> Callable[..., NoReturn]:

@@ -42,6 +42,8 @@ class Step(Struct):
     outcome: Outcome
     messages: tuple[Message, ...] = ()
     """What was sent to the model."""
+    tools: list[dict[str, Any]] = []
+    """The tools it could call: name, description, JSON schema of the parameters."""
     reply: Reply | None = None
     arguments: Any = None
     """What a tool or function was called with: `[positional, by name]`."""
@@ -87,6 +89,7 @@ class Storyteller:
 
     def __init__(self, agents: Mapping[str, Mapping[str, Any]], blob: Callable[[bytes], str]) -> None:
         self._agents = {spec: _agent(described) for spec, described in agents.items()}
+        self._tools = {spec: described.get("tools", []) for spec, described in agents.items()}
         self._blob = blob
 
     def tell(self, events: Iterable[TaskEvent]) -> Story:
@@ -123,6 +126,7 @@ class Storyteller:
         )  # fmt: skip
         if event.kind == "model":
             step.messages = self._messages(event, asked, numbered)
+            step.tools = self._tools.get(event.spec, [])
             if event.outcome == "reply":
                 step.reply = reply_of(value, event.usage, event.model)
                 return step

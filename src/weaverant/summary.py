@@ -40,8 +40,6 @@ EXAMPLES = 2
 REASONS = 50
 """Reasons for which there are examples; all are counted."""
 
-UNDETERMINED = "not known yet"
-
 
 class Failure(Struct, frozen=True):
     """One failed task, as an example of its reason."""
@@ -193,7 +191,9 @@ class _Fold:
             self.divergence.tasks += 1
 
     def _superseded(self, task: str) -> None:
-        stage, ended = self._grouped.pop(task, (0, None))
+        if task not in self._grouped:
+            return
+        stage, ended = self._grouped.pop(task)
         self._ledger.stages[stage].rows -= 1
         self._take_back(ended)
         self._failed.pop(task, None)

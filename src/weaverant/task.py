@@ -215,7 +215,7 @@ class TaskRun:
         mark = self._texts.mark()
         try:
             self._write_step(ask, outcome, seed, reused)
-        except (ValueError, OverflowError, UserError) as error:
+        except (ValueError, OverflowError, RecursionError, UserError) as error:
             self._texts.rollback(mark)
             text = f"{ask.name!r} gave what cannot be stored: {error}"
             outcome = StepFailed("value", text)
@@ -276,7 +276,9 @@ class TaskRun:
             return "done", "", "", plain(result, f"the result of {self.workflow.name!r}")
         except UserError as error:
             return "failed", "result", "", {"text": str(error)}
-        except (Exception, asyncio.CancelledError, SystemExit) as error:  # the boundary to a user's code
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the boundary to a user's code
             failure, where = failure_of(error)
             return "failed", failure.kind, where, _failure_value(failure)
 
@@ -288,7 +290,7 @@ class TaskRun:
         mark = self._texts.mark()
         try:
             self._write_end(state, reason, where, value)
-        except (ValueError, OverflowError) as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             self._texts.rollback(mark)
             self._write_end("failed", "result", "", {"text": f"the result cannot be stored: {error}"})
 
@@ -394,7 +396,11 @@ def _as_seen(outcome: Any, value: Any) -> Any:
     """What the workflow gets: as replay would decode it, and never the object that somebody else still holds."""
     if isinstance(outcome, Reply):
         return outcome if isinstance(value, str) else reply_of(value, outcome.usage, outcome.model)
-    return outcome if isinstance(outcome, StepFailed) else fresh(value)
+    if isinstance(outcome, StepFailed):
+        failure = StepFailed(outcome.kind, outcome.text, fresh(value[1]))
+        failure.forget = outcome.forget
+        return failure
+    return fresh(value)
 
 
 def _failure_value(failure: StepFailed) -> dict[str, Any]:

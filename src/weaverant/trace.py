@@ -96,7 +96,7 @@ def plain(value: Any, what: str) -> Any:
     if kind is str or kind is int or kind is float or kind is bool or value is None:
         return value
     try:
-        return msgspec.to_builtins(value, str_keys=True, enc_hook=_plain_object)
+        return fresh(msgspec.to_builtins(value, str_keys=True, enc_hook=_plain_object))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{what} cannot be stored: {error}. Expected plain data (dict, list, text, numbers, true/false/null), "
@@ -105,10 +105,10 @@ def plain(value: Any, what: str) -> Any:
 
 
 def fresh(value: Any) -> Any:
-    """A copy that its reader may change."""
+    """A copy that its reader may change, with lists for tuples, as it will be read from the journal."""
     if isinstance(value, dict):
         return {key: fresh(item) for key, item in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [fresh(item) for item in cast("list[Any]", value)]
     return value
 
@@ -119,4 +119,7 @@ def _plain_object(value: Any) -> Any:
         return dump(mode="json")
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return value.tolist()
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
     raise TypeError(f"an object of type {type(value).__qualname__!r} was found")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from heapq import heappop, heappush
+from multiprocessing import parent_process
 from typing import Any
 
 from weaverant.agent import Binding
@@ -56,16 +59,18 @@ class Slots:
         self.running.add(task)
 
     async def _work(self, run: TaskRun, ask: Ask) -> None:
+        task = ask.handle
+        assert task is not None
         try:
             outcome = await self._perform(run, ask)
-        except StepFailed as failure:
-            outcome = failure
-        except asyncio.CancelledError:
-            return
-        except Exception as error:  # the boundary to engines and users' functions
-            outcome = StepFailed(type(error).__name__, str(error))
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # the boundary to engines and users' functions
+            if task.cancelling():
+                return
+            outcome = _failure(error)
         finally:
-            self.running.discard(asyncio.current_task())  # pyright: ignore[reportArgumentType]
+            self.running.discard(task)
             self._next()
         run.record(ask, outcome)
 
@@ -117,7 +122,7 @@ class Calls:
         if inspect.iscoroutinefunction(_unwrapped(work.call)):
             value = await work.call()
         else:
-            value = await asyncio.get_running_loop().run_in_executor(self._executor(work.place), work.call)
+            value = await self._outside(work, ask.name)
             if inspect.isawaitable(value):
                 value = await value
         try:
@@ -125,12 +130,50 @@ class Calls:
         except UserError as error:
             raise StepFailed("value", str(error)) from None
 
+    async def _outside(self, work: EffectWork, name: str) -> Any:
+        """In a thread or process. A process that dies takes its whole pool along, so what the pool was at is done
+        again, each call in a process of its own: the one that dies once more is to blame."""
+        loop, call = asyncio.get_running_loop(), partial(_contained, work.call)
+        executor = self._executor(work.place)
+        try:
+            return await loop.run_in_executor(executor, call)
+        except BrokenExecutor:
+            if self._executors.get(work.place) is executor:
+                del self._executors[work.place]
+        with ProcessPoolExecutor(1, initializer=_end_with_parent) as alone:
+            try:
+                return await loop.run_in_executor(alone, call)
+            except BrokenExecutor:
+                raise StepFailed("died", f"the process that ran {name}() died: killed, or out of memory") from None
+
     def _executor(self, place: str) -> Executor:
         found = self._executors.get(place)
         if found is None:
-            found = ThreadPoolExecutor(self._threads, "weaverant-step") if place == "thread" else ProcessPoolExecutor()
+            if place == "thread":
+                found = ThreadPoolExecutor(self._threads, "weaverant-step")
+            else:
+                found = ProcessPoolExecutor(initializer=_end_with_parent)
             self._executors[place] = found
         return found
+
+
+def _failure(error: BaseException) -> StepFailed:
+    return error if isinstance(error, StepFailed) else StepFailed(type(error).__name__, str(error))
+
+
+def _contained(call: Callable[[], Any]) -> Any:
+    """Raises nothing but `StepFailed`: no future holds a StopIteration, and not every exception survives pickling."""
+    try:
+        return call()
+    except (Exception, SystemExit) as error:  # the boundary to users' functions
+        raise _failure(error) from None
+
+
+def _end_with_parent() -> None:
+    """A worker whose run was killed would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _unwrapped(call: Callable[[], Any]) -> Any:

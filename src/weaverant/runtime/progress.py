@@ -73,7 +73,7 @@ class Pace:
     def __init__(self, now: float) -> None:
         self._began = now
         self._first: int | None = None
-        self._marks: deque[tuple[float, int, int]] = deque()
+        self._marks: deque[tuple[float, int, int]] = deque([(now, 0, 0)])
 
     def look(self, watched: Watched, total: int | None, now: float) -> Snapshot:
         """`total` is how many rows the first stage will have, where that is known."""

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
-from weaverant.errors import UserError
 from weaverant.protocols import Unreadable
 from weaverant.row import child_key, group_key, row_digest
 from weaverant.runtime.ledger import Ledger
@@ -66,7 +65,7 @@ class StageBook:
         for row in sorted(members, key=lambda row: _natural(row.key)):
             try:
                 by = plain(group.by(row.value), f"the key of group {group.name!r}")
-            except (UserError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            except Exception as error:  # the boundary to a user's code
                 formed.append((row, Unreadable(f"group {group.name!r} has no key for it: {error!r}", row.key)))
                 continue
             gathered.setdefault(repr(by), (by, []))[1].append(row)

@@ -1,6 +1,6 @@
 """Reading the answer out of a reply, and holding it against the gold answer.
 
-The extractor T of the paper (section 3): fixed and deterministic. What cannot be read is None, and None is wrong.
+The extractor T of the paper: fixed and deterministic. What cannot be read is None, and None is wrong.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from weaverant.agent import Agent
 from weaverant.errors import UserError
@@ -16,7 +16,7 @@ ROLES: tuple[Role, ...] = ("generator", "verifier", "refiner")
 Prompts = Literal["auto", "tiny", "chat"]
 
 CHAT_TEMPERATURE = 0.3
-"""For instruction models (paper, section 4)."""
+"""The paper samples Llama-3.1-8B-Instruct so (arXiv 2412.01928)."""
 
 CHAT_TOKENS = 1_024
 """A worked GSM8K solution takes some 300 tokens; a reply this long has lost its way, and counts as it stands."""
@@ -75,6 +75,6 @@ def question_of(row: Mapping[str, Any]) -> str:
     if not isinstance(question, str) or not question.strip():
         raise UserError(
             f"a row needs a text in 'question' and the gold answer in 'answer'; found {question!r} in 'question', "
-            f"and the fields {sorted(cast('Mapping[str, Any]', row))}"
+            f"and the fields {sorted(row)}"
         )
     return question

@@ -1,0 +1,46 @@
+"""The command line: `weaverant run | resume | show | export | recipes | init`.
+
+Exit codes: 0 all finished; 1 the run could not go on; 2 bad usage; 3 finished but some rows failed; 4 stopped and
+resumable. A user's mistake is one message on standard error and no traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from weaverant.errors import UserError, WeaverantError
+
+COULD_NOT_GO_ON = 1
+BAD_USAGE = 2
+SOME_FAILED = 3
+INTERRUPTED = 130
+"""Ctrl-C in a command that leaves nothing to resume: what shells report for SIGINT."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code."""
+    from weaverant.cli.arguments import parse
+
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        code: int = options.command(options)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return complain(error, BAD_USAGE)
+    except WeaverantError as error:
+        return complain(error, COULD_NOT_GO_ON)
+    except BrokenPipeError:
+        # Nobody reads any more. What Python still holds for standard output must not raise once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return COULD_NOT_GO_ON
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def complain(error: BaseException | str, code: int) -> int:
+    """Tell what went wrong; gives the code back."""
+    print(f"weaverant: error: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,7 @@
+"""`python -m weaverant.cli`."""
+
+import sys
+
+from weaverant.cli import main
+
+sys.exit(main())

@@ -1,0 +1,33 @@
+"""`weaverant init`: an example that runs as it is, on the model in the package."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from weaverant.errors import UserError
+
+EXAMPLE = Path(__file__).parent / "example"
+
+
+def init_command(options: argparse.Namespace) -> int:
+    folder = Path(options.folder)
+    files = sorted(path for path in EXAMPLE.iterdir() if path.is_file())
+    taken = [path.name for path in files if (folder / path.name).exists()]
+    if taken:
+        raise UserError(
+            f"{str(folder)!r} already has {', '.join(taken)}, and nothing is overwritten. "
+            "Expected another folder: weaverant init DIR"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in files:
+            shutil.copyfile(path, folder / path.name)
+    except OSError as error:
+        raise UserError(f"the folder {str(folder)!r} cannot be written: {error.strerror}") from None
+    print(f"wrote {', '.join(path.name for path in files)} to {str(folder)!r}. Try it:")
+    into = "" if folder == Path() else f"{folder}/"
+    print(f"  weaverant run {into}workflow.py --input {into}rows.jsonl --model embedded:tiny --run {into}run")
+    print(f"  weaverant export {into}run --as raw --out {into}data.jsonl")
+    return 0

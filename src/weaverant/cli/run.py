@@ -1,0 +1,162 @@
+"""`weaverant run` and `weaverant resume`: prepare, go on until the end or a signal, tell what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from weaverant import launch
+from weaverant.cli import SOME_FAILED, complain
+from weaverant.cli.options import (
+    input_for,
+    limits_of,
+    models_for,
+    models_of,
+    overrides_of,
+    parameters_of,
+    retry_of,
+)
+from weaverant.cli.plan import print_plan
+from weaverant.cli.report import next_steps, report
+from weaverant.errors import UserError
+from weaverant.journal import JournalReader
+from weaverant.launch import Run
+from weaverant.recipe import Recipe
+from weaverant.rundir import default_directory, load_config
+from weaverant.runtime.progress import Progress, is_live
+from weaverant.summary import Examples, fold, of_run
+
+
+def run_command(options: argparse.Namespace) -> int:
+    recipe: Recipe = options.recipe
+    directory: str | None = options.run
+    if options.no_journal and directory is not None:
+        raise UserError("--no-journal stores nothing, so it has no --run directory; leave one of the two out")
+    if options.dry_run and directory is not None and (Path(directory) / "run.json").exists():
+        raise UserError(f"{directory!r} already holds a run; choose another directory with --run")
+    run = launch.run(
+        recipe,
+        input_for(options.input, recipe),
+        models=models_for(options.model, recipe),
+        directory=directory,
+        journal=not (options.no_journal or options.dry_run),
+        trials=options.trials,
+        limit=options.limit,
+        overrides=overrides_of(options.set, recipe),
+        parameters=parameters_of(options, recipe),
+        reuse=options.reuse,
+        **limits_of(options),
+    )
+    if options.dry_run:
+        place = None if options.no_journal else Path(directory or default_directory(recipe.name))
+        return print_plan(run, place)
+    return _drive(run, options.quiet)
+
+
+def resume_command(options: argparse.Namespace) -> int:
+    path = Path(options.directory)
+    config = load_config(path)
+    retry = retry_of(options.retry)
+    if retry is None and _is_finished(path):
+        summary = fold(path)
+        print(f"{options.directory}: this run has finished, there is nothing to do.", file=sys.stderr)
+        if not options.quiet:
+            print("\n".join(next_steps(summary)))
+        return SOME_FAILED if summary.ledger.failed else 0
+    models = {**config.models, **models_of(options.model)}
+    lost = sorted(name for name, spec in models.items() if spec.startswith("object:"))
+    if lost:
+        raise UserError(
+            f"the run {str(path)!r} was made in Python with engines of its own for {', '.join(map(repr, lost))}: "
+            "go on with it there, weaverant.resume(DIRECTORY, models=...), or give them with --model NAME=SPEC"
+        )
+    run = launch.resume(path, rows=options.input, models=models, retry=retry, **limits_of(options))
+    return _drive(run, options.quiet)
+
+
+def _is_finished(path: Path) -> bool:
+    events = list(JournalReader(path).run_events())
+    return bool(events) and getattr(events[-1], "state", None) == "finished"
+
+
+def _drive(run: Run, quiet: bool) -> int:
+    """Go on to the end; print the summary; give the exit code."""
+    driver = _Driver(run, quiet)
+    asyncio.run(driver.go())
+    if not quiet:
+        resumed = run.resumed and run.directory is not None
+        summary = fold(run.directory) if resumed and run.directory else of_run(run, driver.examples)
+        print("\n".join(report(summary)), flush=True)
+    if run.error is not None:
+        complain(run.error, 0)
+    if driver.signals > 1:
+        _leave(run.exit_code)
+    return run.exit_code
+
+
+def _leave(code: int) -> None:
+    """End the process although threads still run: Python would wait for a `step` function that nobody waits for."""
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    if others:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class _Driver:
+    """A run with its progress and its signals."""
+
+    def __init__(self, run: Run, quiet: bool) -> None:
+        self.examples = Examples()
+        self.signals = 0
+        self._run = run
+        self._quiet = quiet
+        self._progress = Progress(run, run.config.rows, sys.stderr, is_live(sys.stderr) and not quiet)
+
+    async def go(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+        # The run prepares itself before the loop gets its next turn, and knows then what it takes up again.
+        loop.call_soon(self._announce)
+        drawing = None if self._quiet else loop.create_task(self._progress.draw())
+        try:
+            async for task in self._run:
+                self.examples.add(task)
+        finally:
+            if drawing is not None:
+                drawing.cancel()
+                with suppress(asyncio.CancelledError):
+                    await drawing
+                self._progress.finish()
+
+    def _announce(self) -> None:
+        again = self._run.unfinished.reopened
+        if again:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(again.items()))
+            self._say(f"taking up {sum(again.values()):,} failed rows again: {reasons}")
+        if self._run.directory is not None:
+            self._say(f"run directory: {self._run.directory}")
+
+    def _stop(self) -> None:
+        self.signals += 1
+        self._run.stop("interrupted")
+        if self.signals == 1:
+            calls = self._run.in_flight[1]
+            grace = self._run.limits.grace
+            self._say(
+                f"stopping: {calls:,} calls in flight may finish, for {grace:g} s at most; "
+                "what is left can be resumed. Ctrl-C again stops at once"
+            )
+        elif self.signals == 2:
+            self._say("stopping at once")
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._progress.say(text)

@@ -1,0 +1,211 @@
+"""The files that samples go to. Nothing shows under its name before all of it is written."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, cast
+
+from weaverant.errors import UserError
+from weaverant.export.samples import Sample, decode, encode
+
+FILE_FIELD = "_file"
+"""The field of a sample that names the file it goes to, inside the folder that `--out` names."""
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+BATCH = 1_000
+"""Samples of a parquet file that are in memory at once."""
+
+
+class Writer(Protocol):
+    """One file in the making."""
+
+    def add(self, line: bytes) -> None: ...
+
+    def finish(self) -> None:
+        """Everything is under `path` now."""
+        ...
+
+    def give_up(self) -> None:
+        """Leave nothing behind."""
+        ...
+
+
+class Lines:
+    """`.jsonl`, and `.jsonl.gz` without time and name inside, so that equal samples make equal bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._unfinished = path.with_name(path.name + ".tmp")
+        self._raw = self._unfinished.open("wb")
+        self._file: BinaryIO = self._raw
+        if path.name.endswith(".gz"):
+            self._file = cast("BinaryIO", gzip.GzipFile("", "wb", 6, self._raw, mtime=0))
+
+    def add(self, line: bytes) -> None:
+        self._file.write(line)
+        self._file.write(b"\n")
+
+    def finish(self) -> None:
+        self._close()
+        self._unfinished.replace(self._path)
+
+    def give_up(self) -> None:
+        self._close()
+        self._unfinished.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._file is not self._raw:
+            self._file.close()
+        self._raw.close()
+
+
+class Parquet:
+    """`.parquet`: lines first, then columns, because only all samples together tell the columns and their types."""
+
+    def __init__(self, path: Path) -> None:
+        self._arrow, self._parquet = _pyarrow(path)
+        self._path = path
+        self._unfinished = path.with_name(path.name + ".tmp")
+        self._text = path.with_name(path.name + ".jsonl")
+        self._lines = Lines(self._text)
+        self._schema: Any = None
+        self._batch: list[Sample] = []
+
+    def add(self, line: bytes) -> None:
+        self._lines.add(line)
+        self._batch.append(decode(line))
+        if len(self._batch) == BATCH:
+            self._widen()
+
+    def finish(self) -> None:
+        self._widen()
+        self._lines.finish()
+        arrow = self._arrow
+        try:
+            with self._parquet.ParquetWriter(self._unfinished, self._schema or arrow.schema([])) as writer:
+                for batch in self._batches():
+                    writer.write_table(arrow.Table.from_pylist(batch, schema=self._schema))
+        finally:
+            self._text.unlink(missing_ok=True)
+        self._unfinished.replace(self._path)
+
+    def give_up(self) -> None:
+        self._lines.give_up()
+        self._unfinished.unlink(missing_ok=True)
+
+    def _widen(self) -> None:
+        """Let the schema hold the samples of the batch, too."""
+        if not self._batch:
+            return
+        arrow = self._arrow
+        try:
+            found = arrow.Table.from_pylist(self._batch).schema
+            known = found if self._schema is None else self._schema
+            self._schema = arrow.unify_schemas([known, found], promote_options="permissive")
+        except arrow.ArrowException as error:
+            raise UserError(
+                f"the samples do not fit into columns: {error}. Fields of one name need one type; .jsonl takes any"
+            ) from None
+        self._batch = []
+
+    def _batches(self) -> Iterator[list[Sample]]:
+        with self._text.open("rb") as file:
+            while batch := [decode(line) for line in islice(file, BATCH)]:
+                yield batch
+
+
+class StandardOutput:
+    """`-`."""
+
+    def add(self, line: bytes) -> None:
+        sys.stdout.buffer.write(line + b"\n")
+
+    def finish(self) -> None:
+        sys.stdout.buffer.flush()
+
+    def give_up(self) -> None: ...
+
+
+class Sink:
+    """Takes samples; `counts` tells how many went to each file. Leaving it by an exception leaves no file."""
+
+    def __init__(self, out: str) -> None:
+        self.counts: dict[str, int] = {}
+        self._out = out
+        self._writers: dict[str, Writer] = {}
+        self._split: bool | None = None
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def add(self, sample: Sample, where: str) -> None:
+        """`where` is who made the sample, for the text of an error."""
+        split = FILE_FIELD in sample
+        if self._split not in (None, split):
+            raise UserError(f"{where}: some samples name their file in {FILE_FIELD!r} and some do not; name it in all")
+        self._split = split
+        name = self._name(sample, where) if split else self._out
+        writer = self._writers.get(name)
+        if writer is None:
+            writer = self._writers[name] = _open(name)
+        writer.add(encode({key: value for key, value in sample.items() if key != FILE_FIELD}, where))
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def _name(self, sample: Sample, where: str) -> str:
+        """Where a sample that names its file goes."""
+        name: object = sample[FILE_FIELD]
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{where}: {FILE_FIELD!r} is {name!r}; expected a plain file name like 'sft.jsonl'")
+        if self._out == "-" or self._out.endswith(SUFFIXES) or Path(self._out).is_file():
+            raise UserError(
+                f"{where} makes several files ({name!r} is one), so --out must be a folder; found {self._out!r}"
+            )
+        return str(Path(self._out) / name)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is not None:
+            for writer in self._writers.values():
+                writer.give_up()
+            return
+        if not self._writers and (self._out == "-" or self._out.endswith(SUFFIXES)):
+            self._writers[self._out] = _open(self._out)
+            self.counts[self._out] = 0
+        for writer in self._writers.values():
+            writer.finish()
+
+
+def open_sink(out: str) -> Sink:
+    """The files of one export: `-`, a file, or a folder for samples that name their files."""
+    return Sink(out)
+
+
+def _open(name: str) -> Writer:
+    if name == "-":
+        return StandardOutput()
+    path = Path(name)
+    if not name.endswith(SUFFIXES):
+        raise UserError(f"cannot tell the format of {name!r} by its name; expected one ending in {', '.join(SUFFIXES)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(13, "no permission to write there")
+        return Parquet(path) if name.endswith(".parquet") else Lines(path)
+    except OSError as error:
+        raise UserError(f"the file {name!r} cannot be written: {error.strerror}") from None
+
+
+def _pyarrow(path: Path) -> tuple[Any, Any]:
+    try:
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(
+            f"{str(path)!r} needs pyarrow, which is not installed: pip install 'weaverant[data]', or choose .jsonl"
+        ) from None
+    return cast("Any", pyarrow), cast("Any", parquet)
