@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
-from queue import Queue
+from queue import Full, Queue
 from typing import Any
 
 import msgspec
@@ -154,17 +154,20 @@ class Run:
         book = StageBook(recipe.stages, self.ledger)
         blob = _no_blob if directory is None else BlobStore(directory / "blobs").get
         session = 0
+        begun: list[tuple[str, bytes]] = []
         if directory is not None and self.resumed:
             reader = JournalReader(directory)
             session = sum(isinstance(event, RunOpened) for event in reader.run_events())
             recovery = Recovery(reader, blob, recipe.stages, config.trials, self.ledger, book)
             journal.append(RunOpened(session, time.time(), config.version))
+            if config.reuse is not None:
+                begun = [(task.task, task.row) for task in reader.tasks()]
             self.unfinished = recovery.unfinished(self._retry, journal.append)
             self._check_input(reader)
         else:
             journal.append(RunOpened(session, time.time(), config.version))
         feed = Feed(self.source, self.unfinished.started, config.trials, config.limit)
-        reuse = None if config.reuse is None else OldRun(Path(config.reuse)).steps_of
+        reuse = None if config.reuse is None else OldRun(Path(config.reuse), begun).steps_of
         return LocalSwarm(
             recipe.stages, self.binding, journal, feed, self.ledger, book, self.limits,
             blob=blob, unfinished=self.unfinished, reuse=reuse,
@@ -315,7 +318,10 @@ class _Blocking:
 
     async def _feed(self) -> None:
         async for task in self._run:
-            self._tasks.put(task)
+            try:
+                self._tasks.put_nowait(task)
+            except Full:  # wait apart: the loop serves the calls in flight
+                await asyncio.to_thread(self._tasks.put, task)
 
 
 def _recipe(workflow: Workflow | Stages | Recipe | str | Path) -> Recipe:
@@ -407,7 +413,7 @@ def _config(
         input=_absolute(source.name),
         models=specs,
         identities={name: engine.identity for name, engine in binding.models.items()},
-        agents={bound.agent.name: bound.spec for bound in binding.all()},
+        agents=_specs_by_name(binding),
         code=recipe.code,
         trials=trials,
         limit=limit,
@@ -415,6 +421,14 @@ def _config(
         version=__version__,
         created=time.time(),
     )
+
+
+def _specs_by_name(binding: Binding) -> dict[str, str]:
+    """The agents' specs; several agents of one name count together."""
+    specs: dict[str, list[str]] = {}
+    for bound in binding.all():
+        specs.setdefault(bound.agent.name, []).append(bound.spec)
+    return {name: "+".join(sorted(own)) for name, own in specs.items()}
 
 
 def _absolute(name: str) -> str:

@@ -11,7 +11,7 @@ import asyncio
 import sys
 from asyncio import events
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from heapq import heappop, heappush
@@ -373,7 +373,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     # The inside
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _running(self) -> Generator[None]:
         """This is the loop that workflow code finds, also where it leaves an `async for` early: what is in the
         generator's `finally` belongs to the workflow and not to the run's loop."""
         outer, hooks = events._get_running_loop(), sys.get_asyncgen_hooks()  # pyright: ignore[reportPrivateUsage]

@@ -149,6 +149,9 @@ class TaskRun:
         run.usage = past.usage
         run._texts = past.texts
         run._count = past.count
+        if reuse is not None:
+            for key in past.reused:
+                reuse.claim(key)
         run._start(past.steps, past.timers, started.time)
         return run
 
@@ -271,16 +274,17 @@ class TaskRun:
     def _verdict(self) -> tuple[EndState, str, str, Any]:
         try:
             result = self._loop.outcome()
-            if isinstance(result, Rejected):
-                return "rejected", result.reason, "", plain(result.details, "the details of a rejection")
-            return "done", "", "", plain(result, f"the result of {self.workflow.name!r}")
-        except UserError as error:
-            return "failed", "result", "", {"text": str(error)}
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the boundary to a user's code
             failure, where = failure_of(error)
             return "failed", failure.kind, where, _failure_value(failure)
+        try:
+            if isinstance(result, Rejected):
+                return "rejected", result.reason, "", plain(result.details, "the details of a rejection")
+            return "done", "", "", plain(result, f"the result of {self.workflow.name!r}")
+        except UserError as error:
+            return "failed", "result", "", {"text": str(error)}
 
     def _fail(self, failure: StepFailed) -> None:
         self._end("failed", failure.kind, "", _failure_value(failure))
@@ -313,6 +317,8 @@ class _Past:
         self.steps: dict[StepKey, Record] = {}
         self.timers: dict[TimerKey, Record] = {}
         self.forget: list[StepKey] = []
+        self.reused: list[StepKey] = []
+        """Those that an earlier run answered, in order: what they claimed there is not given again."""
         self.count = 0
         self.attempt = 0
         self.usage = NO_USAGE
@@ -349,6 +355,8 @@ class _Past:
         key = (event.path, event.fingerprint, event.occurrence)
         self.steps[key] = Record(self.count, event.name, outcome, event.clock, event.time)
         self.count += 1
+        if event.reused:
+            self.reused.append(key)
         self.usage = _add(self.usage, event.usage)
 
     def _forget(self) -> None:

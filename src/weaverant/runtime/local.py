@@ -60,7 +60,7 @@ class LocalSwarm:
         *,
         blob: Blob,
         unfinished: Unfinished | None = None,
-        reuse: Callable[[bytes], Reusable | None] | None = None,
+        reuse: Callable[[str, bytes], Reusable | None] | None = None,
     ) -> None:
         self.binding = binding
         self.ledger = ledger
@@ -107,6 +107,7 @@ class LocalSwarm:
                 while self._results:
                     yield self._results.popleft()
                     self._admit_soon()
+            await self._settle()
             while self._results:
                 yield self._results.popleft()
         finally:
@@ -121,8 +122,6 @@ class LocalSwarm:
             grace = 0.0
         self.stopped = self.stopped or reason
         self._calls.park()
-        for task in self._calls.running():
-            task.add_done_callback(lambda _: self._wake.set())
         asyncio.get_running_loop().call_later(self._limits.grace if grace is None else grace, self._cancel_calls)
         self._wake.set()
 
@@ -176,7 +175,9 @@ class LocalSwarm:
     # Rows in
 
     def _admit_soon(self) -> None:
-        if not self._admitting and not self.stopped:
+        if self.stopped:
+            self._wake.set()
+        elif not self._admitting:
             self._admitting = True
             asyncio.get_running_loop().call_soon(self._admit)
 
@@ -188,8 +189,12 @@ class LocalSwarm:
             if time.monotonic() > until:
                 self._admit_soon()
                 return
-            if not self._start_one():
-                break
+            try:
+                if not self._start_one():
+                    break
+            except JournalError as error:  # what an earlier session recorded cannot be read again
+                self.error = error
+                self.stop("journal", 0.0)
         self._wake_if_over()
 
     def _room(self) -> bool:
@@ -239,13 +244,13 @@ class LocalSwarm:
             end = TaskEnded(row.key, row.stage, "failed", "unreadable", unreadable.where, value, 0.0, wall)
             self.write(end, lambda: self._finish(row, end, None), None)
             return
-        reuse = None if self._reuse is None else self._reuse(got.digest)
+        reuse = None if self._reuse is None else self._reuse(got.key, got.digest)
         run = self._live[got.key] = TaskRun(self, self._stages[got.stage], got, reuse)
         run.begin()
 
     def _restore(self, order: int, events: list[TaskEvent]) -> None:
         started = started_of(events)
-        reuse = None if self._reuse is None else self._reuse(started.digest)
+        reuse = None if self._reuse is None else self._reuse(started.task, started.digest)
         stage = self._stages[started.stage]
         self._live[started.task] = TaskRun.restore(self, stage, order, events, self._blob, reuse)
 

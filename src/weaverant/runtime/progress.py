@@ -25,6 +25,9 @@ RATE_OVER = 15.0
 BAR = 24
 """Columns of the bar."""
 
+NARROW = 90
+"""Columns under which there is no bar: the counts matter more."""
+
 
 class Watched(Protocol):
     """What is looked at of a run."""
@@ -117,7 +120,7 @@ def _stage(counts: StageCounts, total: int | None) -> StageProgress:
 def block(shot: Snapshot, width: int, colour: bool = False) -> list[str]:
     """The lines of the live block, none longer than `width` columns."""
     name_width = max(len(stage.name) for stage in shot.stages)
-    lines = [_stage_line(stage, name_width, colour) for stage in shot.stages]
+    lines = [_stage_line(stage, name_width, colour, width >= NARROW) for stage in shot.stages]
     lines.append(
         f"{shot.calls:,} calls, {shot.call_rate:,.1f}/s, {short(shot.token_rate)} tokens/s, {money(shot.cost)}; "
         f"in flight: {shot.rows_in_flight:,} rows, {shot.calls_in_flight:,} calls"
@@ -143,9 +146,9 @@ def line(shot: Snapshot) -> str:
     )
 
 
-def _stage_line(stage: StageProgress, name_width: int, colour: bool) -> str:
+def _stage_line(stage: StageProgress, name_width: int, colour: bool, bar: bool) -> str:
     counts = f"{stage.ended:,} of {_rows(stage)}"
-    if stage.known and stage.rows:
+    if bar and stage.known and stage.rows:
         filled = BAR * stage.ended // stage.rows
         counts = f"{'█' * filled}{'░' * (BAR - filled)} {counts} ({100 * stage.ended / stage.rows:.0f} %)"
     failed = f"failed {stage.failed:,}"
@@ -251,10 +254,11 @@ class Progress:
 
     def _width(self) -> int:
         try:
-            # One column less: a full line would wrap, and the block could not be found again.
-            return max(20, os.get_terminal_size(self._stream.fileno()).columns - 1)
+            columns = os.get_terminal_size(self._stream.fileno()).columns
         except (OSError, ValueError):
-            return 79
+            columns = 0
+        # One column less: a full line would wrap, and the block could not be found again. 0: the terminal cannot tell.
+        return max(20, columns - 1) if columns else 79
 
     def _put(self, text: str) -> None:
         """A terminal that went away, or a pipe that nobody reads any more, must not end the run."""

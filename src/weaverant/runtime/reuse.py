@@ -7,6 +7,7 @@ answer equal requests: the same key first, else any unclaimed one of the same fi
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from weaverant.events import StepEnded
@@ -42,22 +43,28 @@ class OldSteps:
 
 
 class OldRun:
-    """An earlier run's tasks by row digest."""
+    """An earlier run's tasks by row digest. Each answers one task of the new run: `begun` are the new run's tasks
+    and their rows' digests, in order of their start, so that a resumed task gets the same one again."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, begun: Iterable[tuple[str, bytes]] = ()) -> None:
         self._reader = JournalReader(directory)
         self._blob = BlobStore(directory / "blobs").get
         rows = {task.task: task.row for task in self._reader.tasks()}
         self._places: dict[bytes, list[tuple[str, list[Place]]]] = defaultdict(list)
         for task, places in self._reader.places(rows.keys()).items():
             self._places[rows[task]].append((task, places))
+        self._given = {task: self._take(digest) for task, digest in begun}
 
-    def steps_of(self, digest: bytes) -> OldSteps | None:
-        """What the old run recorded for a row; each of its tasks answers one task of the new run."""
+    def _take(self, digest: bytes) -> tuple[str, list[Place]] | None:
         tasks = self._places.get(digest)
-        if not tasks:
+        return tasks.pop(0) if tasks else None
+
+    def steps_of(self, task: str, digest: bytes) -> OldSteps | None:
+        """What the old run recorded for the row of a task."""
+        found = self._given.pop(task) if task in self._given else self._take(digest)
+        if found is None:
             return None
-        name, places = tasks.pop(0)
+        name, places = found
         steps = OldSteps()
         texts = Texts()
         for _, events in self._reader.histories({name: places}):

@@ -27,6 +27,7 @@ _WEAK = re.compile(
 )
 _LETTER = re.compile(r"[\W_]*(?:(?:option|choice|letter)\W+)?(?:([A-H])(?![\w'])|([a-h])(?=\W*$))", re.ASCII)
 _LAST_LETTER = re.compile(r"\(([A-H])\)|(?<![\w'])([A-H])(?=\W*$)")
+_SENTENCE_END = re.compile(r"[.!?](?=\s)")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([0-9,.]+)\}\s*\{([0-9,.]+)\}")
 _MARKUP = str.maketrans({"−": "-", "\u00a0": " ", "*": None})
 
@@ -95,6 +96,8 @@ def _behind(text: str, start: int) -> str:
 
 def _said(span: str, kind: Kind) -> str | None:
     """The answer in what a marker announces: of `16 - 7 = 9 eggs` it is 9, of `9 of 16` it is 9."""
+    if kind != "exact":
+        span = _SENTENCE_END.split(span, maxsplit=1)[0]
     match kind:
         case "number":
             result = _NUMBER.search(span, span.rfind("=") + 1) or _NUMBER.search(span)

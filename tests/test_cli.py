@@ -1,0 +1,479 @@
+"""The command line as users meet it: real processes, real signals, a real terminal, honest exit codes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from weaverant.cli import main
+from weaverant.journal import RunLock
+
+WORKFLOW = '''
+"""Two questions a row."""
+from weaverant import Agent, exporter, reject, workflow
+
+first = Agent("first", prompt="Say {{ n }}", temperature=0.5)
+second = Agent("second", prompt="Again: {{ said }}", model="other")
+
+@workflow
+async def twice(row, *, shout: bool = False, times: int = 1, tag: str = "x"):
+    said = await first(n=row["n"])
+    if row["n"] % 10 == 9:
+        return reject("nine")
+    for _ in range(times):
+        said = await second(said=said)
+    return {"said": said.upper() if shout else said, "tag": tag}
+
+@exporter
+def short(story):
+    yield {"text": story.result["said"]}
+'''
+
+ECHO = """
+import asyncio, os
+from weaverant import StepFailed
+
+async def reply(request):
+    text = request.messages[-1].text
+    await asyncio.sleep(float(os.environ.get("DELAY", "0")))
+    if text == "Say 3" and not os.path.exists("mended"):
+        raise StepFailed("server", "out of order")
+    return f"<{text}>"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.py").write_text(WORKFLOW)
+    (tmp_path / "echo.py").write_text(ECHO)
+    write_rows(20)
+    return tmp_path
+
+
+def write_rows(count: int) -> None:
+    Path("rows.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in range(count)))
+
+
+RUN = ["run", "w.py", "--input", "rows.jsonl", "--model", "scripted:echo.py", "--run", "out"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "weaverant.cli", *arguments]
+
+
+def call(*arguments: str, delay: float = 0.0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DELAY": str(delay)}
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=60, env=environment, input=stdin, check=False
+    )
+
+
+def begin(*arguments: str, delay: float) -> subprocess.Popen[str]:
+    environment = {**os.environ, "DELAY": str(delay)}
+    return subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not come true in time"
+        time.sleep(0.02)
+
+
+def journal_bytes() -> int:
+    return sum(path.stat().st_size for path in Path("out/journal").glob("*")) if Path("out/journal").is_dir() else 0
+
+
+def exported(form: str = "raw") -> list[dict]:
+    found = call("export", "out", "--as", form, "--out", "-")
+    assert found.returncode == 0, found.stderr
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+# Ends, and their exit codes
+
+
+def test_all_finished_is_0(folder: Path):
+    Path("mended").touch()
+    ran = call(*RUN)
+    assert ran.returncode == 0, ran.stderr
+    assert "rows 20 = done 18 + rejected 2 + failed 0 + left 0" in ran.stdout
+    assert "rejected: nine 2" in ran.stdout
+    assert "weaverant export out" in ran.stdout
+    assert ran.stderr.splitlines()[-1].startswith("20 of 20 rows (done 18, rejected 2, failed 0)")
+    assert "\x1b" not in ran.stderr + ran.stdout
+    assert [sample["row"]["n"] for sample in exported()] == [n for n in range(20) if n % 10 != 9]
+
+
+def test_failed_rows_are_3_and_a_retry_mends_them(folder: Path):
+    ran = call(*RUN)
+    assert ran.returncode == 3
+    assert "failed: server 1" in ran.stdout
+    assert "row 0.3.0 at w.py:10 in twice: out of order" in ran.stdout
+    assert "weaverant resume out --retry failed" in ran.stdout
+    again = call("resume", "out")
+    assert (again.returncode, "nothing to do" in again.stderr) == (3, True)
+    Path("mended").touch()
+    other = call("resume", "out", "--retry", "failed:timeout")
+    assert other.returncode == 3
+    mended = call("resume", "out", "--retry", "failed:server")
+    assert mended.returncode == 0, mended.stderr
+    assert "taking up 1 failed rows again: server 1" in mended.stderr
+    assert "rows 20 = done 18 + rejected 2 + failed 0 + left 0" in mended.stdout
+    assert "in 3 sessions" in mended.stdout
+    assert call("resume", "out").returncode == 0
+
+
+def test_a_run_that_another_process_writes_is_1(folder: Path):
+    call(*RUN)
+    lock = RunLock(Path("out"))
+    try:
+        ran = call("resume", "out", "--retry", "failed")
+        shown = call("show", "out", "--json")
+    finally:
+        lock.release()
+    assert ran.returncode == 1
+    assert "is being written by process" in ran.stderr and "Traceback" not in ran.stderr
+    assert json.loads(shown.stdout)["state"] == "finished"
+
+
+def test_a_damaged_journal_is_1(folder: Path):
+    call(*RUN)
+    path = sorted(Path("out/journal").iterdir())[0]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0xFF
+    path.write_bytes(data)
+    shown = call("show", "out")
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("weaverant: error: ") and "Traceback" not in shown.stderr
+
+
+def test_the_error_fuse_is_4(folder: Path):
+    Path("broken.py").write_text("def reply(request):\n    raise RuntimeError('no')\n")
+    write_rows(400)
+    ran = call(
+        "run", "w.py", "--input", "rows.jsonl", "--model", "scripted:broken.py", "--run", "out", "--in-flight", "8"
+    )
+    assert ran.returncode == 4
+    assert "error fuse" in ran.stdout and "--max-failures 1" in ran.stdout
+    assert "weaverant resume out" in ran.stdout
+
+
+MISTAKES = [
+    (["run"], "WORKFLOW"),
+    (["run", "nope.py"], "there is no workflow 'nope.py'"),
+    (["run", "w.py", "--input", "rows.jsonl"], "no model was given"),
+    (["run", "w.py", "--model", "scripted:echo.py"], "no rows were given"),
+    (["run", "w.py", "--input", "row.jsonl", "--model", "scripted:echo.py"], "rows.jsonl"),
+    (["run", "w.py", "--input", "rows.jsonl", "--model", "other=scripted:echo.py"], "agent 'first' asks the model"),
+    (["run", "w.py", "--input", "rows.jsonl", "--model", "scriptd:x"], "Did you mean 'scripted:'?"),
+    ([*RUN, "--model", "simulated:"], "two models"),
+    ([*RUN, "--set", "frist.top_p=1"], "did you mean 'first'?"),
+    ([*RUN, "--set", "first.topp=1"], "did you mean 'top_p'?"),
+    ([*RUN, "--set", "first.temperature=hot"], "found 'hot'"),
+    ([*RUN, "--set", "first"], "expected AGENT.FIELD=VALUE"),
+    ([*RUN, "--times", "many"], "--times: Expected `int`"),
+    ([*RUN, "--tims", "2"], "did you mean '--times'?"),
+    ([*RUN, "--concurrency", "0"], "concurrency must be at least 1"),
+    ([*RUN, "--trials", "0"], "trials must be at least 1"),
+    ([*RUN, "--no-journal"], "--no-journal stores nothing"),
+    ([*RUN, "--reuse", "nowhere"], "'nowhere' holds no run"),
+    (["resume", "nowhere"], "'nowhere' holds no run"),
+    (["show", "nowhere"], "'nowhere' holds no run"),
+    (["export", "nowhere", "--out", "x.jsonl"], "'nowhere' holds no run"),
+    (["frobnicate"], "invalid choice"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "text"), MISTAKES, ids=[" ".join(given[-3:]) for given, _ in MISTAKES])
+def test_a_mistake_is_2_and_one_message(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+):
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("weaverant: error: ") and text in said.err and said.out == ""
+    assert not Path("out").exists()
+
+
+def test_a_broken_workflow_file_is_2_with_its_place(folder: Path, capsys: pytest.CaptureFixture[str]):
+    Path("bad.py").write_text("x = 1\ny = x / 0\n")
+    assert main(["run", "bad.py"]) == 2
+    assert "ZeroDivisionError" in (text := capsys.readouterr().err) and "bad.py:2" in text
+
+
+def test_changed_prompts_are_refused_with_the_way_out(folder: Path, capsys: pytest.CaptureFixture[str]):
+    call(*RUN)
+    Path("w.py").write_text(WORKFLOW.replace("Again:", "Once more:"))
+    assert main(["resume", "out", "--retry", "failed"]) == 2
+    assert "--reuse out" in capsys.readouterr().err
+    again = call(
+        "run", "w.py", "--input", "rows.jsonl", "--model", "scripted:echo.py", "--run", "new", "--reuse", "out"
+    )
+    assert again.returncode == 3
+    shown = json.loads(call("show", "new", "--json").stdout)
+    assert {agent["name"]: (agent["calls"], agent["reused"]) for agent in shown["agents"]} == {
+        "first": (20, 19),
+        "second": (17, 0),
+    }
+
+
+# Stops
+
+
+def test_ctrl_c_finishes_what_is_in_flight_and_leaves_a_run_to_resume(folder: Path):
+    Path("mended").touch()
+    write_rows(60)
+    ran = begin(*RUN, "--concurrency", "4", delay=0.2)
+    wait_until(lambda: journal_bytes() > 1500)
+    ran.send_signal(signal.SIGINT)
+    out, err = ran.communicate(timeout=20)
+    assert ran.returncode == 4, err
+    assert "calls in flight may finish, for 30 s at most" in err and "Traceback" not in err
+    assert "stopped by a signal" in out and "weaverant resume out" in out
+    shown = json.loads(call("show", "out", "--json").stdout)
+    assert shown["state"] == "interrupted" and 0 < shown["left"] < 60
+    assert sum(agent["cancelled"] for agent in shown["agents"]) == 0
+    resumed = call("resume", "out")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "rows 60 = done 54 + rejected 6 + failed 0 + left 0" in resumed.stdout
+    once = exported()
+    subprocess.run(["rm", "-r", "out"], check=True)
+    assert call(*RUN).returncode == 0
+    assert once == exported()
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_stops_at_once(folder: Path, first: signal.Signals):
+    ran = begin(*RUN, "--grace", "60", delay=50)
+    wait_until(lambda: journal_bytes() > 0)
+    time.sleep(0.2)
+    ran.send_signal(first)
+    time.sleep(0.3)
+    assert ran.poll() is None
+    began = time.monotonic()
+    ran.send_signal(signal.SIGINT)
+    _, err = ran.communicate(timeout=20)
+    assert time.monotonic() - began < 5
+    assert ran.returncode == 4 and "stopping at once" in err
+
+
+def test_a_step_that_sleeps_in_a_thread_does_not_hold_the_second_signal(folder: Path):
+    Path("nap.py").write_text(
+        "import time\nfrom weaverant import step, workflow\n\n"
+        "@workflow\nasync def nap(row):\n    await step(time.sleep, 50)\n"
+    )
+    ran = begin("run", "nap.py", "--input", "rows.jsonl", "--model", "simulated:", "--run", "out", delay=0)
+    wait_until(lambda: journal_bytes() > 0)
+    time.sleep(0.3)
+    ran.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    ran.send_signal(signal.SIGINT)
+    ran.communicate(timeout=10)
+    assert ran.returncode == 4
+
+
+def test_the_deadline_ends_what_does_not_finish(folder: Path):
+    ran = begin(*RUN, "--grace", "0.3", delay=50)
+    wait_until(lambda: journal_bytes() > 0)
+    time.sleep(0.2)
+    ran.send_signal(signal.SIGINT)
+    ran.communicate(timeout=10)
+    assert ran.returncode == 4
+
+
+def test_kill_9_then_resume(folder: Path):
+    Path("mended").touch()
+    write_rows(60)
+    ran = begin(*RUN, "--concurrency", "4", delay=0.1)
+    wait_until(lambda: journal_bytes() > 2500)
+    ran.kill()
+    ran.communicate()
+    shown = json.loads(call("show", "out", "--json").stdout)
+    assert shown["state"] == "killed" and shown["left"] > 0
+    resumed = call("resume", "out")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "rows 60 = done 54 + rejected 6 + failed 0 + left 0" in resumed.stdout
+    assert len(exported()) == 54
+
+
+def test_show_works_while_the_run_is_written(folder: Path):
+    ran = begin(*RUN, "--concurrency", "2", delay=0.5)
+    try:
+        wait_until(lambda: journal_bytes() > 1000)
+        shown = json.loads(call("show", "out", "--json").stdout)
+        assert shown["state"] == "running" and shown["left"] > 0
+    finally:
+        ran.kill()
+        ran.communicate()
+
+
+# A terminal
+
+
+def on_terminal(*arguments: str, delay: float, columns: int) -> tuple[int, int]:
+    """(process id, the terminal's other end)"""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ |= {"DELAY": str(delay), "TERM": "xterm"}
+        os.environ.pop("NO_COLOR", None)
+        os.execv(sys.executable, command(*arguments))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, (24).to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4))
+    return pid, terminal
+
+
+def pieces(terminal: int) -> Iterator[str]:
+    """What is written to the terminal, until the process has gone."""
+    while select.select([terminal], [], [], 20)[0]:
+        try:
+            data = os.read(terminal, 65536)
+        except OSError:
+            return
+        if not data:
+            return
+        yield data.decode(errors="replace")
+
+
+def test_on_a_terminal_a_block_is_redrawn_and_ctrl_c_is_a_key(folder: Path):
+    write_rows(100)
+    pid, terminal = on_terminal(*RUN, "--concurrency", "4", delay=0.2, columns=100)
+    text, pressed = "", False
+    for piece in pieces(terminal):
+        text += piece
+        if not pressed and text.count("\x1b[3A\r\x1b[J") >= 3:
+            os.write(terminal, b"\x03")
+            pressed = True
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 4, text
+    assert "█" in text or "░" in text
+    assert " of 100 " in text and "calls in flight may finish" in text and "stopping (interrupted)" in text
+    block = text.split("\x1b[J")[-1].partition("w.py:")[0]
+    assert "elapsed" in block and block.count("\n") == 4  # the block, then the summary's blank line
+
+
+# Looking
+
+
+def test_a_dry_run_writes_nothing_and_shows_the_first_messages(folder: Path):
+    before = sorted(path.name for path in folder.rglob("*") if "__pycache__" not in str(path))
+    ran = call(*RUN, "--dry-run", "--times", "3", "--set", "first.temperature=0.1")
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(path.name for path in folder.rglob("*") if "__pycache__" not in str(path)) == before
+    for piece in ("times=3", "20 rows", "agent second: model 'other' -> scripted:", "temperature=0.1", "user | Say 0"):
+        assert piece in ran.stdout
+    assert "prompt: Again: {{ said }}" in ran.stdout
+
+
+def test_parameters_are_flags(folder: Path):
+    Path("mended").touch()
+    assert "parameters of w" in call("run", "w.py", "--help").stdout
+    ran = call(*RUN, "--shout", "--times", "2", "--tag", "7", "--limit", "2")
+    assert ran.returncode == 0, ran.stderr
+    assert exported()[0]["result"] == {"said": "<AGAIN: <AGAIN: <SAY 0>>>", "tag": "7"}
+    assert json.loads(call("show", "out", "--json").stdout)["parameters"] == {"shout": True, "times": 2, "tag": "7"}
+
+
+def test_models_by_name_and_trials(folder: Path):
+    ran = call(*RUN[:-4], "--model", "other=scripted:echo.py", "--model", "simulated:latency=0,tokens=4", "--run", "out",
+               "--trials", "2", "--limit", "3")  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "SIMULATED MODEL (*)" in ran.stdout
+    assert [sample["key"] for sample in exported()] == [f"0.{n}.{trial}" for n in range(3) for trial in range(2)]
+
+
+def test_rows_from_standard_input_and_no_journal(folder: Path):
+    rows = "".join(json.dumps({"n": n}) + "\n" for n in range(3))
+    ran = call("run", "w.py", "--input", "-", "--model", "scripted:echo.py", "--no-journal", stdin=rows)
+    assert ran.returncode == 0, ran.stderr
+    assert "rows 3 = done 3" in ran.stdout and "nothing was stored" in ran.stdout
+    assert not Path("runs").exists()
+
+
+def test_one_tasks_story(folder: Path):
+    call(*RUN)
+    story = call("show", "out", "--task", "0.3.0").stdout
+    assert "user | Say 3" in story and "FAILED | server: out of order" in story and "failed: server at w.py:10" in story
+    story = call("show", "out", "--task", "0.4.0").stdout
+    assert "user | Again: <Say 4>" in story and "assistant | <Again: <Say 4>>" in story and "\ndone after" in story
+    assert json.loads(call("show", "out", "--task", "0.4.0", "--json").stdout)["state"] == "done"
+    unknown = call("show", "out", "--task", "13")
+    assert unknown.returncode == 2 and "Near it: 0.13.0" in unknown.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(folder: Path):
+    write_rows(3)
+    call(*RUN)
+    Path("rows.jsonl").write_text(json.dumps({"n": 0, "text": "x" * 300_000}) + "\n")
+    call(*RUN[:-1], "long")
+    shown = subprocess.Popen(
+        command("show", "long", "--task", "0.0.0"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert shown.stdout is not None and shown.stderr is not None
+    shown.stdout.read(10)
+    shown.stdout.close()
+    assert shown.stderr.read() == ""
+    shown.stderr.close()
+    assert shown.wait(timeout=20) == 1
+
+
+def test_help_loads_little():
+    code = "import sys; from weaverant.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print({'weaverant.launch', 'numpy', 'aiohttp', 'pydantic'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.endswith(
+        "set()\n"
+    )
+
+
+# Starting
+
+
+def test_the_example_runs_as_its_text_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    wrote = call("init", "mine")
+    assert wrote.returncode == 0
+    commands = [text.strip().split()[1:] for text in wrote.stdout.splitlines() if text.startswith("  weaverant ")]
+    ran, export = (call(*words) for words in commands)
+    assert ran.returncode == 0, ran.stderr
+    assert export.returncode == 0, export.stderr
+    monkeypatch.chdir(tmp_path / "mine")
+    readme = [
+        line.strip().split()[1:] for line in Path("README.md").read_text().splitlines() if line.startswith("    weav")
+    ]
+    subprocess.run(["rm", "-r", "run", "data.jsonl"], check=True)
+    for words in readme:
+        assert call(*words).returncode == 0
+    assert json.loads(Path("data.jsonl").read_text().splitlines()[0])["result"]["answer"]
+    for form in ("preference", "sft"):
+        assert call("export", "run", "--as", form, "--out", f"{form}.jsonl").returncode == 0
+        assert Path(f"{form}.jsonl").stat().st_size > 0
+    again = call("init", ".")
+    assert again.returncode == 2 and "nothing is overwritten" in again.stderr
+
+
+def test_recipes_are_listed_and_copied_never_over_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    listed = call("recipes", "list")
+    assert listed.returncode == 0
+    names = [line.partition(":")[0] for line in listed.stdout.splitlines() if not line.startswith(" ")]
+    unknown = call("recipes", "copy", "nope", "x")
+    assert unknown.returncode == 2 and "there is no recipe 'nope'" in unknown.stderr
+    if not names:
+        pytest.skip("no recipes yet")
+    assert call("recipes", "copy", names[0], "mine").returncode == 0
+    assert Path("mine/recipe.py").is_file() and not list(Path("mine").rglob("__pycache__"))
+    assert call("recipes", "copy", names[0], "mine").returncode == 2

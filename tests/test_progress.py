@@ -1,0 +1,136 @@
+"""Progress as pure functions: what is seen of a run, and the lines it becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+
+import pytest
+
+from weaverant.runtime.ledger import AgentCounts, Ledger
+from weaverant.runtime.progress import Pace, Progress, Snapshot, StageProgress, block, fit, line, money, short, span
+
+PLAIN = re.compile(r"\x1b\[[0-9]*[A-Za-z]")
+
+
+class Watched:
+    """A run of one stage that stands where the test puts it."""
+
+    def __init__(self, *stages: str) -> None:
+        self.ledger = Ledger(list(stages or ("answers",)))
+        self.in_flight = (3, 2)
+        self.state = "running"
+
+    def end(self, done: int = 0, failed: int = 0, calls: int = 0, tokens: int = 0) -> None:
+        stage = self.ledger.stages[0]
+        stage.rows += done + failed
+        stage.done += done
+        stage.failed["server"] += failed
+        counts = self.ledger.agents.setdefault(("model", "writer"), AgentCounts())
+        counts.calls += calls
+        counts.usage[1] += tokens
+        counts.usage[4] += 0.01 * calls
+
+
+def shot(**changes: object) -> Snapshot:
+    stage = StageProgress("answers", 1000, True, 240, 7, 3)
+    known = {"stages": (stage,), "rows_in_flight": 12, "calls_in_flight": 8, "calls": 500, "call_rate": 50.0}
+    known |= {"token_rate": 12_345.0, "cost": 0.0123, "elapsed": 10.0, "eta": 30.0}
+    return Snapshot(**{**known, **changes})  # type: ignore[arg-type]
+
+
+def test_rates_are_those_of_the_last_seconds_and_the_rest_takes_as_long_as_it_did_so_far():
+    run = Watched()
+    pace = Pace(0.0)
+    pace.look(run, 100, 0.0)
+    run.end(done=10, calls=20, tokens=1000)
+    found = pace.look(run, 100, 10.0)
+    assert (found.call_rate, found.token_rate, found.eta) == (2.0, 100.0, 90.0)
+    run.end(done=10, calls=200, tokens=0)
+    found = pace.look(run, 100, 20.0)
+    found = pace.look(run, 100, 26.0)  # the first 10 s are forgotten
+    assert found.call_rate == pytest.approx(200 / 16)
+    assert found.eta == pytest.approx(26 / 20 * 80)
+
+
+def test_a_resumed_run_is_judged_by_this_session():
+    run = Watched()
+    run.end(done=50)
+    pace = Pace(0.0)
+    assert pace.look(run, 100, 0.0).eta is None
+    run.end(done=5)
+    assert pace.look(run, 100, 1.0).eta == pytest.approx(1 / 5 * 45)
+
+
+def test_nobody_knows_when_it_ends_while_the_rows_are_not_known():
+    run = Watched()
+    pace = Pace(0.0)
+    pace.look(run, None, 0.0)
+    run.end(done=5)
+    found = pace.look(run, None, 1.0)
+    assert found.eta is None
+    assert "5 of 5 so far" in "\n".join(block(found, 200))
+
+
+def test_the_block_tells_all():
+    text = "\n".join(block(shot(), 200))
+    for piece in ("250 of 1,000 (25 %)", "done 240", "rejected 7", "failed 3", "500 calls, 50.0/s", "12.3k tokens/s"):
+        assert piece in text
+    for piece in ("$0.0123", "12 rows, 8 calls", "10 s elapsed", "about 30 s left"):
+        assert piece in text
+    assert "\x1b" not in text
+    assert "\x1b[31mfailed 3\x1b[0m" in block(shot(), 200, colour=True)[0]
+
+
+def test_a_stop_shows():
+    assert "stopping (interrupted)" in block(shot(state="interrupted"), 200)[-1]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 89, 120])
+def test_no_line_is_wider_than_the_terminal(width: int):
+    for text in block(shot(), width, colour=True):
+        assert len(PLAIN.sub("", text)) <= width
+        assert text.count("\x1b") % 2 == 0
+    assert "done 240" in block(shot(), 60)[0]  # the bar gives way first
+
+
+def test_fit_does_not_cut_an_escape_code():
+    assert fit("ab\x1b[31mcdef\x1b[0m", 3) == "ab\x1b[31mc\x1b[0m"
+
+
+def test_the_plain_line_names_stages_where_there_are_several():
+    two = (StageProgress("find", 10, True, 9, 0, 1), StageProgress("merge", 4, False, 2, 1, 0))
+    assert line(shot(stages=two)).startswith(
+        "find: 10 of 10 rows (done 9, rejected 0, failed 1); merge: 3 of 4 so far rows (done 2, rejected 1, failed 0); "
+    )
+
+
+def test_numbers():
+    assert [span(seconds) for seconds in (0.4, 59, 61, 3600 * 2 + 187)] == ["0 s", "59 s", "1:01", "2:03:07"]
+    assert [short(number) for number in (7, 950, 12_345, 4_560_000, 2.5e9)] == ["7", "950", "12.3k", "4.56M", "2.5G"]
+    assert [money(dollars) for dollars in (0, 0.00213, 1.5, 1234.5)] == ["$0.00", "$0.0021", "$1.50", "$1,234.50"]
+
+
+def test_the_block_is_redrawn_in_place_and_a_said_line_stays_above_it():
+    stream = io.StringIO()
+    progress = Progress(Watched(), 10, stream, live=True)
+
+    async def draw() -> None:
+        drawing = asyncio.create_task(progress.draw())
+        await asyncio.sleep(0)
+        progress.say("hello")
+        await asyncio.sleep(0.3)
+        drawing.cancel()
+        progress.finish()
+
+    asyncio.run(draw())
+    text = stream.getvalue()
+    assert text.count("\x1b[3A\r\x1b[J") == 3  # for the line, once by time, once at the end
+    assert "\x1b[3A\r\x1b[Jhello\n" in text
+
+
+def test_a_stream_that_went_away_does_not_end_the_run():
+    stream = io.StringIO()
+    stream.close()
+    Progress(Watched(), 10, stream, live=False).finish()
