@@ -272,10 +272,11 @@ def test_the_second_signal_stops_at_once(folder: Path, first: signal.Signals):
     assert ran.returncode == 4 and "stopping at once" in err
 
 
-def test_a_step_that_sleeps_in_a_thread_does_not_hold_the_second_signal(folder: Path):
+@pytest.mark.parametrize("kind", ["step", "process_step"])
+def test_a_step_that_sleeps_elsewhere_does_not_hold_the_second_signal(folder: Path, kind: str):
     Path("nap.py").write_text(
-        "import time\nfrom weaverant import step, workflow\n\n"
-        "@workflow\nasync def nap(row):\n    await step(time.sleep, 50)\n"
+        f"import time\nfrom weaverant import {kind}, workflow\n\n"
+        f"@workflow\nasync def nap(row):\n    await {kind}(time.sleep, 50)\n"
     )
     ran = begin("run", "nap.py", "--input", "rows.jsonl", "--model", "simulated:", "--run", "out", delay=0)
     wait_until(lambda: journal_bytes() > 0)
@@ -364,6 +365,25 @@ def test_on_a_terminal_a_block_is_redrawn_and_ctrl_c_is_a_key(folder: Path):
     assert " of 100 " in text and "calls in flight may finish" in text and "stopping (interrupted)" in text
     block = text.split("\x1b[J")[-1].partition("w.py:")[0]
     assert "elapsed" in block and block.count("\n") == 4  # the block, then the summary's blank line
+
+
+def test_ctrl_c_on_a_terminal_reaches_the_run_once_and_no_worker_process(folder: Path):
+    Path("nap.py").write_text(
+        "import time\nfrom weaverant import process_step, workflow\n\n"
+        "@workflow\nasync def nap(row):\n    await process_step(time.sleep, 1.0)\n"
+    )
+    run = ("run", "nap.py", "--input", "rows.jsonl", "--model", "simulated:", "--run", "out", "--threads", "2")
+    pid, terminal = on_terminal(*run, delay=0, columns=100)
+    text, pressed = "", False
+    for piece in pieces(terminal):
+        text += piece
+        if not pressed and "2 calls" in text:
+            os.write(terminal, b"\x03")
+            pressed = True
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 4, text
+    assert "stopping: 2 calls" in text and "stopping at once" not in text
+    assert "rows 20 = done 2 + rejected 0 + failed 0 + left 18" in text
 
 
 # Looking

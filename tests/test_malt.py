@@ -517,9 +517,9 @@ def test_rows_of_gsm8k_run_on_a_served_model(tmp_path):
 
 
 def test_a_run_that_was_stopped_gives_the_same_files(tmp_path):
-    rows = list(Arithmetic("weave", 5).rows(0))
+    rows = list(Arithmetic("weave", 6).rows(0))
     for name in ("whole", "stopped"):
-        run = weaverant.run("malt", rows, models="embedded:tiny", directory=tmp_path / name)
+        run = weaverant.run("malt", rows, models="embedded:tiny", directory=tmp_path / name, in_flight=2)
         for _ in run:
             if name == "stopped":
                 break

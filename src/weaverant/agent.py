@@ -42,6 +42,10 @@ def _calling_folder() -> Path:
     return Path(file).parent if file else Path()
 
 
+History = Sequence[Message | Mapping[str, Any]]
+"""Earlier messages of a conversation: `Message`s, or mappings with `role` and `content` as in OpenAI's API."""
+
+
 @dataclass(frozen=True, eq=False)
 class Agent:
     """A role: who it is, what it is asked, who answers, in what form.
@@ -76,19 +80,19 @@ class Agent:
     """How many replies one call may take with its tools."""
     folder: Path = field(default_factory=_calling_folder, repr=False)
 
-    async def __call__(self, *, history: Sequence[Message] = (), **variables: Any) -> Any:
+    async def __call__(self, *, history: History = (), **variables: Any) -> Any:
         """Ask; the reply's text, or its value as `output`."""
         value, _ = await _converse(self, history, variables)
         return value
 
-    async def reply(self, *, history: Sequence[Message] = (), **variables: Any) -> Reply:
+    async def reply(self, *, history: History = (), **variables: Any) -> Reply:
         """Ask; the last reply whole: message, usage, finish reason, who answered."""
         _, reply = await _converse(self, history, variables)
         return reply
 
-    def messages(self, *, history: Sequence[Message] = (), **variables: Any) -> tuple[Message, ...]:
+    def messages(self, *, history: History = (), **variables: Any) -> tuple[Message, ...]:
         """The messages that a call with these variables sends."""
-        return self.templates.messages(cast("dict[str, Any]", plain(variables, "variables")), tuple(history))
+        return self.templates.messages(cast("dict[str, Any]", plain(variables, "variables")), _messages(history))
 
     @cached_property
     def templates(self) -> Templates:
@@ -205,12 +209,12 @@ class Binding:
         return Bound(agent, engine.identity)
 
 
-async def _converse(agent: Agent, history: Sequence[Message], variables: dict[str, Any]) -> tuple[Any, Reply]:
+async def _converse(agent: Agent, history: History, variables: dict[str, Any]) -> tuple[Any, Reply]:
     """One call of an agent: the first request, the tools' turns, the repairs."""
     loop = current_loop(f"agent {agent.name!r}")
     bound = cast("Binding", loop.binding).bound(agent)
     variables = {name: plain(value, f"variable {name!r}") for name, value in variables.items()}
-    earlier = tuple(history)
+    earlier = _messages(history) if history else ()
     messages = bound.templates.messages(variables, earlier)
     ask, reply = await _model_step(loop, bound, messages, variables, earlier)
     if bound.output is None and not bound.tools:
@@ -220,6 +224,19 @@ async def _converse(agent: Agent, history: Sequence[Message], variables: dict[st
     if bound.output is None:
         return scope.reply.message.text, scope.reply
     return await scope.parse(bound.output), scope.reply
+
+
+def _messages(history: History) -> tuple[Message, ...]:
+    try:
+        return tuple(
+            item if isinstance(item, Message) else msgspec.convert(dict(item), Message, strict=False)
+            for item in history
+        )
+    except (msgspec.ValidationError, TypeError, ValueError) as error:
+        raise UserError(
+            f"history= holds what is no message: {error}. Expected Message objects, or mappings such as "
+            "{'role': 'user', 'content': '...'}"
+        ) from None
 
 
 async def _model_step(

@@ -73,13 +73,18 @@ def failure_of(error: BaseException) -> tuple[StepFailed, str]:
     """What escaped from a user's code, as a failure with an address: `file.py:12 in function`."""
     failure = error if isinstance(error, StepFailed) else StepFailed(type(error).__name__, str(error))
     frames = extract_tb(error.__traceback__)
-    users = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
+    users = [
+        frame
+        for frame in frames
+        if frame.filename.startswith(_RECIPES) or not frame.filename.startswith(_NOT_THE_USERS)
+    ]
     if not users:
         return failure, ""
     last = users[-1]
     return failure, f"{Path(last.filename).name}:{last.lineno} in {last.name}"
 
 
+_RECIPES = str(Path(__file__).parent / "recipes")
 _NOT_THE_USERS = (
     str(Path(__file__).parent / "."),
     sysconfig.get_path("stdlib"),

@@ -186,8 +186,8 @@ class Run:
         if found is None or found[0].digest != started.digest:
             raise RunChanged(
                 f"row {index} of the input {self.source.name!r} is not what it was when the run "
-                f"{str(self.directory)!r} began. Put the input back as it was, or start a new run that pays only for what differs: "
-                f"weaverant run {self.config.workflow} ... --reuse {self.directory}"
+                f"{str(self.directory)!r} began. Put the input back as it was, or start a new run that pays only for "
+                f"what differs: weaverant run {self.config.workflow} ... --reuse {self.directory}"
             )
 
     async def _close(self, journal: Journal) -> None:

@@ -6,7 +6,7 @@ A message caches its digest, so a request's fingerprint hashes digests and not w
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 from msgspec import Struct
@@ -59,8 +59,8 @@ class Message(Struct, frozen=True, omit_defaults=True, dict=True):
     @property
     def digest(self) -> bytes:
         """16 bytes that identify the message by content, computed once."""
-        kept = self.__dict__
-        found: bytes | None = kept.get("digest")
+        kept = cast("dict[str, bytes]", self.__dict__)
+        found = kept.get("digest")
         if found is None:
             found = kept["digest"] = self._digest()
         return found

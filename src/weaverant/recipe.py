@@ -31,7 +31,11 @@ StoryExporter = Callable[[Story], Iterable[dict[str, Any]]]
 
 
 def exporter(function: StoryExporter) -> StoryExporter:
-    """Offer a function from a finished task's story to training samples as `weaverant export --as ITS_NAME`."""
+    """Offer a function from a finished task's story to training samples as `weaverant export --as ITS_NAME`.
+
+    A sample is plain data. Its field `_file`, where there is one, names the file that it goes to (and does not go
+    there itself): `--out` is then a folder.
+    """
     setattr(function, EXPORTER_MARK, True)
     return function
 

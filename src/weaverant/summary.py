@@ -132,6 +132,14 @@ def fold(directory: Path) -> Summary:
     )  # fmt: skip
 
 
+def has_finished(directory: Path) -> bool:
+    """Whether the run was left with nothing to do. Reads no task's events."""
+    last = None
+    for event in JournalReader(directory).run_events():
+        last = event
+    return isinstance(last, RunClosed) and last.state == "finished"
+
+
 class _Fold:
     """One pass over the events. Remembers single tasks only where a later event may take their end back."""
 

@@ -20,14 +20,18 @@ from weaverant.journal import JournalReader
 from weaverant.launch import recipe_of_run
 from weaverant.rundir import RunConfig, load_config
 from weaverant.story import Story
+from weaverant.summary import has_finished
 
 Samples = Iterable[dict[str, Any]]
 
 
 def export_command(options: argparse.Namespace) -> int:
-    counts = export(Path(options.directory), options.form, options.out, agent=options.agent, state=options.state)
+    directory = Path(options.directory)
+    counts = export(directory, options.form, options.out, agent=options.agent, state=options.state)
     for name, count in counts.items():
         print(f"{'standard output' if name == '-' else name}: {count:,} samples", file=sys.stderr)
+    if not has_finished(directory):
+        print(f"the run has not finished: export again after `weaverant resume {directory}`", file=sys.stderr)
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from weaverant.agent import Binding, Bound
 from weaverant.cli.text import clipped, indented, message_lines
 from weaverant.events import Event, TaskEnded
+from weaverant.export import GENERIC
 from weaverant.launch import Run
 from weaverant.runtime.feed import as_row
 from weaverant.step import Ask, ModelWork
@@ -39,6 +40,7 @@ def _plan(run: Run, directory: Path | None) -> Iterator[str]:
     if values:
         yield f"parameters  {', '.join(f'{name}={value!r}' for name, value in values.items())}"
     yield f"run         {'nowhere: --no-journal' if directory is None else directory} (not made: --dry-run)"
+    yield f"exports     {', '.join({**GENERIC, **recipe.exporters})}"
     rows = "an unknown number of" if config.rows is None else f"{config.rows:,}"
     trials = "" if config.trials == 1 else f", {config.trials} trials of each"
     yield f"input       {config.input}: {rows} rows{trials}"

@@ -24,6 +24,8 @@ def _list() -> int:
         print(f"{name}: {recipe.about}")
         for parameter in recipe.parameters.values():
             print(f"    --{parameter.name.replace('_', '-')} (default: {parameter.default!r})")
+        if recipe.exporters:
+            print(f"    export --as {named(recipe.exporters)}")
     return 0
 
 

@@ -146,5 +146,8 @@ def next_steps(summary: Summary) -> Iterator[str]:
         yield f"look:       weaverant show {where} --task {summary.failures[0].key}"
         if summary.state != "running":
             yield f"try again:  weaverant resume {where} --retry failed"
-    if summary.ledger.stages[-1].done:
+    last = summary.ledger.stages[-1]
+    if last.done:
         yield f"export:     weaverant export {where} --as raw --out data.jsonl"
+    elif last.rejected.total():
+        yield f"look:       weaverant export {where} --state rejected --out rejected.jsonl"

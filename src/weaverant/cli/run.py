@@ -24,13 +24,12 @@ from weaverant.cli.options import (
 )
 from weaverant.cli.plan import print_plan
 from weaverant.cli.report import next_steps, report
-from weaverant.errors import UserError
-from weaverant.journal import JournalReader
+from weaverant.errors import UserError, WeaverantError
 from weaverant.launch import Run
 from weaverant.recipe import Recipe
 from weaverant.rundir import default_directory, load_config
 from weaverant.runtime.progress import Progress, is_live
-from weaverant.summary import Examples, fold, of_run
+from weaverant.summary import Examples, fold, has_finished, of_run
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -63,7 +62,7 @@ def resume_command(options: argparse.Namespace) -> int:
     path = Path(options.directory)
     config = load_config(path)
     retry = retry_of(options.retry)
-    if retry is None and _is_finished(path):
+    if retry is None and has_finished(path):
         summary = fold(path)
         print(f"{options.directory}: this run has finished, there is nothing to do.", file=sys.stderr)
         if not options.quiet:
@@ -80,11 +79,6 @@ def resume_command(options: argparse.Namespace) -> int:
     return _drive(run, options.quiet)
 
 
-def _is_finished(path: Path) -> bool:
-    events = list(JournalReader(path).run_events())
-    return bool(events) and getattr(events[-1], "state", None) == "finished"
-
-
 def _drive(run: Run, quiet: bool) -> int:
     """Go on to the end; print the summary; give the exit code."""
     driver = _Driver(run, quiet)
@@ -94,7 +88,7 @@ def _drive(run: Run, quiet: bool) -> int:
         summary = fold(run.directory) if resumed and run.directory else of_run(run, driver.examples)
         print("\n".join(report(summary)), flush=True)
     if run.error is not None:
-        complain(run.error, 0)
+        complain(run.error if isinstance(run.error, WeaverantError) else repr(run.error), run.exit_code)
     if driver.signals > 1:
         _leave(run.exit_code)
     return run.exit_code
@@ -134,9 +128,12 @@ class _Driver:
                 drawing.cancel()
                 with suppress(asyncio.CancelledError):
                     await drawing
-                self._progress.finish()
+                if self._run.state != "ready":
+                    self._progress.finish()
 
     def _announce(self) -> None:
+        if self._run.state == "ready":
+            return  # it could not begin; the error says why
         again = self._run.unfinished.reopened
         if again:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(again.items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -170,7 +171,11 @@ def _contained(call: Callable[[], Any]) -> Any:
 
 
 def _end_with_parent() -> None:
-    """A worker whose run was killed would wait for work for ever."""
+    """A worker whose run was killed would wait for work for ever. One that hears Ctrl-C would die of it and fail its
+    step, or, having been forked with the loop's wake-up pipe, tell the run of the same signal a second time."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -105,7 +105,7 @@ class Pace:
         if self._first is None:
             self._first = first.ended
         ended = first.ended - self._first
-        if len(stages) > 1 or not first.known or ended <= 0:
+        if len(stages) > 1 or not first.known or ended <= 0 or first.ended == first.rows:
             return None
         return (now - self._began) / ended * (first.rows - first.ended)
 

@@ -1,34 +1,22 @@
 """Random workflows, and an engine whose answers depend on request and seed alone while its timing does not.
 
 `weave` is a workflow: the row's `seed` draws a program (nested gathers with equal requests in sibling branches,
-fallbacks, deadlines, races, recursion, sub-workflows, effects, queues, sleeps), which it interprets. `live` lets many
-rows live in one process, from the start or from any prefix of their events. Two lives of a row never have the same
-timing, so whatever depends on timing and is not recorded shows itself as a difference between them.
+fallbacks, deadlines, races, recursion, sub-workflows, effects, queues, sleeps), which it interprets. `crash.py` lets
+rows live and die. Two lives of a row never have the same timing, so whatever depends on timing and is not recorded
+shows itself as a difference between them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
-from msgspec import Struct
-
-from weaverant.agent import Agent, Binding
+from weaverant.agent import Agent
 from weaverant.errors import StepFailed
-from weaverant.events import StepEnded, TaskEnded, TaskEvent
 from weaverant.message import Message, Reply, Request, ToolCall, assistant, digest
 from weaverant.protocols import CallContext
-from weaverant.runtime.feed import Feed
-from weaverant.runtime.ledger import Ledger
-from weaverant.runtime.limits import Limits
-from weaverant.runtime.local import LocalSwarm
-from weaverant.runtime.recovery import Unfinished
-from weaverant.runtime.stagebook import StageBook
-from weaverant.sources import MemoryRows
-from weaverant.task import Task
-from weaverant.testing.journal import MemoryJournal
 from weaverant.workflow import deadline, now, rng, step, workflow
 
 SLOWEST = 0.004
@@ -69,7 +57,9 @@ RACY = ("first", "deadline", "wait_for", "publish", "queue", "background", "comp
 def program(seed: int, *, failing: bool, racy: bool) -> Op:
     """The same program for the same arguments, for ever. Calm ones depend on no timing and never fail."""
     kinds = CALM + FAILING * failing + RACY * racy
-    return _Drawing(Random(seed), kinds).op(4)
+    drawing = _Drawing(Random(seed), kinds)
+    trunk = drawing.random.choice(("gather", "bounded", "group", *(RACY[:1] + RACY[4:5]) * racy))
+    return "then", (trunk, tuple(drawing.op(3) for _ in range(3))), drawing.op(3)
 
 
 class _Drawing:
@@ -256,22 +246,19 @@ def row_of(seed: int) -> dict[str, Any]:
     return {"seed": seed, "failing": seed % 3 > 0, "racy": seed % 3 == 2}
 
 
-# Lives
-
-
 class Moody:
     """An engine: what it says is a function of (request, seed), how long it takes is drawn anew in each `life`."""
 
     identity = "moody"
 
     def __init__(self, life: int, slowest: float = SLOWEST) -> None:
-        self._random = Random(life)
+        self.random = Random(life)
         self._slowest = slowest
         self.calls = 0
 
     async def generate(self, request: Request, ctx: CallContext) -> Reply:
         self.calls += 1
-        await asyncio.sleep(self._random.random() * self._slowest)
+        await asyncio.sleep(self.random.random() * self._slowest)
         return Reply(self.say(request), model=self.identity)
 
     def say(self, request: Request) -> Message:
@@ -288,63 +275,3 @@ class Moody:
 
     async def close(self) -> None:
         """Nothing is held."""
-
-
-class Life(NamedTuple):
-    """What became of the rows in one life. `events` are each task's, those of the lives before it included."""
-
-    ends: dict[str, Task]
-    events: dict[str, list[TaskEvent]]
-    calls: int
-
-
-class Retold(Struct, frozen=True):
-    """An end, comparable."""
-
-    state: str
-    reason: str
-    where: str
-    result: Any
-
-
-def told(task: Task) -> Retold:
-    return Retold(task.state, task.reason, task.where, task.result)
-
-
-def unended(events: Mapping[str, Sequence[TaskEvent]]) -> dict[str, list[TaskEvent]]:
-    """Traces without their ends: all that replay needs to reach them again."""
-    return {task: [event for event in own if not isinstance(event, TaskEnded)] for task, own in events.items()}
-
-
-def cut(events: Mapping[str, Sequence[TaskEvent]], random: Random) -> dict[str, list[TaskEvent]]:
-    """What a crash at a random write of each task would leave."""
-    return {task: list(own[: random.randint(1, max(1, len(own) - 1))]) for task, own in events.items()}
-
-
-def steps(events: Sequence[TaskEvent]) -> list[StepEnded]:
-    """The recorded steps that had an outcome of their own."""
-    return [event for event in events if isinstance(event, StepEnded) and event.outcome != "cancelled"]
-
-
-async def live(
-    rows: Sequence[Mapping[str, Any]], engine: Moody, past: Mapping[str, list[TaskEvent]] | None = None
-) -> Life:
-    """Let the rows live to their ends; with a `past`, let its tasks go on from there instead."""
-    journal = MemoryJournal()
-    ledger = Ledger([weave.name])
-    feed = Feed(MemoryRows([] if past else list(rows)), 0, 1, None)
-    restored = ((order, list(events)) for order, events in enumerate((past or {}).values()))
-    swarm = LocalSwarm(
-        (weave,), Binding({"*": engine}), journal, feed, ledger, StageBook((weave,), ledger),
-        Limits(concurrency=10_000, threads=1_000, max_failures=1.0),
-        blob=journal.blobs.__getitem__, unfinished=Unfinished(restored=restored),
-    )  # fmt: skip
-    ends = {task.key: task async for task in swarm.run()}
-    events: dict[str, list[TaskEvent]] = {task: list(own) for task, own in (past or {}).items()}
-    for event in journal.events():
-        if isinstance(event, TaskEvent):
-            events.setdefault(event.task, []).append(event)
-    return Life(ends, events, engine.calls)
-
-
-Check = Callable[[Sequence[int]], Awaitable[list[str]]]
