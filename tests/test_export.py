@@ -18,6 +18,7 @@ from weaverant.engines.scripted import Scripted
 from weaverant.export import GENERIC, messages, open_sink, preference, row_order
 from weaverant.message import Message, Reply, ToolCall, Usage
 from weaverant.story import Step
+from weaverant.summary import Examples, document, fold, of_run
 from weaverant.workflow import Stages
 
 writer = Agent("writer", prompt="Write {{ n }}", system="Be brief.")
@@ -229,6 +230,17 @@ def test_stages_and_groups(tmp_path: Path):
     assert raw[0] == raw[1]
     assert [sample["result"] for sample in raw[0]] == [list(range(12))] * 2
     assert len(lines_of(both[0], "messages", tmp_path)) == 12
+
+
+def test_the_journal_folds_to_what_the_run_counted(tmp_path: Path):
+    finished = run(
+        Stages(split, joined), [{"n": n} for n in range(12)], models=shuffled(1), directory=tmp_path / "run"
+    ).wait()
+    live, folded = document(of_run(finished, Examples())), document(fold(tmp_path / "run"))
+    assert folded["state"] == "finished" and folded["left"] == 0
+    for agent in (*live["agents"], *folded["agents"]):
+        del agent["p50"], agent["p95"], agent["p99"]
+    assert {**live, "created": 0} == {**folded, "created": 0}
 
 
 def test_the_order_of_keys():

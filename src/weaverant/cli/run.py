@@ -147,9 +147,10 @@ class _Driver:
         if self.signals == 1:
             calls = self._run.in_flight[1]
             grace = self._run.limits.grace
+            left = "what is left can be resumed" if self._run.directory else "the rest is lost, as nothing is stored"
             self._say(
-                f"stopping: {calls:,} calls in flight may finish, for {grace:g} s at most; "
-                "what is left can be resumed. Ctrl-C again stops at once"
+                f"stopping: {calls:,} calls in flight may finish, for {grace:g} s at most; {left}. "
+                "Ctrl-C again stops at once"
             )
         elif self.signals == 2:
             self._say("stopping at once")

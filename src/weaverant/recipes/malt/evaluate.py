@@ -13,10 +13,10 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 from weaverant import Run, Task, UserError, run
 from weaverant.cli.options import models_of
@@ -139,8 +139,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
+def command(job: Callable[[], int]) -> NoReturn:
+    """Do the job and end the process: with its exit code, or 2 for a user's mistake, as `weaverant` does."""
     try:
-        sys.exit(main())
+        sys.exit(job())
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    command(main)

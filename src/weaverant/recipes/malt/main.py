@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from weaverant import Run, run
+from weaverant import Run, UserError, run
 from weaverant.cli.export import export
 from weaverant.cli.options import models_of
 from weaverant.cli.report import report
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; gives its exit code."""
     options = _parser().parse_args(arguments)
     models = models_of(options.model or [MODEL])
-    out = Path(options.out)
+    out = _folder(options.out)
     began = time.perf_counter()
 
     say(f"1. Weaving: {options.questions:,} questions of {SOURCE}, each grown to a tree of 39 calls and 27 leaves")
@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return found.run.exit_code
     say(f"\naccuracy on {found.scores['vote'].total:,} held-out problems, with 95 % intervals (Wilson)")
     say("\n".join(table(found.scores)))
-    say("The tiny model's bad habits are planted (training/tiny): the figures show that the loop works, no more.")
+    if MODEL in models.values():
+        say("The tiny model's bad habits are planted (training/tiny): the figures show that the loop works, no more.")
     say(f"\nwoven in {weaving:.1f} s, evaluated in {found.seconds:.1f} s; its replies are in {found.run.directory}")
     say(document(_findings(woven, weaving, lines, found)))
     return max(woven.exit_code, found.run.exit_code)
@@ -67,6 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 say = partial(print, flush=True)
 """At once, so that it stands in order with the progress lines where both go into one file."""
+
+
+def _folder(name: str) -> Path:
+    """The folder, made if need be, before anything is paid for."""
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {name!r} cannot be a folder for the data sets: {error.strerror}") from None
+    return folder
 
 
 def weave(models: dict[str, str], questions: int) -> Run:

@@ -1,6 +1,6 @@
 """Speed of the embedded engine: tokens a second at 1 and 64 requests in flight, and the calls of MALT's tree.
 
-    python bench/decode.py
+    python bench/bench_decode.py
 
 The tree asks 3 generators, 3 verifiers of each and 3 refiners of each of those: 39 calls a problem. Seconds are of
 the process's own time on a core, so that a busy machine measures the same.
