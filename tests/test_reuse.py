@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from weaverant import Agent, Workflow, rng, run, step, workflow
+from weaverant import Agent, run, step, workflow
 from weaverant.engines.scripted import Scripted
 from weaverant.errors import RunChanged, StepFailed
+from weaverant.journal import JournalReader
 from weaverant.launch import Run, resume
 from weaverant.message import Request
+from weaverant.story import Storyteller
+from weaverant.workflow import Workflow
 
 ROWS = [{"topic": topic} for topic in ("ants", "bees", "cranes", "ducks")]
 
@@ -100,8 +105,6 @@ def test_equal_requests_keep_their_replies_when_branches_move(tmp_path: Path):
     def flow(count: int) -> Workflow:
         @workflow
         async def solved(row: Any) -> Any:
-            import asyncio
-
             if count > 2:
                 await asyncio.gather(asyncio.sleep(0), asyncio.sleep(0))  # moves the branches by two
             return sorted(await asyncio.gather(*(solver(topic=row["topic"]) for _ in range(count))))
@@ -129,9 +132,6 @@ def test_equal_rows_are_answered_each_by_its_own(tmp_path: Path):
         break
     going = resume(tmp_path / "new", workflow=chain(), rows=twins, models=asked.engine)
     assert sorted(task.result for task in [*seen, *going]) <= sorted(first)
-    from weaverant.journal import JournalReader
-    from weaverant.story import Storyteller
-
     reader, teller = JournalReader(tmp_path / "new"), Storyteller({}, lambda key: "")
     stories = [teller.tell(reader.task_events(task.task)) for task in reader.tasks()]
     assert sorted(story.result for story in stories) == sorted(first)
@@ -153,11 +153,8 @@ def test_a_claimed_record_is_not_given_again_after_a_crash(tmp_path: Path):
     def moved() -> Workflow:
         @workflow
         async def told(row: Any) -> Any:
-            import asyncio
-
             first = await asyncio.create_task(teller(topic=row["topic"]))  # claimed by content: another branch
-            if rng().random() >= 0:
-                await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)
             return [first, await asyncio.create_task(teller(topic=row["topic"]))]
 
         return told
@@ -165,8 +162,6 @@ def test_a_claimed_record_is_not_given_again_after_a_crash(tmp_path: Path):
     run(flow(1), ROWS[:1], models=Asked().engine, directory=tmp_path / "old").wait()
     asked = Asked()
     new = run(moved(), ROWS[:1], models=asked.engine, directory=tmp_path / "new", reuse=tmp_path / "old")
-    import threading
-
     threading.Timer(0.1, new.stop).start()
     assert not list(new) and new.exit_code == 4
     (task,) = resume(tmp_path / "new", workflow=moved(), rows=ROWS[:1], models=asked.engine)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, cast, get_type_hints
 import msgspec
 
 from weaverant.agent import Agent
-from weaverant.errors import UserError
+from weaverant.errors import UserError, WeaverantError, failure_of
 from weaverant.message import digest
 from weaverant.story import Story
 from weaverant.workflow import Group, Stages, Workflow
@@ -38,6 +38,17 @@ def exporter(function: StoryExporter) -> StoryExporter:
     """
     setattr(function, EXPORTER_MARK, True)
     return function
+
+
+def samples_of(function: StoryExporter, name: str, story: Story) -> Iterator[dict[str, Any]]:
+    """What an exporter makes of a story; what it raises is a `UserError` that names the task and the place."""
+    try:
+        yield from function(story)
+    except WeaverantError:
+        raise
+    except Exception as error:  # the boundary to a user's function: it may raise anything
+        failure, where = failure_of(error)
+        raise UserError(f"exporter {name!r} failed on task {story.key!r}: {failure} ({where})") from error
 
 
 @dataclass(frozen=True)
@@ -163,8 +174,6 @@ def _import(file: Path) -> ModuleType:
     except UserError:
         raise
     except Exception as error:  # the boundary to a user's file: any line of it may raise anything
-        from weaverant.errors import failure_of
-
         failure, where = failure_of(error)
         raise UserError(f"{str(file)!r} cannot be loaded: {failure} ({where or 'at its top'})") from error
     return module

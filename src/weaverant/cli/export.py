@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from weaverant.cli.options import named, near
 from weaverant.cli.show import storyteller
-from weaverant.errors import UserError, WeaverantError, failure_of
+from weaverant.errors import UserError
 from weaverant.export import GENERIC, messages, open_sink, row_order
 from weaverant.journal import JournalReader
 from weaverant.launch import recipe_of_run
+from weaverant.recipe import StoryExporter, samples_of
 from weaverant.rundir import RunConfig, load_config
-from weaverant.story import Story
 from weaverant.summary import has_finished
-
-Samples = Iterable[dict[str, Any]]
 
 
 def export_command(options: argparse.Namespace) -> int:
@@ -54,15 +50,15 @@ def export(directory: Path, form: str, out: str, *, agent: str | None = None, st
     with open_sink(out) as sink:
         for _, events in reader.histories({key: places[key] for key in keys}):
             story = teller.tell(events)
-            for sample in _samples(exporter, form, story):
+            for sample in samples_of(exporter, form, story):
                 if agent is None or sample.get("agent") == agent:
                     sink.add(sample, f"exporter {form!r}")
     return sink.counts
 
 
-def find_exporter(form: str, config: RunConfig) -> Callable[[Story], Samples]:
+def find_exporter(form: str, config: RunConfig) -> StoryExporter:
     """The workflow's own exporter of that name, else the generic one."""
-    own: dict[str, Callable[[Story], Samples]] = {}
+    own: dict[str, StoryExporter] = {}
     try:
         own = dict(recipe_of_run(config).exporters)
     except UserError as error:
@@ -84,14 +80,3 @@ def _check_agent(agent: str, form: str, config: RunConfig) -> None:
         raise UserError(f"--agent chooses the steps of --as messages; it means nothing to {form!r}: leave it out")
     if config.agents and agent not in config.agents:
         raise UserError(f"the run has no agent {agent!r}{near(agent, config.agents)}; it has: {named(config.agents)}")
-
-
-def _samples(exporter: Callable[[Story], Samples], form: str, story: Story) -> Samples:
-    """What the exporter makes of a story; what it raises, with its place and the task."""
-    try:
-        yield from exporter(story)
-    except (WeaverantError, GeneratorExit):
-        raise
-    except Exception as error:  # the boundary to a user's function: it may raise anything
-        failure, where = failure_of(error)
-        raise UserError(f"exporter {form!r} failed on task {story.key!r}: {failure} ({where})") from error

@@ -10,13 +10,10 @@ from asyncio import gather
 from typing import Any
 
 from weaverant import UserError, workflow
+from weaverant.recipes.malt import tree
 from weaverant.recipes.malt.answers import Checker, answer_key
 from weaverant.recipes.malt.exports import dropped, preference, sft
 from weaverant.recipes.malt.team import CHAT, TINY, Prompts, question_of, team_for
-from weaverant.recipes.malt.tree import THETA, Attempt, Critique, Refinement, Tree
-from weaverant.recipes.malt.tree import attempt as valued_attempt
-from weaverant.recipes.malt.tree import critique as valued_critique
-from weaverant.recipes.malt.tree import refinement as valued_refinement
 
 __all__ = ["MODEL", "SOURCE", "dropped", "malt", "preference", "sft"]
 
@@ -35,8 +32,8 @@ async def malt(
     branching: int = 3,
     checker: Checker = "auto",
     prompts: Prompts = "auto",
-    theta: float = THETA,
-) -> Tree:
+    theta: float = tree.THETA,
+) -> tree.Tree:
     """Grow the tree: b + b^2 + b^3 calls and b^3 leaves for a branching of b; 39 and 27 for 3.
 
     A row has `question` and `answer`, the gold answer (after `####`, where there is one). `theta` is kept for the
@@ -46,18 +43,18 @@ async def malt(
         raise UserError(f"branching must be at least 1, found {branching}")
     question, key, team = question_of(row), answer_key(row.get("answer"), checker), team_for(row, prompts)
 
-    async def refine(attempt: str, critique: str) -> Refinement:
+    async def refine(attempt: str, critique: str) -> tree.Refinement:
         text = await team.refiner(question=question, attempt=attempt, critique=critique)
         answer = key.read(text)
-        return valued_refinement(text, answer, key.accepts(answer))
+        return tree.refinement(text, answer, key.accepts(answer))
 
-    async def criticise(attempt: str) -> Critique:
+    async def criticise(attempt: str) -> tree.Critique:
         text = await team.verifier(question=question, attempt=attempt)
-        return valued_critique(text, await gather(*(refine(attempt, text) for _ in range(branching))))
+        return tree.critique(text, await gather(*(refine(attempt, text) for _ in range(branching))))
 
-    async def attempt() -> Attempt:
+    async def attempt() -> tree.Attempt:
         text = await team.generator(question=question)
-        return valued_attempt(text, key.read(text), await gather(*(criticise(text) for _ in range(branching))))
+        return tree.attempt(text, key.read(text), await gather(*(criticise(text) for _ in range(branching))))
 
     attempts = await gather(*(attempt() for _ in range(branching)))
-    return Tree(question=question, gold=key.gold, checker=key.kind, theta=theta, attempts=attempts)
+    return tree.Tree(question=question, gold=key.gold, checker=key.kind, theta=theta, attempts=attempts)
