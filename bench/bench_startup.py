@@ -76,7 +76,9 @@ def main() -> None:
         report.row("weaverant --help (s)", helped, "< 0.400", helped < 0.400),
         report.row("a bare interpreter (s)", bare),
     ]
-    report.table(["start-up, best of 7", "seconds", "goal"], [[r["name"], f"{r['value']:.3f}", r["goal"] or ""] for r in rows])
+    report.table(
+        ["start-up, best of 7", "seconds", "goal"], [[r["name"], f"{r['value']:.3f}", r["goal"] or ""] for r in rows]
+    )
     report.finish("bench-startup", rows)
 
 

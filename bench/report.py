@@ -9,7 +9,9 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def row(name: str, value: float | None, goal: str | None = None, met: bool | None = None, **more: Any) -> dict[str, Any]:
+def row(
+    name: str, value: float | None, goal: str | None = None, met: bool | None = None, **more: Any
+) -> dict[str, Any]:
     """One measurement. `met` is None where there is no goal or its data are absent."""
     return {"name": name, "value": None if value is None else round(value, 4), "goal": goal, "met": met, **more}
 
@@ -18,7 +20,9 @@ def table(head: list[str], lines: list[list[Any]]) -> None:
     cells = [head, *([f"{cell:,.1f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     for n, line in enumerate(cells):
-        print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))))
+        print(
+            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        )
         if n == 0:
             print("  ".join("-" * w for w in widths))
 

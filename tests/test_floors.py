@@ -129,7 +129,7 @@ def test_heavy_packages_are_imported_at_one_seam_each():
 
 BOUNDARIES = {
     "replay.py", "task.py", "recipe.py", "launch.py",
-    "runtime/calls.py", "runtime/local.py", "runtime/feed.py",
+    "runtime/calls.py", "runtime/local.py", "runtime/feed.py", "runtime/stagebook.py",
     "engines/embedded.py", "journal/writer.py",
 }  # fmt: skip
 """Where a user's code, an engine or a source ends, and what a thread must hand over to those who wait for it."""

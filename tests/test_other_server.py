@@ -58,7 +58,15 @@ def server(tmp_path_factory: pytest.TempPathFactory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [Path(sys.executable).parent / "transformers", "serve", folder, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        Path(sys.executable).parent / "transformers",
+        "serve",
+        folder,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(

@@ -252,12 +252,12 @@ def test_whatever_a_workflow_raises_ends_its_task_alone(error: BaseException):
 
 
 @pytest.mark.parametrize("result", [object(), 2**70, "\ud800", {"deep": [lambda: 0]}])
-def test_a_result_that_cannot_be_stored_says_so(result: Any):
+def test_a_result_that_cannot_be_stored_says_so(tmp_path: Path, result: Any):
     @workflow
     async def odd(row: Any) -> Any:
         return result
 
-    task = one(odd)
+    task = one(odd, directory=tmp_path / "run")
     assert (task.state, task.reason) == ("failed", "result")
     assert "cannot be stored" in task.result["text"]
 

@@ -51,7 +51,9 @@ def resident_mb() -> float:
 
 
 def weave(size: int, marks: set[int], directory: Path) -> dict[int, float]:
-    made = run(three_steps, Counting(size), models=Scripted(lambda request: f"reply {request.seed}"), directory=directory)
+    made = run(
+        three_steps, Counting(size), models=Scripted(lambda request: f"reply {request.seed}"), directory=directory
+    )
     seen: dict[int, float] = {}
 
     async def main() -> None:
@@ -85,9 +87,7 @@ def test_twenty_thousand_rows_wait_at_once(tmp_path: Path):
     """Every row's call is in flight at the simulated server at the same time."""
     size = 20_000
     engine = Simulated(latency=3.0, slots=size, tokens=8, jitter=0.0)
-    made = run(
-        one_step, Counting(size), models=engine, directory=tmp_path / "run", concurrency=size, in_flight=size
-    )
+    made = run(one_step, Counting(size), models=engine, directory=tmp_path / "run", concurrency=size, in_flight=size)
     most = 0
 
     async def main() -> None:

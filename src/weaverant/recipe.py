@@ -6,6 +6,7 @@ Nothing is registered: what a file defines at its top level is what it offers.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import sys
@@ -76,7 +77,7 @@ class Recipe:
     model: str | None
     """The model to use where none is given: the file's `MODEL`."""
     code: str
-    """A hash of the file and, for a folder, of all that lies beside it."""
+    """A hash of the file and of its neighbours that it imports."""
     given: str
     """What found it: `FILE.py`, `FILE.py:NAME`, a folder, a recipe's name; of an object, its name."""
     about: str
@@ -237,7 +238,29 @@ def _function(stage: Workflow | Group) -> Any:
 
 
 def _code_hash(file: Path) -> str:
-    files = [file]
-    if file.name == "recipe.py":
-        files = sorted(path for path in file.parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return digest(b"".join(digest(path.read_bytes()) for path in files)).hex()
+    """A hash of the file and of the files beside it that it imports, directly or not. Prompts are in the agents' specs."""
+    return digest(b"".join(digest(path.read_bytes()) for path in sorted(_own_files(file)))).hex()
+
+
+def _own_files(file: Path) -> set[Path]:
+    """The file and its neighbours among its imports, followed by reading them: the same in every process."""
+    found = {file}
+    unread = [file]
+    while unread:
+        for name in _imported(unread.pop()):
+            parts = name.removeprefix(f"weaverant.recipes.{file.parent.name}.").split(".")
+            path = file.parent.joinpath(*parts)
+            for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+                if candidate.is_file() and candidate not in found:
+                    found.add(candidate)
+                    unread.append(candidate)
+    return found
+
+
+def _imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)

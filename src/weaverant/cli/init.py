@@ -28,6 +28,6 @@ def init_command(options: argparse.Namespace) -> int:
         raise UserError(f"the folder {str(folder)!r} cannot be written: {error.strerror}") from None
     print(f"wrote {', '.join(path.name for path in files)} to {str(folder)!r}. Try it:")
     into = "" if folder == Path() else f"{folder}/"
-    print(f"  weaverant run {into}workflow.py --input {into}rows.jsonl --model embedded:tiny --run {into}run")
+    print(f"  weaverant run {into}workflow.py --run {into}run")
     print(f"  weaverant export {into}run --as raw --out {into}data.jsonl")
     return 0

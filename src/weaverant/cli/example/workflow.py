@@ -10,6 +10,10 @@ from typing import Any
 
 from weaverant import Agent, Story, exporter, reject, workflow
 
+# Where the rows are and what answers, unless --input and --model say otherwise. `embedded:tiny` is in the package.
+SOURCE = "rows.jsonl"
+MODEL = "embedded:tiny"
+
 # An agent is a role: a prompt (text, or a file beside this one) and how to draw its replies.
 # `model` is the name that `--model NAME=SPEC` gives an engine to; `--model SPEC` serves all agents.
 generator = Agent("generator", model="writer", prompt=Path("generator.md"), temperature=1.0, max_tokens=40)
