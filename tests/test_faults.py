@@ -280,7 +280,8 @@ def test_a_full_disk_ends_the_run_resumable(tmp_path: Path):
 @pytest.mark.timeout(60)
 def test_a_lost_blob_ends_the_resumed_run_with_its_name(tmp_path: Path):
     rows = [{"n": n, "text": f"{n} " * 70_000} for n in range(2)]
-    going = run(says, rows, models=Scripted(lambda _: hang()), directory=tmp_path / "run", grace=0)
+    engine = Scripted(lambda _: hang(), identity="hangs")
+    going = run(says, rows, models=engine, directory=tmp_path / "run", grace=0)
 
     async def hang() -> str:
         going.stop()
@@ -289,7 +290,7 @@ def test_a_lost_blob_ends_the_resumed_run_with_its_name(tmp_path: Path):
 
     assert not list(going)
     shutil.rmtree(tmp_path / "run" / "blobs")
-    again = resume(tmp_path / "run", workflow=says, rows=rows, models=Scripted(lambda _: hang()))
+    again = resume(tmp_path / "run", workflow=says, rows=rows, models=engine)
     assert not list(again)
     assert isinstance(again.error, JournalCorrupt) and "missing" in str(again.error)
     assert again.exit_code != 0
@@ -300,7 +301,7 @@ def main(name: str, directory: str, largest: str = "") -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
     flow, rows = {"computes_long": (computes_long, ROWS[:1]), "fills": (fills, FULL_ROWS)}[name]
-    going = run(flow, rows, models=echo(), directory=directory).wait()
+    going = run(flow, rows, models=echo(), directory=directory, in_flight=8).wait()
     print(going.state, going.error)
     sys.exit(going.exit_code)
 

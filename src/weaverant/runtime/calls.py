@@ -58,6 +58,7 @@ class Slots:
         task = asyncio.get_running_loop().create_task(self._work(run, ask))
         ask.handle = task
         self.running.add(task)
+        task.add_done_callback(self._done)
 
     async def _work(self, run: TaskRun, ask: Ask) -> None:
         task = ask.handle
@@ -70,12 +71,11 @@ class Slots:
             if task.cancelling():
                 return
             outcome = _failure(error)
-        finally:
-            self.running.discard(task)
-            self._next()
         run.record(ask, outcome)
 
-    def _next(self) -> None:
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """A callback, because a task that is cancelled before its first step runs no line of its own."""
+        self.running.discard(task)
         while self._waiting and len(self.running) < self.size:
             _, _, run, ask = heappop(self._waiting)
             if not run.closed and not ask.future.done():

@@ -27,7 +27,7 @@ from weaverant.events import (
     TaskStarted,
     TaskSuperseded,
 )
-from weaverant.protocols import Journal
+from weaverant.protocols import Journal, Unreadable
 from weaverant.runtime.calls import Calls
 from weaverant.runtime.feed import END, Feed
 from weaverant.runtime.ledger import Ledger
@@ -246,7 +246,11 @@ class LocalSwarm:
             return
         reuse = None if self._reuse is None else self._reuse(got.key, got.digest)
         run = self._live[got.key] = TaskRun(self, self._stages[got.stage], got, reuse)
-        run.begin()
+        try:
+            run.begin()
+        except (ValueError, OverflowError, RecursionError) as error:
+            del self._live[got.key]
+            self._enter((got, Unreadable(f"the row cannot be stored: {error}", got.key)))
 
     def _restore(self, order: int, events: list[TaskEvent]) -> None:
         started = started_of(events)

@@ -1,0 +1,191 @@
+"""Stages and groups: rows of rows, groups that close, resume at every point, superseded groups."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weaverant import Agent, Stages, StepFailed, UserError, group, resume, run, workflow
+from weaverant.engines.scripted import Scripted
+from weaverant.journal import JournalReader
+from weaverant.launch import Run
+from weaverant.message import Request
+
+say = Agent("say", prompt="{{ text }}")
+ROWS = [{"n": n} for n in range(5)]
+
+
+class Replies:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.down: set[str] = set()
+        self.stop_at = ""
+        self.stop: Any = None
+        self.engine = Scripted(self.reply, identity="replies")
+
+    async def reply(self, request: Request) -> str:
+        text = request.messages[0].text
+        self.asked.append(text)
+        if text in self.down:
+            raise StepFailed("server", "down")
+        if text == self.stop_at and self.stop is not None:
+            stop, self.stop = self.stop, None
+            stop()
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.005 * (len(self.asked) % 3))
+        return text.upper()
+
+
+@workflow
+async def splits(row: Any) -> Any:
+    said = await say(text=f"split {row['n']}")
+    return [{"n": row["n"], "part": part, "said": said} for part in range(row["n"] % 3)]
+
+
+@workflow
+async def speaks(row: Any) -> Any:
+    return {**row, "word": await say(text=f"speak {row['n']}.{row['part']}")}
+
+
+@group(by="part")
+async def joins(rows: list[Any]) -> Any:
+    text = await say(text="join " + " ".join(str(row["n"]) for row in rows))
+    return {"part": rows[0]["part"], "ns": [row["n"] for row in rows], "text": text}
+
+
+@workflow
+async def closes(row: Any) -> Any:
+    return [row["ns"], await say(text=f"close {row['part']}")]
+
+
+ALL = Stages(splits, speaks, joins, closes)
+EXPECTED = [[[1, 2, 4], "CLOSE 0"], [[2], "CLOSE 1"]]
+
+
+def last(going: Run) -> list[Any]:
+    return sorted(task.result for task in going if task.stage == 3)
+
+
+def ledger(going: Run) -> list[tuple[int, int, int]]:
+    return [(stage.rows, stage.done, stage.left) for stage in going.ledger.stages]
+
+
+WHOLE = [(5, 5, 0), (4, 4, 0), (2, 2, 0), (2, 2, 0)]
+
+
+def test_results_are_the_rows_of_the_next_stage(tmp_path: Path):
+    going = run(ALL, ROWS, models=Replies().engine, directory=tmp_path / "run")
+    assert last(going) == EXPECTED
+    assert ledger(going) == WHOLE
+    assert going.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "at", ["split 0", "split 4", "speak 1.0", "speak 4.0", "join 2", "join 1 2 4", "close 0", "close 1"]
+)
+def test_a_stopped_run_carries_on_where_it_stood(tmp_path: Path, at: str):
+    replies = Replies()
+    replies.stop_at = at
+    going = run(ALL, ROWS, models=replies.engine, directory=tmp_path / "run", grace=0, in_flight=2)
+    replies.stop = going.stop
+    seen = last(going)
+    assert going.exit_code == 4
+    again = resume(tmp_path / "run", workflow=ALL, rows=ROWS, models=replies.engine)
+    assert sorted([*seen, *last(again)]) == EXPECTED
+    assert ledger(again) == WHOLE
+    unasked_twice = {text for text in replies.asked if replies.asked.count(text) > 1}
+    assert at in unasked_twice and len(unasked_twice) <= 2, "only what was in flight is asked again"
+
+
+def test_a_run_of_stages_that_has_ended_stays_ended(tmp_path: Path):
+    replies = Replies()
+    run(ALL, ROWS, models=replies.engine, directory=tmp_path / "run").wait()
+    count = len(replies.asked)
+    again = resume(tmp_path / "run", workflow=ALL, rows=ROWS, models=replies.engine)
+    assert not list(again)
+    assert ledger(again) == WHOLE
+    assert len(replies.asked) == count
+
+
+def test_a_group_that_gains_a_member_is_superseded(tmp_path: Path):
+    replies = Replies()
+    replies.down = {"split 1"}
+    going = run(ALL, ROWS, models=replies.engine, directory=tmp_path / "run")
+    assert last(going) == [[[2], "CLOSE 1"], [[2, 4], "CLOSE 0"]]
+    assert going.exit_code == 3
+    replies.down.clear()
+    replies.asked.clear()
+    again = resume(tmp_path / "run", workflow=ALL, rows=ROWS, models=replies.engine, retry=True)
+    assert last(again) == [[[1, 2, 4], "CLOSE 0"]]
+    assert replies.asked == ["split 1", "speak 1.0", "join 1 2 4", "close 0"]
+    assert ledger(again) == WHOLE
+    states = [task.state for task in JournalReader(tmp_path / "run").tasks()]
+    assert states.count("superseded") == 2, "the old group and what came of it"
+    third = resume(tmp_path / "run", workflow=ALL, rows=ROWS, models=replies.engine)
+    assert not list(third)
+    assert ledger(third) == WHOLE
+
+
+def test_a_group_that_failed_is_taken_up_again(tmp_path: Path):
+    replies = Replies()
+    replies.down = {"join 1 2 4"}
+    run(ALL, ROWS, models=replies.engine, directory=tmp_path / "run").wait()
+    replies.down.clear()
+    replies.asked.clear()
+    again = resume(tmp_path / "run", workflow=ALL, rows=ROWS, models=replies.engine, retry=True)
+    assert last(again) == [EXPECTED[0]]
+    assert replies.asked == ["join 1 2 4", "close 0"]
+    assert ledger(again) == WHOLE
+
+
+def test_members_come_in_the_order_of_their_keys():
+    @workflow
+    async def late(row: Any) -> Any:
+        await asyncio.sleep(0.02 - row["n"] * 0.001)
+        return row
+
+    @group()
+    async def listed(rows: list[Any]) -> Any:
+        return [row["n"] for row in rows]
+
+    rows = [{"n": n} for n in range(12)]
+    tasks = list(run(Stages(late, listed), rows, models=Replies().engine, journal=False))
+    assert [task.result for task in tasks if task.stage == 1] == [list(range(12))]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("by", [lambda row: row["nowhere"], lambda row: 1 / 0, lambda row: object()])
+def test_a_row_without_a_group_fails_alone(by: Any):
+    @workflow
+    async def same(row: Any) -> Any:
+        return row
+
+    @group(by=lambda row: by(row) if row["n"] == 2 else 0)
+    async def counted(rows: list[Any]) -> Any:
+        return len(rows)
+
+    going = run(Stages(same, counted), ROWS, models=Replies().engine, journal=False)
+    assert sorted((task.state, str(task.result)) for task in going if task.stage == 1)[0] == ("done", "4")
+    assert going.ledger.stages[1].failed == {"unreadable": 1}
+
+
+def test_stages_begin_with_a_workflow():
+    with pytest.raises(UserError, match="must begin"):
+        Stages(joins, splits)
+
+
+def test_trials_are_rows_of_their_own(tmp_path: Path):
+    going = run(ALL, ROWS, models=Replies().engine, directory=tmp_path / "run", trials=2, in_flight=3)
+    threading.Timer(0.02, going.stop).start()
+    seen = list(going)
+    again = resume(tmp_path / "run", workflow=ALL, rows=ROWS, models=Replies().engine)
+    seen += list(again)
+    assert sorted(task.result for task in seen if task.stage == 3) == [
+        [[1, 1, 2, 2, 4, 4], "CLOSE 0"],
+        [[2, 2], "CLOSE 1"],
+    ]
+    assert len({task.key for task in seen}) == len(seen) == 10 + 8 + 2 + 2
