@@ -6,6 +6,7 @@ Its killed driver is `test_crash.py`. Here: everything else that applies to one 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import resource
 import shutil
@@ -78,6 +79,7 @@ def test_a_worker_process_that_dies_takes_no_other_row_along():
     tasks = {task.row["n"]: task for task in run(computes, ROWS, models=echo(), journal=False)}
     assert {n: task.state for n, task in tasks.items() if task.state != "done"} == {3: "failed", 4: "failed"}
     assert (tasks[3].reason, tasks[4].reason) == ("died", "Unpicklable")
+    wait_for(lambda: not multiprocessing.active_children())
 
 
 @workflow
@@ -227,7 +229,7 @@ def test_a_server_that_always_fails_stops_the_run_by_its_fuse(tmp_path: Path):
     rows = [{"n": n} for n in range(200)]
     with MockServer("fault-403") as server:
         models = f"{server.url}#big"
-        going = run(says, rows, models=models, directory=tmp_path / "run", fuse_after=10, concurrency=4)
+        going = run(says, rows, models=models, directory=tmp_path / "run", fuse_after=10, concurrency=4, in_flight=8)
         assert set(states(going)) == {("failed", next(iter(going.ledger.stages[0].failed)))}
         assert (going.state, going.exit_code) == ("fuse", 4)
         assert server.stats()["total"] < 60

@@ -230,7 +230,7 @@ def test_a_workflow_that_can_never_go_on_is_stuck():
 def test_a_workflow_that_spins_is_cut_off():
     @workflow
     async def spins(row: Any) -> Any:
-        while True:
+        while True:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     assert one(spins).reason == "spins"

@@ -145,8 +145,7 @@ def test_a_claimed_record_is_not_given_again_after_a_crash(tmp_path: Path):
     def flow(count: int) -> Workflow:
         @workflow
         async def told(row: Any) -> Any:
-            said = [await teller(topic=row["topic"]) for _ in range(count)]
-            return said
+            return [await teller(topic=row["topic"]) for _ in range(count)]
 
         return told
 

@@ -11,8 +11,7 @@ import asyncio
 import sys
 from asyncio import events
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context, copy_context
 from heapq import heappop, heappush
 from random import Random
@@ -28,6 +27,8 @@ SPIN_LIMIT = 1_000_000
 """Callbacks between two rests after which a workflow counts as spinning: seconds of one core."""
 
 TimerKey = tuple[str, int]
+Outer = tuple[asyncio.AbstractEventLoop | None, Any]
+"""The loop that ran before, and its hooks for asynchronous generators."""
 
 
 class Record:
@@ -222,17 +223,19 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """
         main = self._main
         assert main is not None
+        outer = self._enter()
         try:
-            with self._running():
-                while True:
-                    self._run_to_rest()
-                    if main.done():
-                        self._cancel_the_rest()
-                        return True
-                    if not self._settle_next():
-                        break
+            while True:
+                self._run_to_rest()
+                if main.done():
+                    self._cancel_the_rest()
+                    return True
+                if not self._settle_next():
+                    break
         finally:
-            self._tell_abandoned()
+            _leave(outer)
+            if self._abandoned:
+                self._tell_abandoned()
         self._start_fresh()
         return False
 
@@ -262,11 +265,14 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def close(self) -> None:
         """End the workflow where it stands: no exception that it could catch, `finally` blocks run, no more steps."""
         self._ended = True
-        with self._running():
+        outer = self._enter()
+        try:
             while self._spawned:
                 task = self._spawned.pop()
                 if not task.done():
                     _close(task)
+        finally:
+            _leave(outer)
         self._release()
 
     # What agents and effects use
@@ -372,18 +378,13 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     # The inside
 
-    @contextmanager
-    def _running(self) -> Generator[None]:
-        """This is the loop that workflow code finds, also where it leaves an `async for` early: what is in the
-        generator's `finally` belongs to the workflow and not to the run's loop."""
-        outer, hooks = events._get_running_loop(), sys.get_asyncgen_hooks()  # pyright: ignore[reportPrivateUsage]
+    def _enter(self) -> Outer:
+        """From here to `_leave` this is the loop that workflow code finds, also where it leaves an `async for` early:
+        what is in the generator's `finally` belongs to the workflow and not to the run's loop."""
+        outer = events._get_running_loop(), sys.get_asyncgen_hooks()  # pyright: ignore[reportPrivateUsage]
         events._set_running_loop(self)  # pyright: ignore[reportPrivateUsage]
         sys.set_asyncgen_hooks(firstiter=None, finalizer=self._finish_generator)
-        try:
-            yield
-        finally:
-            sys.set_asyncgen_hooks(*hooks)
-            events._set_running_loop(outer)  # pyright: ignore[reportPrivateUsage]
+        return outer
 
     def _finish_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
         """Close it in a branch apart: when the collector finds one is no part of the workflow's order."""
@@ -488,6 +489,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._answers.clear()
         self._inbox.clear()
         self._fresh.clear()
+
+
+def _leave(outer: Outer) -> None:
+    loop, hooks = outer
+    sys.set_asyncgen_hooks(*hooks)
+    events._set_running_loop(loop)  # pyright: ignore[reportPrivateUsage]
 
 
 def _close(task: BranchTask) -> None:

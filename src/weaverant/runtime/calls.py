@@ -172,10 +172,11 @@ def _contained(call: Callable[[], Any]) -> Any:
 
 def _end_with_parent() -> None:
     """A worker whose run was killed would wait for work for ever. One that hears Ctrl-C would die of it and fail its
-    step, or, having been forked with the loop's wake-up pipe, tell the run of the same signal a second time."""
+    step, or, having been forked with the loop's wake-up pipe, tell the run of the same signal a second time.
+    SIGTERM must end it: that is how a broken pool gets rid of its workers, and it waits until they are gone."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -1,0 +1,276 @@
+"""Agents: templates, typed output with repairs, tools; each model call, tool call and repair is a recorded step."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from weaverant import Agent, Message, Reply, StepFailed, UserError, resume, run, workflow
+from weaverant.engines.scripted import Scripted
+from weaverant.journal import JournalReader
+from weaverant.message import Request, ToolCall, assistant, user
+from weaverant.story import Story, Storyteller
+from weaverant.task import Task
+
+
+class Verdict(BaseModel):
+    hard: bool
+    score: float
+
+
+judge = Agent("judge", prompt="Judge {{ text }}", output=Verdict)
+
+
+def one(flow: Any, script: Any, directory: Path | None = None, **options: Any) -> Task:
+    options["journal"] = directory is not None
+    (task,) = run(flow, [{"n": 1}], models=Scripted(script, identity="script"), directory=directory, **options)
+    return task
+
+
+def calling(agent: Agent, **variables: Any) -> Any:
+    @workflow
+    async def calls(row: Any) -> Any:
+        return await agent(**variables)
+
+    return calls
+
+
+def story(directory: Path) -> Story:
+    reader = JournalReader(directory)
+    agents = {event.spec: event.agent for event in reader.run_events() if hasattr(event, "spec")}
+    return Storyteller(agents, lambda key: "").tell(reader.task_events("0.0.0"))
+
+
+# Templates
+
+
+def test_prompt_system_and_history_make_the_messages():
+    agent = Agent("a", system="You are {{ who }}.", prompt="{{ text }}!")
+    sent = agent.messages(who="kind", text="hi", history=[user("before"), assistant("yes")])
+    assert [(message.role, message.text) for message in sent] == [
+        ("system", "You are kind."), ("user", "before"), ("assistant", "yes"), ("user", "hi!"),
+    ]  # fmt: skip
+
+
+def test_a_missing_variable_fails_its_row_by_name():
+    task = one(calling(Agent("a", prompt="{{ present }} {{ absent }}"), present=1), "never")
+    assert (task.state, task.reason) == ("failed", "UndefinedError")
+    assert "absent" in task.result["text"]
+
+
+def test_a_prompt_file_lies_beside_its_agent(tmp_path: Path):
+    (tmp_path / "prompt.md").write_text("From a file: {{ text }}\n")
+    agent = Agent("a", prompt=Path("prompt.md"), folder=tmp_path)
+    assert agent.messages(text="x")[0].text == "From a file: x"
+    with pytest.raises(UserError, match="cannot read the prompt file"):
+        Agent("a", prompt=Path("nowhere.md"), folder=tmp_path).messages()
+
+
+def test_a_row_cannot_write_templates():
+    agent = Agent("a", prompt="{{ text }}")
+    assert agent.messages(text="{{ 7 * 7 }} {% raw %}")[0].text == "{{ 7 * 7 }} {% raw %}"
+
+
+def test_reply_gives_the_whole_reply():
+    agent = Agent("a", prompt="x")
+
+    @workflow
+    async def replies(row: Any) -> Any:
+        reply = await agent.reply()
+        assert isinstance(reply, Reply)
+        return [reply.text, reply.finish, reply.usage.completion_tokens]
+
+    assert one(replies, "two words").result == ["two words", "stop", 2]
+
+
+# Typed output
+
+
+def test_a_reply_is_read_into_its_type():
+    @workflow
+    async def judged(row: Any) -> Any:
+        verdict = await judge(text="t")
+        assert isinstance(verdict, Verdict)
+        return verdict
+
+    assert one(judged, '```json\n{"hard": true, "score": 0.5}\n```').result == {"hard": True, "score": 0.5}
+
+
+def test_a_repair_shows_the_fault_and_is_a_step(tmp_path: Path):
+    script = ['{"hard": "perhaps"}', "no json", '{"hard": false, "score": 1}']
+    assert one(calling(judge, text="t"), script, tmp_path / "run").result == {"hard": False, "score": 1.0}
+    told = story(tmp_path / "run")
+    assert len(told.steps) == 3
+    shown = told.steps[2].messages
+    assert [message.role for message in shown] == ["user", "assistant", "user", "assistant", "user"]
+    assert "score" in shown[2].text and shown[1].text == script[0]
+
+
+def test_after_the_last_repair_the_reply_is_kept():
+    task = one(calling(judge, text="t"), "never json")
+    assert (task.state, task.reason) == ("failed", "output")
+    assert task.result["detail"] == {"reply": "never json"}
+
+
+def test_retry_asks_the_reply_again_that_did_not_fit(tmp_path: Path):
+    asked: Counter[int] = Counter()
+
+    def script(request: Request) -> str:
+        asked[len(request.messages)] += 1
+        return "junk" if asked.total() <= 3 else '{"hard": true, "score": 2}'
+
+    flow = calling(judge, text="t")
+    assert one(flow, script, tmp_path / "run").reason == "output"
+    engine = Scripted(script, identity="script")
+    (task,) = resume(tmp_path / "run", workflow=flow, rows=[{"n": 1}], models=engine, retry=True)
+    assert task.state == "done"
+    assert asked.total() == 4, "the replies that were shown their fault stay; the last one is asked again"
+
+
+@pytest.mark.parametrize(("output", "reply", "value"), [
+    (int, "7", 7), (list[int], "[1, 2]", [1, 2]), (dict[str, bool], '{"a": true}', {"a": True}),
+    ({"type": "object", "required": ["a"]}, '{"a": 1}', {"a": 1}),
+])  # fmt: skip
+def test_output_is_any_type_that_json_is_read_into(output: Any, reply: str, value: Any):
+    assert one(calling(Agent("a", prompt="x", output=output)), reply).result == value
+
+
+# Tools
+
+looked: Counter[str] = Counter()
+
+
+async def look_up(word: str, times: int = 1) -> dict[str, Any]:
+    """Look a word up."""
+    looked[word] += 1
+    return {"means": word * times}
+
+
+def broken(word: str) -> str:
+    """Breaks."""
+    raise LookupError(f"no {word}")
+
+
+def wants(*calls: tuple[str, Any]) -> Message:
+    made = (
+        ToolCall(f"c{n}", name, arguments if isinstance(arguments, str) else json.dumps(arguments))
+        for n, (name, arguments) in enumerate(calls)
+    )
+    return Message("assistant", "", tuple(made))
+
+
+tooled = Agent("tooled", prompt="Use tools", tools=[look_up, broken], turns=3)
+
+
+def test_tools_are_called_at_once_and_recorded(tmp_path: Path):
+    looked.clear()
+    script = [wants(("look_up", {"word": "a"}), ("look_up", {"word": "b", "times": 2})), "done"]
+    assert one(calling(tooled), script, tmp_path / "run").result == "done"
+    assert looked == {"a": 1, "b": 1}
+    told = story(tmp_path / "run")
+    assert Counter((step.kind, step.name) for step in told.steps) == {("model", "tooled"): 2, ("tool", "look_up"): 2}
+    assert [message.text for message in told.steps[-1].messages[2:]] == ['{"means": "a"}', '{"means": "bb"}']
+
+
+def test_what_a_tool_does_wrong_is_told_to_the_model(tmp_path: Path):
+    script = [
+        wants(("look_up", {"wrong": 1}), ("nowhere", {}), ("broken", {"word": "x"}), ("look_up", "no json")),
+        "done",
+    ]
+    assert one(calling(tooled), script, tmp_path / "run").result == "done"
+    texts = [message.text for message in story(tmp_path / "run").steps[-1].messages[2:]]
+    assert len(texts) == 4 and all(text.startswith("error:") for text in texts)
+    assert "word" in texts[0] and "look_up" in texts[1] and "no x" in texts[2]
+
+
+def test_a_model_that_never_stops_calling_tools_fails():
+    task = one(calling(tooled), lambda request: wants(("look_up", {"word": "a"})))
+    assert (task.reason, "turns=3" in task.result["text"]) == ("tool", True)
+
+
+def test_a_tool_runs_once_over_a_crash(tmp_path: Path):
+    looked.clear()
+    stops: list[Any] = []
+
+    async def script(request: Request) -> Any:
+        if len(request.messages) == 1:
+            return wants(("look_up", {"word": "a"}))
+        if stops:
+            stops.pop()()
+            await asyncio.sleep(60)
+        return f"saw {request.messages[-1].text}"
+
+    engine, flow = Scripted(script, identity="script"), calling(tooled)
+    going = run(flow, [{"n": 1}], models=engine, directory=tmp_path / "run", grace=0)
+    stops.append(going.stop)
+    assert not list(going)
+    (task,) = resume(tmp_path / "run", workflow=flow, rows=[{"n": 1}], models=engine)
+    assert task.result == 'saw {"means": "a"}'
+    assert looked == {"a": 1}
+
+
+def test_a_tool_cannot_ask_an_agent():
+    async def asks(word: str) -> str:
+        """Asks."""
+        return await judge(text=word)
+
+    agent = Agent("a", prompt="x", tools=[asks])
+    seen: list[str] = []
+
+    def script(request: Request) -> Any:
+        seen.append(request.messages[-1].text)
+        return wants(("asks", {"word": "a"})) if len(request.messages) == 1 else "done"
+
+    assert one(calling(agent), script).result == "done"
+    assert "works only inside a workflow" in seen[-1]
+
+
+# Overrides, failures
+
+
+def test_overrides_change_an_agent_for_one_run():
+    seen: list[Request] = []
+
+    def script(request: Request) -> str:
+        seen.append(request)
+        return '{"hard": true, "score": 1}'
+
+    one(calling(judge, text="t"), script, overrides={"judge": {"temperature": 0.3, "prompt": "Other {{ text }}"}})
+    assert (seen[0].sampling.temperature, seen[0].messages[0].text) == (0.3, "Other t")
+
+
+def test_equal_requests_get_seeds_of_their_own():
+    seen: list[int] = []
+
+    @workflow
+    async def asks(row: Any) -> Any:
+        agent = Agent("a", prompt="same")
+        await asyncio.gather(agent(), agent(), agent())
+        await agent()
+
+    def script(request: Request) -> str:
+        seen.append(request.seed)
+        return "x"
+
+    one(asks, script)
+    first = list(seen)
+    one(asks, script)
+    assert len(set(first)) == 4 and seen == first * 2
+
+
+def test_a_failure_can_be_caught_and_answered_by_another():
+    @workflow
+    async def falls_back(row: Any) -> Any:
+        try:
+            return await Agent("weak", prompt="x")()
+        except StepFailed as failure:
+            return [failure.kind, await Agent("strong", prompt="x")()]
+
+    script = {"weak": [StepFailed("timeout", "slow")], "strong": "fine"}
+    assert one(falls_back, script).result == ["timeout", "fine"]

@@ -1,0 +1,215 @@
+"""The local swarm: the oldest first, never more than wanted, bounded memory, stops, the fuse."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weaverant import Agent, StepFailed, resume, run, step, workflow
+from weaverant.engines.scripted import Scripted
+from weaverant.errors import RunLocked, UserError
+from weaverant.message import Request
+from weaverant.testing.server import MockServer
+
+say = Agent("say", prompt="{{ text }}")
+
+
+@workflow
+async def twice(row: Any) -> Any:
+    return [await say(text=f"{row['n']} first"), await say(text=f"{row['n']} second")]
+
+
+class Server:
+    """Takes `seconds` a call and knows how many it had at once."""
+
+    def __init__(self, seconds: float = 0.005) -> None:
+        self.seconds = seconds
+        self.now = self.most = 0
+        self.asked: list[str] = []
+        self.engine = Scripted(self.reply, identity="server")
+
+    async def reply(self, request: Request) -> str:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.asked.append(request.messages[0].text)
+        await asyncio.sleep(self.seconds)
+        self.now -= 1
+        return "x"
+
+
+def rows(count: int) -> list[dict[str, int]]:
+    return [{"n": n} for n in range(count)]
+
+
+def test_the_oldest_row_is_served_first():
+    server = Server()
+    tasks = list(run(twice, rows(40), models=server.engine, journal=False, concurrency=2))
+    order = [task.row["n"] for task in tasks]
+    assert max(abs(place - n) for place, n in enumerate(order)) <= 2, "results stream out in about their order"
+    assert server.most == 2
+
+
+def test_no_more_calls_at_once_than_allowed_over_real_sockets():
+    with MockServer(latency=0.02) as mock:
+        run(twice, rows(30), models=f"{mock.url}#big", journal=False, concurrency=5).wait()
+        stats = mock.stats()
+        assert (stats["total"], stats["in_flight_max"]) == (60, 5)
+
+
+def test_a_free_slot_is_used_at_once():
+    server = Server(0.02)
+    began = time.perf_counter()
+    run(twice, rows(100), models=server.engine, journal=False, concurrency=20).wait()
+    assert time.perf_counter() - began < 2 * 100 * 0.02 / 20 * 2.5, "twice the ideal time and half again"
+
+
+def test_rows_are_read_when_they_are_wanted_and_memory_is_bounded():
+    read = 0
+
+    def endless() -> Iterator[dict[str, Any]]:
+        nonlocal read
+        for read in range(20_000):
+            yield {"n": read, "text": "x" * 5_000}
+
+    tracemalloc.start()
+    peak = 0
+    for number, _ in enumerate(run(twice, endless(), models=Scripted("x"), journal=False, in_flight=50)):
+        if number in (100, 1_500):
+            seen, peak = peak, tracemalloc.get_traced_memory()[0]
+            assert number < 1_000 or peak < seen + 30e6
+        if number == 1_500:
+            break
+    tracemalloc.stop()
+    assert read < 1_500 + 1_000 + 1_000 + 256 + 100, "results wait in a queue of 1,000, rows in one of 256"
+
+
+def test_a_slow_reader_holds_the_run_back():
+    started = 0
+
+    @workflow
+    async def counts(row: Any) -> Any:
+        nonlocal started
+        started += 1
+        return await say(text="x")
+
+    async def read() -> None:
+        async for _ in run(counts, rows(5_000), models=Scripted("x"), journal=False):
+            await asyncio.sleep(0.5)
+            break
+
+    asyncio.run(read())
+    assert started < 2_500
+
+
+# Stops
+
+
+def test_a_stop_lets_calls_in_flight_finish(tmp_path: Path):
+    server = Server(0.1)
+    going = run(twice, rows(50), models=server.engine, directory=tmp_path / "run", concurrency=5)
+    threading.Timer(0.15, going.stop).start()
+    first = list(going)
+    assert (going.state, going.exit_code) == ("interrupted", 4)
+    again = resume(tmp_path / "run", workflow=twice, rows=rows(50), models=server.engine)
+    assert len(first) + len(list(again)) == 50
+    assert len(server.asked) == len(set(server.asked)) == 100, "no call was made twice"
+
+
+def test_a_second_stop_does_not_wait(tmp_path: Path):
+    server = Server(60)
+    going = run(twice, rows(5), models=server.engine, directory=tmp_path / "run")
+    threading.Timer(0.1, going.stop).start()
+    threading.Timer(0.3, going.stop).start()
+    began = time.perf_counter()
+    assert not list(going)
+    assert time.perf_counter() - began < 5
+
+
+def test_grace_ends(tmp_path: Path):
+    going = run(twice, rows(5), models=Server(60).engine, directory=tmp_path / "run", grace=0.2)
+    threading.Timer(0.1, going.stop).start()
+    began = time.perf_counter()
+    assert not list(going)
+    assert 0.25 < time.perf_counter() - began < 5
+
+
+def test_leaving_the_loop_early_leaves_a_run_that_can_be_resumed(tmp_path: Path):
+    server = Server()
+    for _ in run(twice, rows(20), models=server.engine, directory=tmp_path / "run", concurrency=2):
+        break
+    again = resume(tmp_path / "run", workflow=twice, rows=rows(20), models=server.engine)
+    for _ in again:
+        pass
+    assert (again.ledger.stages[0].done, again.exit_code) == (20, 0)
+
+
+def test_the_fuse_blows_at_its_share_and_not_before(tmp_path: Path):
+    def fails(request: Request) -> str:
+        if int(request.messages[0].text.split()[0]) % 2:
+            raise StepFailed("server", "down")
+        return "x"
+
+    good = run(twice, rows(60), models=Scripted(fails), journal=False, fuse_after=10, max_failures=0.8, in_flight=2)
+    assert len(list(good)) == 60 and good.exit_code == 3
+    bad = run(twice, rows(600), models=Scripted(fails), journal=False, fuse_after=10, max_failures=0.4, in_flight=10)
+    assert len(list(bad)) < 60
+    assert (bad.state, bad.exit_code) == ("fuse", 4)
+
+
+def test_stopping_before_the_start(tmp_path: Path):
+    going = run(twice, rows(3), models=Scripted("x"), directory=tmp_path / "run")
+    going.stop()
+    assert not list(going)
+    assert len(list(resume(tmp_path / "run", workflow=twice, rows=rows(3), models=Scripted("x")))) == 3
+
+
+# One writer
+
+
+def test_two_processes_cannot_write_one_run(tmp_path: Path):
+    going = run(twice, rows(3), models=Server(0.2).engine, directory=tmp_path / "run")
+    seen = iter(going)
+    threading.Timer(0.1, going.stop).start()
+    thread = threading.Thread(target=lambda: list(seen))
+    thread.start()
+    time.sleep(0.05)
+    with pytest.raises(RunLocked):
+        list(resume(tmp_path / "run", workflow=twice, rows=rows(3), models=Server(0.2).engine))
+    thread.join()
+
+
+def test_a_run_is_iterated_over_once():
+    going = run(twice, rows(1), models=Scripted("x"), journal=False)
+    assert len(list(going)) == 1
+    with pytest.raises(UserError, match="once"):
+        list(going)
+
+
+# Effects
+
+
+def test_blocking_steps_run_in_threads_side_by_side():
+    @workflow
+    async def sleeps(row: Any) -> Any:
+        return await step(time.sleep, 0.2)
+
+    began = time.perf_counter()
+    run(sleeps, rows(16), models=Scripted("x"), journal=False, threads=16).wait()
+    assert time.perf_counter() - began < 1.5
+
+
+def test_an_exception_of_the_source_ends_the_run():
+    def rows_and_an_error() -> Iterator[dict[str, int]]:
+        yield from rows(3)
+        raise OSError("the disk is gone")
+
+    going = run(twice, rows_and_an_error(), models=Scripted("x"), journal=False)
+    assert len(list(going)) <= 3
+    assert (going.state, going.exit_code, str(going.error)) == ("source", 1, "the disk is gone")
