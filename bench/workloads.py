@@ -14,7 +14,25 @@ from weaverant.protocols import CallContext
 
 ROUNDS = 20
 RING_HOPS = 10
-WORDS = "the of to and in is it you that he was for on are with as his they be at one have this from".split()
+WORDS = (
+    "the",
+    "of",
+    "to",
+    "and",
+    "in",
+    "is",
+    "it",
+    "you",
+    "that",
+    "he",
+    "was",
+    "for",
+    "on",
+    "are",
+    "with",
+    "as",
+    "his",
+)
 
 
 def _text(rng: random.Random, low: int, high: int) -> str:

@@ -10,8 +10,10 @@ SRC = Path(weaverant.__file__).parent
 FLOORS = {
     0: ["message", "row", "step", "trace", "events", "errors", "prompt"],
     1: ["protocols"],
-    2: ["agent", "schema", "workflow", "recipe", "task", "replay", "story", "__init__"]
-    + ["engines", "journal", "sources", "export"],
+    2: [
+        *("agent", "schema", "workflow", "recipe", "task", "past", "branch", "replay", "story", "__init__"),
+        *("engines", "journal", "sources", "export"),
+    ],
     3: ["runtime"],
     4: ["recipes"],
     5: ["launch", "rundir", "summary"],
@@ -77,7 +79,7 @@ def test_kinds_know_none_of_their_siblings():
     wrong = []
     for path in modules():
         inside = path.relative_to(SRC).parts
-        if inside[0] not in KINDS or inside[-1] == "__init__.py" and len(inside) == 2:
+        if inside[0] not in KINDS or (inside[-1] == "__init__.py" and len(inside) == 2):
             continue
         for module, _ in imports(path):
             parts = module.split(".")

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from weaverant.branch import CANCELLED, Branch
 from weaverant.events import TaskEvent, TimerFired
-from weaverant.replay import CANCELLED, Branch, WorkflowLoop
+from weaverant.replay import WorkflowLoop
 from weaverant.step import Ask, AskState
 from weaverant.testing.crash import Life, cut, live, steps, told, unended
 from weaverant.testing.weaves import Moody, row_of

@@ -170,6 +170,10 @@ class Bound:
         return digest(self.head + b"".join([message.digest for message in messages]))
 
 
+MOST_BOUND = 4_096
+"""Agents kept compiled. A workflow may make an agent for each row; the oldest are compiled again when they return."""
+
+
 class Binding:
     """Which engine answers for which model name, and the agents as this run uses them."""
 
@@ -177,14 +181,19 @@ class Binding:
         self.models = dict(models)
         self._overrides = overrides or {}
         self._bound: dict[Agent, Bound] = {}
+        self._known: set[str] = set()
         self.fresh: list[Bound] = []
         """Agents bound since somebody last looked: their `AgentBound` events are still to be written."""
 
     def bound(self, agent: Agent) -> Bound:
         bound = self._bound.get(agent)
         if bound is None:
+            if len(self._bound) >= MOST_BOUND:
+                del self._bound[next(iter(self._bound))]
             bound = self._bound[agent] = self._bind(agent)
-            self.fresh.append(bound)
+            if bound.spec not in self._known:
+                self._known.add(bound.spec)
+                self.fresh.append(bound)
         return bound
 
     def engine(self, model: str) -> Engine | None:

@@ -121,6 +121,16 @@ class Usage(Struct, frozen=True, array_like=True):
     cost: float = 0.0
     requests: int = 1
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.cost + other.cost,
+            self.requests + other.requests,
+        )
+
 
 class Reply(Struct, frozen=True):
     """What an engine answered. `model` says who did, `finish` why it stopped."""

@@ -238,7 +238,7 @@ def _function(stage: Workflow | Group) -> Any:
 
 
 def _code_hash(file: Path) -> str:
-    """A hash of the file and of the files beside it that it imports, directly or not. Prompts are in the agents' specs."""
+    """A hash of the file and of the files beside it that it imports. Prompts are in the agents' specs."""
     return digest(b"".join(digest(path.read_bytes()) for path in sorted(_own_files(file)))).hex()
 
 

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol
 from zlib import crc32
 
+from weaverant.branch import CANCELLED, Branch, BranchTask, Callback, Record, Timer, TimerKey
 from weaverant.errors import StepFailed, WorkflowError
 from weaverant.message import digest
 from weaverant.step import Ask, AskState, StepKey
@@ -26,28 +27,8 @@ from weaverant.step import Ask, AskState, StepKey
 SPIN_LIMIT = 1_000_000
 """Callbacks between two rests after which a workflow counts as spinning: seconds of one core."""
 
-TimerKey = tuple[str, int]
 Outer = tuple[asyncio.AbstractEventLoop | None, Any]
 """The loop that ran before, and its hooks for asynchronous generators."""
-
-
-class Record:
-    """A recorded outcome: what the workflow will see, and when on the task's clock and in Unix time.
-
-    `outcome` is the value, a `StepFailed`, or `CANCELLED`; `number` counts the steps of the task in journal order.
-    """
-
-    __slots__ = ("clock", "name", "number", "outcome", "time")
-
-    def __init__(self, number: int, name: str, outcome: Any, clock: float, time: float) -> None:
-        self.number = number
-        self.name = name
-        self.outcome = outcome
-        self.clock = clock
-        self.time = time
-
-
-CANCELLED = object()
 
 
 class _Gone:
@@ -79,95 +60,6 @@ class Host(Protocol):
     def arm(self, timer: Timer) -> None: ...
 
     def disarm(self, timer: Timer) -> None: ...
-
-
-class Callback:
-    """What `call_soon` returns: a handle as asyncio's, without its debugging."""
-
-    __slots__ = ("args", "callback", "context", "gone")
-
-    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context) -> None:
-        self.callback = callback
-        self.args = args
-        self.context = context
-        self.gone = False
-
-    def cancel(self) -> None:
-        self.gone = True
-
-    def cancelled(self) -> bool:
-        return self.gone
-
-
-class Timer(Callback):
-    """A `sleep` or a deadline. Its firing is an event of the task, found by (branch path, number)."""
-
-    __slots__ = ("deadline", "due", "handle", "key", "loop", "settled", "when_")
-
-    def __init__(
-        self,
-        loop: WorkflowLoop,
-        key: TimerKey,
-        when: float,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        context: Context,
-    ) -> None:
-        super().__init__(callback, args, context)
-        self.loop = loop
-        self.key = key
-        self.due = when
-        self.settled = False
-        self.handle: asyncio.TimerHandle | None = None
-
-    def when(self) -> float:
-        return self.due
-
-    def cancel(self) -> None:
-        if not self.gone:
-            self.gone = True
-            self.loop.drop_timer(self)
-
-
-class Branch:
-    """Where in a workflow's tree of tasks something is asked: spawn numbers from the root, as `0.2.1`."""
-
-    __slots__ = ("counts", "path", "spawned", "timers")
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.spawned = 0
-        self.timers = 0
-        self.counts: dict[bytes, int] = {}
-
-    def spawn(self) -> Branch:
-        child = Branch(f"{self.path}.{self.spawned}" if self.path else str(self.spawned))
-        self.spawned += 1
-        return child
-
-    def key(self, fingerprint: bytes) -> StepKey:
-        occurrence = self.counts.get(fingerprint, 0)
-        self.counts[fingerprint] = occurrence + 1
-        return self.path, fingerprint, occurrence
-
-
-class BranchTask(asyncio.Task[Any]):
-    """A task that knows its branch. Hashed by its number in the workflow: a set of tasks is walked in the same order
-    in every life, so what `asyncio.wait` returns and what a `TaskGroup` cancels first do not depend on addresses.
-    The upper bits tell workflows apart, because asyncio keeps all tasks of the process in one set."""
-
-    __slots__ = ("branch", "scope", "serial")
-
-    def __init__(
-        self, coro: Coroutine[Any, Any, Any], loop: WorkflowLoop, branch: Branch, serial: int, scope: Context
-    ) -> None:
-        self.branch = branch
-        self.serial = serial
-        self.scope = scope
-        super().__init__(coro, loop=loop, name=branch.path, context=scope)
-
-    def __hash__(self) -> int:
-        return self.serial
 
 
 class WorkflowLoop(asyncio.AbstractEventLoop):
@@ -303,7 +195,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                     self._abandoned.append(ask)
             raise
 
-    def drop_timer(self, timer: Timer) -> None:
+    def _drop_timer(self, timer: Timer) -> None:
         if not timer.settled:
             timer.settled = True
             self._open -= 1
@@ -337,7 +229,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         branch = self._branch()
         key = (branch.path, branch.timers)
         branch.timers += 1
-        timer = Timer(self, key, when, callback, args, context if context is not None else copy_context())
+        timer = Timer(self._drop_timer, key, when, callback, args, context if context is not None else copy_context())
         self._open += 1
         record = self._timers.pop(key, None)
         if record is None:

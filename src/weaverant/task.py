@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from weaverant.agent import Binding
+from weaverant.branch import CANCELLED, Record, Timer, TimerKey
 from weaverant.errors import StepFailed, UserError, failure_of
 from weaverant.events import (
     NO_USAGE,
@@ -24,17 +25,15 @@ from weaverant.events import (
     StepEnded,
     TaskEnded,
     TaskEvent,
-    TaskReopened,
     TaskStarted,
     TimerFired,
 )
 from weaverant.message import Reply, Usage
-from weaverant.replay import CANCELLED, Record, Timer, TimerKey, WorkflowLoop
+from weaverant.past import Blob, Past
+from weaverant.replay import WorkflowLoop
 from weaverant.step import Ask, ModelWork, StepKey, message_value, reply_of, reply_value, seed_of
 from weaverant.trace import Texts, fresh, plain
 from weaverant.workflow import Group, Rejected, Workflow
-
-Blob = Callable[[bytes], str]
 
 
 class Peer(Protocol):
@@ -50,6 +49,10 @@ class Peer(Protocol):
         ...
 
     def cancel(self, ask: Ask) -> None: ...
+
+    def abandon(self, run: TaskRun) -> None:
+        """The task failed on its own while calls were in flight: cancel and record them."""
+        ...
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle: ...
 
@@ -141,7 +144,7 @@ class TaskRun:
         reuse: Reusable | None = None,
     ) -> TaskRun:
         """Carry on where the events end."""
-        past = _Past(events, blob)
+        past = Past(events, blob)
         started = past.started
         row = Row(started.task, started.stage, order, started.digest, past.row, started.parents)
         run = cls(peer, workflow, row, reuse)
@@ -220,14 +223,15 @@ class TaskRun:
             self._write_step(ask, outcome, seed, reused)
         except (ValueError, OverflowError, RecursionError, UserError) as error:
             self._texts.rollback(mark)
-            text = f"{ask.name!r} gave what cannot be stored: {error}"
-            outcome = StepFailed("value", text)
-            self._write_step(ask, outcome, seed, reused, blank=True)
+            failure = StepFailed("value", f"{ask.name!r} gave what cannot be stored: {error}")
+            self._write_step(ask, failure, seed, reused, unstorable=outcome)
 
-    def _write_step(self, ask: Ask, outcome: Any, seed: int, reused: bool, blank: bool = False) -> None:
+    def _write_step(self, ask: Ask, outcome: Any, seed: int, reused: bool, unstorable: Any = None) -> None:
         blobs: dict[bytes, str] = {}
-        packed_input = None if blank else self._texts.pack(_input_value(ask), blobs)
+        packed_input = None if unstorable is not None else self._texts.pack(_input_value(ask), blobs)
         kind, value, usage, model = _outcome_value(outcome)
+        if isinstance(unstorable, Reply):  # it was paid for all the same
+            usage, model = unstorable.usage, unstorable.model
         if reused:
             usage = Usage(usage.prompt_tokens, usage.completion_tokens, requests=0)
         elif isinstance(ask.work, ModelWork) and not seed:
@@ -246,7 +250,7 @@ class TaskRun:
         ask.number = number
         self._count += 1
         if usage is not NO_USAGE:
-            self.usage = _add(self.usage, usage)
+            self.usage = self.usage + usage
 
     def _fire(self, timer: Timer) -> None:
         if self.closed or timer.settled:
@@ -287,6 +291,7 @@ class TaskRun:
             return "failed", "result", "", {"text": str(error)}
 
     def _fail(self, failure: StepFailed) -> None:
+        self._peer.abandon(self)
         self._end("failed", failure.kind, "", _failure_value(failure))
 
     def _end(self, state: EndState, reason: str, where: str, value: Any) -> None:
@@ -307,75 +312,6 @@ class TaskRun:
         )  # fmt: skip
         packed = msgspec.structs.replace(event, value=self._texts.pack(value, blobs))
         self._peer.write(packed, partial(self._peer.ended, self, event), blobs)
-
-
-class _Past:
-    """What a task's recorded events amount to. Reading them in order numbers the texts as writing them did."""
-
-    def __init__(self, events: Iterable[TaskEvent], blob: Blob) -> None:
-        self.texts = Texts()
-        self.steps: dict[StepKey, Record] = {}
-        self.timers: dict[TimerKey, Record] = {}
-        self.forget: list[StepKey] = []
-        self.reused: list[StepKey] = []
-        """Those that an earlier run answered, in order: what they claimed there is not given again."""
-        self.count = 0
-        self.attempt = 0
-        self.usage = NO_USAGE
-        self.row: Any = None
-        self.started: TaskStarted
-        self._blob = blob
-        for event in events:
-            self._read(event)
-
-    def _read(self, event: TaskEvent) -> None:
-        match event:
-            case StepEnded():
-                self._read_step(event)
-            case TimerFired():
-                record = Record(self.count, "timer", None, event.clock, event.time)
-                self.timers[event.path, event.number] = record
-                self.count += 1
-            case TaskStarted():
-                self.started = event
-                self.row = self.texts.unpack(event.row, self._blob)
-            case TaskEnded():
-                value = self.texts.unpack(event.value, self._blob)
-                if event.state == "failed" and isinstance(value, dict):
-                    self.forget = [(path, key, n) for path, key, n in value.get("forget", ())]  # pyright: ignore
-            case TaskReopened():
-                self._forget()
-            case _:
-                pass
-
-    def _read_step(self, event: StepEnded) -> None:
-        self.texts.unpack(event.input, self._blob)
-        value = self.texts.unpack(event.value, self._blob)
-        outcome = outcome_of(event, value)
-        key = (event.path, event.fingerprint, event.occurrence)
-        self.steps[key] = Record(self.count, event.name, outcome, event.clock, event.time)
-        self.count += 1
-        if event.reused:
-            self.reused.append(key)
-        self.usage = _add(self.usage, event.usage)
-
-    def _forget(self) -> None:
-        """A retry: what failed, what the failure hung on, and the timers are asked for again."""
-        self.attempt += 1
-        for key in self.forget:
-            self.steps.pop(key, None)
-        kept = self.steps.items()
-        self.steps = {key: record for key, record in kept if not isinstance(record.outcome, StepFailed)}
-        self.timers.clear()
-
-
-def outcome_of(event: StepEnded, value: Any) -> Any:
-    """What the workflow saw of a recorded step, given its unpacked value."""
-    if event.outcome == "failure":
-        return StepFailed(event.reason, value[0], value[1])
-    if event.outcome == "cancelled":
-        return CANCELLED
-    return reply_of(value, event.usage, event.model) if event.kind == "model" else value
 
 
 def _input_value(ask: Ask) -> Any:
@@ -418,14 +354,3 @@ def _failure_value(failure: StepFailed) -> dict[str, Any]:
     if failure.forget:
         value["forget"] = [list(key) for key in failure.forget]
     return value
-
-
-def _add(left: Usage, right: Usage) -> Usage:
-    return Usage(
-        left.prompt_tokens + right.prompt_tokens,
-        left.completion_tokens + right.completion_tokens,
-        left.cached_tokens + right.cached_tokens,
-        left.reasoning_tokens + right.reasoning_tokens,
-        left.cost + right.cost,
-        left.requests + right.requests,
-    )

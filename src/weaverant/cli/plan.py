@@ -116,6 +116,8 @@ class Probe:
 
     def cancel(self, ask: Ask) -> None: ...
 
+    def abandon(self, run: TaskRun) -> None: ...
+
     def call_later(self, delay: float, callback: Callable[[], None]) -> Any:
         """Timers never fire."""
         return _NoTimer()

@@ -168,7 +168,7 @@ class JournalReader:
         totals: dict[str, Usage] = {}
         for part in self._parts.now():
             for model, usage in part.summary.usage.items():
-                totals[model] = _sum(totals.get(model, Usage(requests=0)), usage)
+                totals[model] = totals.get(model, Usage(requests=0)) + usage
         return totals
 
     def _histories(self, places: Mapping[str, Sequence[Place]]) -> dict[str, list[TaskEvent]]:
@@ -216,14 +216,3 @@ def _reopened_too(parts: list[Part], live: Mapping[str, Sequence[Place]]) -> dic
             if entry.task in live:
                 states[entry.task] = later_state(states.get(entry.task, OPEN), entry.state)
     return _places(parts, [task for task, state in states.items() if state == OPEN])
-
-
-def _sum(one: Usage, other: Usage) -> Usage:
-    return Usage(
-        one.prompt_tokens + other.prompt_tokens,
-        one.completion_tokens + other.completion_tokens,
-        one.cached_tokens + other.cached_tokens,
-        one.reasoning_tokens + other.reasoning_tokens,
-        one.cost + other.cost,
-        one.requests + other.requests,
-    )

@@ -15,6 +15,7 @@ from multiprocessing import parent_process
 from typing import Any
 
 from weaverant.agent import Binding
+from weaverant.branch import CANCELLED
 from weaverant.errors import StepFailed, UserError
 from weaverant.protocols import CallContext
 from weaverant.runtime.limits import Limits
@@ -29,7 +30,7 @@ class Slots:
     def __init__(self, size: int, perform: Callable[[TaskRun, Ask], Any], idle: Callable[[], None]) -> None:
         self.size = size
         self._idle = idle
-        self.running: set[asyncio.Task[None]] = set()
+        self.running: dict[asyncio.Task[None], tuple[TaskRun, Ask]] = {}
         self._perform = perform
         self._waiting: list[tuple[int, int, TaskRun, Ask]] = []
         self._arrivals = 0
@@ -54,10 +55,17 @@ class Slots:
         self._parked = True
         self._waiting.clear()
 
+    def abandon(self, run: TaskRun) -> None:
+        """The task failed while it waited: record its asks in flight as cancelled, and stop working on them."""
+        for work, (owner, ask) in list(self.running.items()):
+            if owner is run:
+                run.record(ask, CANCELLED)
+                work.cancel()
+
     def _begin(self, run: TaskRun, ask: Ask) -> None:
         task = asyncio.get_running_loop().create_task(self._work(run, ask))
         ask.handle = task
-        self.running.add(task)
+        self.running[task] = (run, ask)
         task.add_done_callback(self._done)
 
     async def _work(self, run: TaskRun, ask: Ask) -> None:
@@ -75,7 +83,7 @@ class Slots:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         """A callback, because a task that is cancelled before its first step runs no line of its own."""
-        self.running.discard(task)
+        self.running.pop(task, None)
         while self._waiting and len(self.running) < self.size:
             _, _, run, ask = heappop(self._waiting)
             if not run.closed and not ask.future.done():
@@ -103,7 +111,11 @@ class Calls:
         self.effects.park()
 
     def running(self) -> set[asyncio.Task[None]]:
-        return self.models.running | self.effects.running
+        return {*self.models.running, *self.effects.running}
+
+    def abandon(self, run: TaskRun) -> None:
+        self.models.abandon(run)
+        self.effects.abandon(run)
 
     def close(self) -> None:
         for executor in self._executors.values():

@@ -27,15 +27,16 @@ from weaverant.events import (
     TaskStarted,
     TaskSuperseded,
 )
+from weaverant.past import Blob
 from weaverant.protocols import Journal, Unreadable
 from weaverant.runtime.calls import Calls
 from weaverant.runtime.feed import END, Feed
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.recovery import Unfinished, started_of
-from weaverant.runtime.stagebook import Refused, StageBook
+from weaverant.runtime.stagebook import Refused, StageBook, key_of
 from weaverant.step import Ask
-from weaverant.task import Blob, Reusable, Row, Task, TaskRun
+from weaverant.task import Reusable, Row, Task, TaskRun
 from weaverant.workflow import Group, Workflow
 
 ADMISSION_SLICE = 0.005
@@ -83,7 +84,6 @@ class LocalSwarm:
         self._results: deque[Task] = deque()
         self._wake = asyncio.Event()
         self._admitting = False
-        self._started_at = time.monotonic()
         self._session_ended = self._session_failed = 0
         self._drained = False
 
@@ -165,6 +165,9 @@ class LocalSwarm:
         if ask.handle is not None:
             ask.handle.cancel()
 
+    def abandon(self, run: TaskRun) -> None:
+        self._calls.abandon(run)
+
     def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(delay, self._unless_stopped, callback)
 
@@ -238,11 +241,8 @@ class LocalSwarm:
     def _enter(self, got: Row | Refused) -> None:
         if isinstance(got, tuple):
             row, unreadable = got
-            wall = time.time()
-            self.write(TaskStarted(row.key, row.stage, wall, row.digest, None, row.parents), None, None)
-            value = {"text": unreadable.text}
-            end = TaskEnded(row.key, row.stage, "failed", "unreadable", unreadable.where, value, 0.0, wall)
-            self.write(end, lambda: self._finish(row, end, None), None)
+            self.write(TaskStarted(row.key, row.stage, time.time(), row.digest, None, row.parents), None, None)
+            self._refuse_row(row, unreadable.text, unreadable.where)
             return
         reuse = None if self._reuse is None else self._reuse(got.key, got.digest)
         run = self._live[got.key] = TaskRun(self, self._stages[got.stage], got, reuse)
@@ -254,9 +254,16 @@ class LocalSwarm:
 
     def _restore(self, order: int, events: list[TaskEvent]) -> None:
         started = started_of(events)
+        if started.row is None:  # the journal broke off between the two events of a row that could not be read
+            self._refuse_row(Row(started.task, started.stage, order, started.digest, None), "", "")
+            return
         reuse = None if self._reuse is None else self._reuse(started.task, started.digest)
         stage = self._stages[started.stage]
         self._live[started.task] = TaskRun.restore(self, stage, order, events, self._blob, reuse)
+
+    def _refuse_row(self, row: Row, text: str, where: str) -> None:
+        end = TaskEnded(row.key, row.stage, "failed", "unreadable", where, {"text": text}, 0.0, time.time())
+        self.write(end, lambda: self._finish(row, end, None), None)
 
     # Rows out
 
@@ -278,8 +285,8 @@ class LocalSwarm:
         self._admit_soon()
 
     def _next_stage(self, row: Row, result: Any) -> None:
-        for child in self._book.enter(row, result):
-            self._push_again(child)
+        for got in self._book.enter(row, result):
+            self._push_again(got)
 
     def _close_groups(self) -> None:
         if self._book.waiting:
@@ -294,14 +301,13 @@ class LocalSwarm:
 
     def _push_again(self, got: Row | Refused) -> None:
         """A row of a later stage. If an earlier session had it after a group, carry on from there."""
-        row = got[0] if isinstance(got, tuple) else got
-        held = self._left.held.pop(row.key, None)
+        held = self._left.held.pop(key_of(got), None)
         if held is None:
             self._push(got, None)
         elif held.state is None:
             self._push(got, held.events)
-        elif held.state == "done":
-            self._next_stage(row, held.result)
+        elif held.state == "done" and isinstance(got, Row):
+            self._next_stage(got, held.result)
 
     def _push(self, got: Row | Refused, events: list[TaskEvent] | None) -> None:
         row = got[0] if isinstance(got, tuple) else got

@@ -14,11 +14,12 @@ from msgspec import Struct
 
 from weaverant.events import EndState, TaskEnded, TaskEvent, TaskReopened, TaskStarted
 from weaverant.journal import JournalReader, Place
+from weaverant.past import Blob
 from weaverant.row import source_place
 from weaverant.runtime.ledger import Ledger
-from weaverant.runtime.stagebook import StageBook
+from weaverant.runtime.stagebook import Refused, StageBook, key_of
 from weaverant.story import Storyteller
-from weaverant.task import Blob, Row
+from weaverant.task import Row
 from weaverant.workflow import Group, Workflow
 
 
@@ -46,7 +47,7 @@ class Unfinished:
 
     restored: Iterator[tuple[int, list[TaskEvent]]] = field(default_factory=lambda: iter(()))
     """The events of tasks to carry on, oldest first."""
-    rows: list[Row] = field(default_factory=list[Row])
+    rows: list[Row | Refused] = field(default_factory=list[Row | Refused])
     """Results of a stage that have not entered the next yet."""
     held: dict[str, Held] = field(default_factory=dict[str, Held])
     started: int = 0
@@ -84,7 +85,7 @@ class Recovery:
             places |= self._retried(retry, left, retried)
         if len(self._stages) > 1:
             known = self._walk_results(left)
-            left.rows = [row for row in left.rows if row.key not in known]
+            left.rows = [got for got in left.rows if key_of(got) not in known]
             self._hold(left, retried)
         for event in retried.values():
             reopen(event)

@@ -10,11 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from weaverant.branch import CANCELLED
 from weaverant.events import StepEnded
 from weaverant.journal import BlobStore, JournalReader, Place
-from weaverant.replay import CANCELLED
+from weaverant.past import outcome_of
 from weaverant.step import StepKey
-from weaverant.task import StepOutcome, outcome_of
+from weaverant.task import StepOutcome
 from weaverant.trace import Texts
 
 

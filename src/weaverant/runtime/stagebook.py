@@ -24,8 +24,9 @@ class StageBook:
         self._ledger = ledger
         self._members: dict[int, list[Row]] = {i: [] for i, stage in enumerate(stages) if isinstance(stage, Group)}
 
-    def enter(self, row: Row, result: Any) -> list[Row]:
-        """The rows that the result of a done task is for the next stage, so far as they can start now."""
+    def enter(self, row: Row, result: Any) -> list[Row | Refused]:
+        """The rows that the result of a done task is for the next stage, so far as they can start now. What is no
+        mapping is refused there, as a row that cannot be read."""
         stage = row.stage + 1
         if stage == len(self.stages):
             return []
@@ -34,12 +35,14 @@ class StageBook:
             Row(child_key(row.key, n), stage, row.order, row_digest(item, 0), item, (row.key,))
             for n, item in enumerate(items)
         ]
+        refused = [(row, _no_row(row, self.stages[stage].name)) for row in rows if not isinstance(row.value, dict)]
+        fit = [row for row in rows if isinstance(row.value, dict)]
         members = self._members.get(stage)
         if members is not None:
-            members.extend(rows)
-            return []
-        self._ledger.stages[stage].rows += len(rows)
-        return rows
+            members.extend(fit)
+            fit = []
+        self._ledger.stages[stage].rows += len(fit) + len(refused)
+        return [*fit, *refused]
 
     def close_groups(self) -> list[Row | Refused]:
         """Form the groups of every stage whose parents have all ended. Call only when the source is at its end."""
@@ -80,6 +83,16 @@ class StageBook:
         parents = tuple(dict.fromkeys(parent for row in rows for parent in row.parents))
         order = min(row.order for row in rows)
         return Row(group_key(stage, name, names), stage, order, row_digest(value, 0), value, parents)
+
+
+def _no_row(row: Row, stage: str) -> Unreadable:
+    found = type(row.value).__name__
+    return Unreadable(f"stage {stage!r} takes rows, which are mappings; the stage before returned {found}", row.key)
+
+
+def key_of(got: Row | Refused) -> str:
+    """The key of a row, whether it can be used or not."""
+    return got[0].key if isinstance(got, tuple) else got.key
 
 
 def _natural(key: str) -> list[tuple[int, str]]:

@@ -27,7 +27,7 @@ class JsonLines:
         return line_row(record, path)
 
     def count(self, path: str) -> int | None:
-        """Lines that are not blank: half a microsecond each. A packed file would have to be unpacked, so it is not counted."""
+        """Lines that are not blank, half a microsecond each. A packed file is not unpacked to be counted."""
         if path.endswith(".gz"):
             return None
         try:

@@ -1,0 +1,126 @@
+"""The parts of a workflow's loop: what was recorded, what waits, and where in the workflow it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any
+
+from weaverant.step import StepKey
+
+TimerKey = tuple[str, int]
+"""(branch path, how many timers that branch had made before)."""
+
+
+class Record:
+    """A recorded outcome: what the workflow will see, and when on the task's clock and in Unix time.
+
+    `outcome` is the value, a `StepFailed`, or `CANCELLED`; `number` counts the steps of the task in journal order.
+    """
+
+    __slots__ = ("clock", "name", "number", "outcome", "time")
+
+    def __init__(self, number: int, name: str, outcome: Any, clock: float, time: float) -> None:
+        self.number = number
+        self.name = name
+        self.outcome = outcome
+        self.clock = clock
+        self.time = time
+
+
+CANCELLED = object()
+
+
+class Callback:
+    """What `call_soon` returns: a handle as asyncio's, without its debugging."""
+
+    __slots__ = ("args", "callback", "context", "gone")
+
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self.gone = False
+
+    def cancel(self) -> None:
+        self.gone = True
+
+    def cancelled(self) -> bool:
+        return self.gone
+
+
+class Timer(Callback):
+    """A `sleep` or a deadline. Its firing is an event of the task, found by (branch path, number)."""
+
+    __slots__ = ("drop", "due", "handle", "key", "settled")
+
+    def __init__(
+        self,
+        drop: Callable[[Timer], None],
+        key: TimerKey,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        context: Context,
+    ) -> None:
+        super().__init__(callback, args, context)
+        self.drop = drop
+        self.key = key
+        self.due = when
+        self.settled = False
+        self.handle: asyncio.TimerHandle | None = None
+
+    def when(self) -> float:
+        return self.due
+
+    def cancel(self) -> None:
+        if not self.gone:
+            self.gone = True
+            self.drop(self)
+
+
+class Branch:
+    """Where in a workflow's tree of tasks something is asked: spawn numbers from the root, as `0.2.1`."""
+
+    __slots__ = ("counts", "path", "spawned", "timers")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.spawned = 0
+        self.timers = 0
+        self.counts: dict[bytes, int] = {}
+
+    def spawn(self) -> Branch:
+        child = Branch(f"{self.path}.{self.spawned}" if self.path else str(self.spawned))
+        self.spawned += 1
+        return child
+
+    def key(self, fingerprint: bytes) -> StepKey:
+        occurrence = self.counts.get(fingerprint, 0)
+        self.counts[fingerprint] = occurrence + 1
+        return self.path, fingerprint, occurrence
+
+
+class BranchTask(asyncio.Task[Any]):
+    """A task that knows its branch. Hashed by its number in the workflow: a set of tasks is walked in the same order
+    in every life, so what `asyncio.wait` returns and what a `TaskGroup` cancels first do not depend on addresses.
+    The upper bits tell workflows apart, because asyncio keeps all tasks of the process in one set."""
+
+    __slots__ = ("branch", "scope", "serial")
+
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        branch: Branch,
+        serial: int,
+        scope: Context,
+    ) -> None:
+        self.branch = branch
+        self.serial = serial
+        self.scope = scope
+        super().__init__(coro, loop=loop, name=branch.path, context=scope)
+
+    def __hash__(self) -> int:
+        return self.serial

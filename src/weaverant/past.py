@@ -1,0 +1,84 @@
+"""A task's past, as the journal tells it: what replay feeds to the workflow before anything is asked anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from weaverant.branch import CANCELLED, Record, TimerKey
+from weaverant.errors import StepFailed
+from weaverant.events import NO_USAGE, StepEnded, TaskEnded, TaskEvent, TaskReopened, TaskStarted, TimerFired
+from weaverant.step import StepKey, reply_of
+from weaverant.trace import Texts
+
+Blob = Callable[[bytes], str]
+"""A long text by its digest."""
+
+
+class Past:
+    """What a task's recorded events amount to. Reading them in order numbers the texts as writing them did."""
+
+    def __init__(self, events: Iterable[TaskEvent], blob: Blob) -> None:
+        self.texts = Texts()
+        self.steps: dict[StepKey, Record] = {}
+        self.timers: dict[TimerKey, Record] = {}
+        self.forget: list[StepKey] = []
+        self.reused: list[StepKey] = []
+        """Those that an earlier run answered, in order: what they claimed there is not given again."""
+        self.count = 0
+        self.attempt = 0
+        self.usage = NO_USAGE
+        self.row: Any = None
+        self.started: TaskStarted
+        self._blob = blob
+        for event in events:
+            self._read(event)
+
+    def _read(self, event: TaskEvent) -> None:
+        match event:
+            case StepEnded():
+                self._read_step(event)
+            case TimerFired():
+                record = Record(self.count, "timer", None, event.clock, event.time)
+                self.timers[event.path, event.number] = record
+                self.count += 1
+            case TaskStarted():
+                self.started = event
+                self.row = self.texts.unpack(event.row, self._blob)
+            case TaskEnded():
+                value = self.texts.unpack(event.value, self._blob)
+                if event.state == "failed" and isinstance(value, dict):
+                    self.forget = [(path, key, n) for path, key, n in value.get("forget", ())]  # pyright: ignore
+            case TaskReopened():
+                self._forget()
+            case _:
+                pass
+
+    def _read_step(self, event: StepEnded) -> None:
+        self.texts.unpack(event.input, self._blob)
+        value = self.texts.unpack(event.value, self._blob)
+        outcome = outcome_of(event, value)
+        key = (event.path, event.fingerprint, event.occurrence)
+        self.steps[key] = Record(self.count, event.name, outcome, event.clock, event.time)
+        self.count += 1
+        if event.reused:
+            self.reused.append(key)
+        self.usage = self.usage + event.usage
+
+    def _forget(self) -> None:
+        """A retry: what failed, what the failure hung on, and the timers are asked for again."""
+        self.attempt += 1
+        for key in self.forget:
+            self.steps.pop(key, None)
+        kept = self.steps.items()
+        self.steps = {key: record for key, record in kept if not isinstance(record.outcome, StepFailed)}
+        self.timers.clear()
+
+
+def outcome_of(event: StepEnded, value: Any) -> Any:
+    """What the workflow saw of a recorded step, given its unpacked value."""
+    if event.outcome == "failure":
+        return StepFailed(event.reason, value[0], value[1])
+    if event.outcome == "cancelled":
+        return CANCELLED
+    return reply_of(value, event.usage, event.model) if event.kind == "model" else value
