@@ -53,7 +53,9 @@ format: install  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 
 bench: install  ## the benchmark tables (bench/README.md)
+	@rm -rf bench/results
 	@for bench in bench/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+	@$(BIN)/python bench/report.py
 
 train-tiny: $(VENV)-heavy/.installed  ## train the packaged model anew (under 30 minutes on 2 cores)
 	$(VENV)-heavy/bin/python training/tiny/train.py

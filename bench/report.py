@@ -32,3 +32,14 @@ def finish(target: str, rows: list[dict[str, Any]]) -> None:
     line = json.dumps({"target": target, "rows": rows})
     (RESULTS / f"{target}.json").write_text(line + "\n")
     print(line)
+
+
+def together() -> None:
+    """One line for all that lies in `bench/results/`: the last of `make bench`."""
+    parts = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("bench-*.json"))]
+    rows = [row | {"name": f"{part['target']}: {row['name']}"} for part in parts for row in part["rows"]]
+    print(json.dumps({"target": "bench", "rows": rows}))
+
+
+if __name__ == "__main__":
+    together()

@@ -213,3 +213,12 @@ def test_an_exception_of_the_source_ends_the_run():
     going = run(twice, rows_and_an_error(), models=Scripted("x"), journal=False)
     assert len(list(going)) <= 3
     assert (going.state, going.exit_code, str(going.error)) == ("source", 1, "the disk is gone")
+
+
+def test_a_plain_for_works_where_an_event_loop_runs_already():
+    """As in a notebook, whose cells run inside a loop."""
+
+    async def cell() -> list[str]:
+        return [task.state for task in run(twice, rows(3), models=Server().engine, journal=False)]
+
+    assert asyncio.run(cell()) == ["done"] * 3
