@@ -130,7 +130,7 @@ def test_heavy_packages_are_imported_at_one_seam_each():
 
 
 BOUNDARIES = {
-    "replay.py", "task.py", "recipe.py", "launch.py",
+    "errors.py", "replay.py", "task.py", "recipe.py", "launch.py",
     "runtime/calls.py", "runtime/local.py", "runtime/feed.py", "runtime/stagebook.py",
     "engines/embedded.py", "journal/writer.py",
 }  # fmt: skip

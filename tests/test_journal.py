@@ -167,7 +167,7 @@ def test_twenty_thousand_acknowledgements_do_not_stall_the_loop(tmp_path: Path):
         futures = [asyncio.get_running_loop().create_future() for _ in range(20_000)]
 
         def landed(future: asyncio.Future[None]) -> None:
-            time.sleep(0.00002)
+            time.sleep(0.0001)
             future.set_result(None)
 
         for future in futures:
@@ -179,7 +179,7 @@ def test_twenty_thousand_acknowledgements_do_not_stall_the_loop(tmp_path: Path):
             count += 1
         await journal.close()
         assert count > 20, "the acknowledgements came in one go"
-        assert worst < 0.25
+        assert worst < 1.0, "in one go they take two seconds"
 
     run(main())
 

@@ -209,7 +209,13 @@ def test_a_call_in_flight_at_a_stop_finishes_and_its_task_is_given(tmp_path: Pat
         return await say(text="wait 0.2")
 
     going = run(quick, [{"n": n} for n in range(5)], models=Replies().engine, directory=tmp_path / "run")
-    threading.Timer(0.1, going.stop).start()
+
+    def stop_when_all_are_in_flight() -> None:
+        while going.in_flight[1] < 5:
+            time.sleep(0.005)
+        going.stop()
+
+    threading.Thread(target=stop_when_all_are_in_flight).start()
     assert [task.state for task in going] == ["done"] * 5
     assert going.state == "interrupted"
 

@@ -328,7 +328,7 @@ async def effect(
     kind: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: str = "thread"
 ) -> Any:
     """Run a user's function outside the workflow and record what it gave. Shared by `step` and the tools."""
-    name = getattr(function, "__qualname__", type(function).__name__)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
     loop = current_loop(f"step({name})")
     arguments = plain([list(args), kwargs], f"an argument of {name}()")
     ask = Ask(kind, name, "", EffectWork(partial(function, *args, **kwargs), arguments, place))
@@ -342,13 +342,17 @@ _sources: dict[Any, bytes] = {}
 def source_digest(function: Callable[..., Any]) -> bytes:
     """A hash of a function's source, so that an edited function is not answered from an old run's record."""
     if isinstance(function, partial):
-        return digest(source_digest(function.func) + repr((function.args, function.keywords)).encode())
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    found = _sources.get(code)
+        bound = plain([list(function.args), function.keywords], f"an argument bound to {function.func!r}")
+        return digest(source_digest(function.func) + _canonical(bound))
+    code: Any = getattr(inspect.unwrap(function), "__code__", None)
+    written = type(function) if code is None and not inspect.isbuiltin(function) else function
+    key = written if code is None else code
+    found = _sources.get(key)
     if found is None:
         try:
-            text = inspect.getsource(function).encode()
-        except (OSError, TypeError):
-            text = repr(function if code is None else (code.co_code, code.co_consts)).encode()
-        found = _sources[code] = digest(text)
+            text = inspect.getsource(written).encode()
+        except (OSError, TypeError):  # built in, or written at a prompt
+            text = f"{written.__module__}.{written.__qualname__}".encode()
+            text += b"" if code is None else code.co_code + repr(code.co_consts).encode()
+        found = _sources[key] = digest(text)
     return found

@@ -71,7 +71,7 @@ class RunLocked(WeaverantError):
 
 def failure_of(error: BaseException) -> tuple[StepFailed, str]:
     """What escaped from a user's code, as a failure with an address: `file.py:12 in function`."""
-    failure = error if isinstance(error, StepFailed) else StepFailed(type(error).__name__, str(error))
+    failure = _as_failure(error)
     frames = extract_tb(error.__traceback__)
     users = [
         frame
@@ -82,6 +82,50 @@ def failure_of(error: BaseException) -> tuple[StepFailed, str]:
         return failure, ""
     last = users[-1]
     return failure, f"{Path(last.filename).name}:{last.lineno} in {last.name}"
+
+
+def _as_failure(error: BaseException) -> StepFailed:
+    """A group counts as the first failure in it; what any failure behind the error hung on is kept for a retry."""
+    leaves = _leaves(error)
+    first = leaves[0]
+    if isinstance(first, StepFailed):
+        failure = StepFailed(first.kind, first.text, first.detail)
+    else:
+        failure = StepFailed(type(first).__name__, _text(first))
+    if len(leaves) > 1:
+        failure.text += f" (and {len(leaves) - 1} more in the group)"
+    failure.forget = tuple(key for behind in _behind(error) for key in behind.forget)
+    return failure
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    inside: tuple[BaseException, ...] = error.exceptions  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+    return [leaf for part in inside for leaf in _leaves(part)]
+
+
+def _behind(error: BaseException) -> list[StepFailed]:
+    """The failures of steps among the error, its leaves, and what they were raised from."""
+    found: list[StepFailed] = []
+    unseen: list[BaseException | None] = [*_leaves(error)]
+    seen: set[int] = set()
+    while unseen:
+        one = unseen.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            if isinstance(one, StepFailed):
+                found.append(one)
+            unseen += [one.__cause__, one.__context__]
+            unseen += [] if _leaves(one) == [one] else _leaves(one)
+    return found
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # an exception of a user's making may fail even at this
+        return f"a {type(error).__name__} whose text cannot be made"
 
 
 _RECIPES = str(Path(__file__).parent / "recipes")

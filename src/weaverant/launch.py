@@ -10,7 +10,7 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from queue import Full, Queue
 from typing import Any
@@ -22,7 +22,7 @@ from weaverant.engines import open_engine
 from weaverant.errors import JournalError, RunChanged, UserError, WeaverantError
 from weaverant.events import RunOpened
 from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
-from weaverant.protocols import Engine, Journal, Source
+from weaverant.protocols import Engine, Journal, Source, Unreadable
 from weaverant.recipe import Recipe, load_recipe, recipe_of
 from weaverant.row import source_key
 from weaverant.rundir import RunConfig, check_unchanged, default_directory, load_config, save_config
@@ -34,6 +34,7 @@ from weaverant.runtime.recovery import Recovery, Retry, Unfinished, started_of
 from weaverant.runtime.reuse import OldRun
 from weaverant.runtime.stagebook import StageBook
 from weaverant.sources import MemoryRows, open_source
+from weaverant.story import Storyteller
 from weaverant.task import Task
 from weaverant.workflow import Stages, Workflow
 
@@ -107,6 +108,12 @@ class Run:
         else:
             loop.call_soon_threadsafe(swarm.stop, reason)
 
+    def leave(self) -> None:
+        """The caller wants no more tasks: stop at once, as leaving an `async for` does. From any thread."""
+        swarm, loop = self._swarm, self._loop
+        if swarm is not None and loop is not None and self.state == "running":
+            loop.call_soon_threadsafe(swarm.stop, "closed", 0.0)
+
     async def __aiter__(self) -> AsyncIterator[Task]:
         if self._swarm is not None:
             raise UserError("a run is iterated over once; resume it, or make another")
@@ -166,12 +173,22 @@ class Run:
             self._check_input(reader)
         else:
             journal.append(RunOpened(session, time.time(), config.version))
-        feed = Feed(self.source, self.unfinished.started, config.trials, config.limit)
+        feed = Feed(self.source, self.unfinished.started, config.trials, config.limit, self._current_row(blob))
         reuse = None if config.reuse is None else OldRun(Path(config.reuse), begun).steps_of
         return LocalSwarm(
             recipe.stages, self.binding, journal, feed, self.ledger, book, self.limits,
             blob=blob, unfinished=self.unfinished, reuse=reuse,
         )  # fmt: skip
+
+    def _current_row(self, blob: Callable[[bytes], str]) -> Any:
+        """The last row that was started, from the journal, where more trials of it are to come and the source, which
+        cannot be read again, may not give it any more."""
+        index, trial = divmod(self.unfinished.started, self.config.trials)
+        if not trial or self.source.rereadable or self.directory is None:
+            return None
+        events = JournalReader(self.directory).task_events(source_key(0, index, 0))
+        row = Storyteller({}, blob).tell(events).row
+        return Unreadable("it could not be read when its first trial began", str(index)) if row is None else row
 
     def _check_input(self, reader: JournalReader) -> None:
         """The source must still give the row that was started last; else `RunChanged`."""
@@ -300,7 +317,7 @@ class _Blocking:
                     raise got
                 yield got
         finally:
-            self._run.stop("closed" if self._run.state == "running" else self._run.state)
+            self._run.leave()
             while thread.is_alive():
                 self._drain()
                 thread.join(0.01)
@@ -312,7 +329,7 @@ class _Blocking:
     def _work(self) -> None:
         try:
             asyncio.run(self._feed())
-        except Exception as error:  # handed to the thread that iterates
+        except BaseException as error:  # handed to the thread that iterates
             self._tasks.put(error)
         self._tasks.put(None)
 

@@ -170,12 +170,13 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     # What agents and effects use
 
     def ask(self, ask: Ask, fingerprint: bytes) -> None:
-        """Open an ask in the current branch."""
-        if self._ended:
-            raise asyncio.CancelledError
+        """Open an ask in the current branch. Once the workflow has ended it waits for ever, that is, until its
+        coroutine is closed: an exception would let a loop that swallows all of them spin."""
         key = ask.key = self._branch().key(fingerprint)
         ask.future = asyncio.Future(loop=self)
         self._open += 1
+        if self._ended:
+            return
         record = self._steps.pop(key, None)
         if record is None or record.outcome is CANCELLED:
             self._fresh.append(ask)
@@ -393,7 +394,9 @@ def _close(task: BranchTask) -> None:
     task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
         task.scope.run(task.get_coro().close)  # pyright: ignore[reportOptionalMemberAccess]
-    except (Exception, asyncio.CancelledError, SystemExit):  # a `finally` that awaits or raises has no one left to tell
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a `finally` that awaits or raises has no one left to tell
         pass
 
 

@@ -69,6 +69,9 @@ class Reusable(Protocol):
         ...
 
 
+_NOTHING = object()
+
+
 class StepOutcome(msgspec.Struct, frozen=True):
     """A recorded reply or value, outside its task."""
 
@@ -127,11 +130,15 @@ class TaskRun:
 
     def begin(self) -> None:
         """Journal the row and start its workflow."""
+        self._start({}, {}, self.journal_row())
+
+    def journal_row(self) -> float:
+        """Write the event that the task began. Returns the time in it."""
         row, wall = self.row, time.time()
         blobs: dict[bytes, str] = {}
         packed = self._texts.pack(row.value, blobs)
         self._peer.write(TaskStarted(row.key, row.stage, wall, row.digest, packed, row.parents), None, blobs)
-        self._start({}, {}, wall)
+        return wall
 
     @classmethod
     def restore(
@@ -224,14 +231,15 @@ class TaskRun:
         except (ValueError, OverflowError, RecursionError, UserError) as error:
             self._texts.rollback(mark)
             failure = StepFailed("value", f"{ask.name!r} gave what cannot be stored: {error}")
-            self._write_step(ask, failure, seed, reused, unstorable=outcome)
+            self._write_step(ask, failure, seed, reused, instead_of=outcome)
 
-    def _write_step(self, ask: Ask, outcome: Any, seed: int, reused: bool, unstorable: Any = None) -> None:
+    def _write_step(self, ask: Ask, outcome: Any, seed: int, reused: bool, instead_of: Any = _NOTHING) -> None:
+        """`instead_of` is an outcome that could not be stored; then the input is not tried again either."""
         blobs: dict[bytes, str] = {}
-        packed_input = None if unstorable is not None else self._texts.pack(_input_value(ask), blobs)
+        packed_input = self._texts.pack(_input_value(ask), blobs) if instead_of is _NOTHING else None
         kind, value, usage, model = _outcome_value(outcome)
-        if isinstance(unstorable, Reply):  # it was paid for all the same
-            usage, model = unstorable.usage, unstorable.model
+        if isinstance(instead_of, Reply):  # it was paid for all the same
+            usage, model = instead_of.usage, instead_of.model
         if reused:
             usage = Usage(usage.prompt_tokens, usage.completion_tokens, requests=0)
         elif isinstance(ask.work, ModelWork) and not seed:
@@ -269,9 +277,11 @@ class TaskRun:
     def _clock(self) -> float:
         """Seconds on the task's own clock. It goes on from the last event that the workflow saw, so the time a run
         stood still does not count against deadlines."""
-        if self._zero is None:
-            self._zero = time.monotonic() - self._loop.clock
-        return time.monotonic() - self._zero
+        clock = -1.0 if self._zero is None else time.monotonic() - self._zero
+        if clock < self._loop.clock:  # not begun, or a retry has come past answers that were kept
+            clock = self._loop.clock
+            self._zero = time.monotonic() - clock
+        return clock
 
     # The end
 

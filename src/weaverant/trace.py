@@ -96,7 +96,7 @@ def plain(value: Any, what: str) -> Any:
     if kind is str or kind is int or kind is float or kind is bool or value is None:
         return value
     try:
-        return fresh(msgspec.to_builtins(value, str_keys=True, enc_hook=_plain_object))
+        return fresh(msgspec.to_builtins(_sorted_sets(value), str_keys=True, enc_hook=_plain_object))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{what} cannot be stored: {error}. Expected plain data (dict, list, text, numbers, true/false/null), "
@@ -110,6 +110,17 @@ def fresh(value: Any) -> Any:
         return {key: fresh(item) for key, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):
         return [fresh(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def _sorted_sets(value: Any) -> Any:
+    """Sets as sorted lists: their own order differs from process to process."""
+    if isinstance(value, set | frozenset):
+        return sorted((_sorted_sets(item) for item in cast("set[Any]", value)), key=repr)
+    if isinstance(value, dict):
+        return {key: _sorted_sets(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_sorted_sets(item) for item in cast("list[Any]", value)]
     return value
 
 

@@ -178,7 +178,7 @@ def _contained(call: Callable[[], Any]) -> Any:
     """Raises nothing but `StepFailed`: no future holds a StopIteration, and not every exception survives pickling."""
     try:
         return call()
-    except (Exception, SystemExit) as error:  # the boundary to users' functions
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # the boundary to users' functions
         raise _failure(error) from None
 
 

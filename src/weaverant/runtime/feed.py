@@ -33,19 +33,19 @@ class Feed:
     `wake` is called on the event loop when a slow source has more.
     """
 
-    def __init__(self, source: Source, start: int, trials: int, limit: int | None) -> None:
+    def __init__(self, source: Source, start: int, trials: int, limit: int | None, current: Any = None) -> None:
+        """`current` is the row of the task before, where its trials are not all started and the source is past it."""
         self.count = start
         """Tasks given so far, those of earlier sessions included."""
         self.ended = False
         self._trials = trials
         self._limit = None if limit is None else limit * trials
-        index = start // trials
-        rows = source.rows(index)
+        rows = source.rows(start // trials + (current is not None))
         self._ahead = None if source.rereadable else _ReadAhead(rows)
         self._rows = rows
-        self._current: Any = None
+        self._current = current
         self._again = start % trials
-        if self._again:
+        if self._again and current is None:
             self._current = next(rows, END)
 
     def wake_with(self, wake: Callable[[], None]) -> None:
@@ -86,7 +86,13 @@ def as_row(value: Any, count: int, trials: int) -> tuple[Row, Unreadable | None]
             return Row(key, 0, count, row_digest(data, trial), data), None
         except (UserError, ValueError, OverflowError, TypeError) as error:
             value = Unreadable(str(error), key)
+    value = Unreadable(_printable(value.text), _printable(value.where))
     return Row(key, 0, count, row_digest([value.text, value.where], trial), None), value
+
+
+def _printable(text: str) -> str:
+    """Text that can be written: a file's name need not be Unicode."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class _ReadAhead:

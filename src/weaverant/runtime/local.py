@@ -42,6 +42,9 @@ from weaverant.workflow import Group, Workflow
 ADMISSION_SLICE = 0.005
 """Seconds of starting rows after which the event loop gets its turn."""
 
+CANCEL_SECONDS = 3.0
+"""How long an engine may take to let go of a cancelled call, before the run ends without it."""
+
 UNSEEN_RESULTS = 1_000
 """Finished tasks that wait for the caller before no more rows are started."""
 
@@ -66,7 +69,7 @@ class LocalSwarm:
         self.binding = binding
         self.ledger = ledger
         self.stopped = ""
-        """Why the run stopped before its end: `interrupted`, `fuse`, `journal`, `source`, `closed`."""
+        """Why the run stopped before its end: `interrupted`, `fuse`, `journal`, `source`, `closed`, `broken`."""
         self.error: BaseException | None = None
         self._stages = stages
         self._journal = journal
@@ -86,6 +89,7 @@ class LocalSwarm:
         self._admitting = False
         self._session_ended = self._session_failed = 0
         self._drained = False
+        self._gave_up = False
 
     # What the caller does
 
@@ -198,6 +202,9 @@ class LocalSwarm:
             except JournalError as error:  # what an earlier session recorded cannot be read again
                 self.error = error
                 self.stop("journal", 0.0)
+            except Exception as error:  # a peer's outermost loop: a fault of our own ends the run, and hangs nothing
+                self.error = error
+                self.stop("broken", 0.0)
         self._wake_if_over()
 
     def _room(self) -> bool:
@@ -289,24 +296,27 @@ class LocalSwarm:
             self._push_again(got)
 
     def _close_groups(self) -> None:
-        if self._book.waiting:
-            for got in self._book.close_groups():
-                self._push_again(got)
+        while self._book.waiting and (formed := self._book.close_groups()):
+            for got in formed:
+                self._push_again(got)  # one that had ended before may let the next stage's groups form
         if self._left.held and not self._book.waiting:
-            for key, held in self._left.held.items():
+            for key in self._left.held:
                 self.write(TaskSuperseded(key, "", time.time()), None, None)
-                if held.state is not None:
-                    self.ledger.stages[held.stage].count(held.state, "(earlier)", -1)
             self._left.held.clear()
 
     def _push_again(self, got: Row | Refused) -> None:
-        """A row of a later stage. If an earlier session had it after a group, carry on from there."""
-        held = self._left.held.pop(key_of(got), None)
+        """A row of a later stage. If an earlier session had it, carry on from there."""
+        key = key_of(got)
+        held = self._left.held.pop(key, None)
         if held is None:
-            self._push(got, None)
-        elif held.state is None:
+            if key not in self._left.known:
+                self._push(got, None)
+            return
+        if held.state is None:
             self._push(got, held.events)
-        elif held.state == "done" and isinstance(got, Row):
+            return
+        self.ledger.stages[held.stage].count(held.state, "(earlier)")
+        if held.state == "done" and isinstance(got, Row):
             self._next_stage(got, held.result)
 
     def _push(self, got: Row | Refused, events: list[TaskEvent] | None) -> None:
@@ -328,7 +338,7 @@ class LocalSwarm:
 
     def _over(self) -> bool:
         if self.stopped:
-            return not self._calls.running()
+            return self._gave_up or not self._calls.running()
         return (
             self._drained and not self._live and not self._backlog and not self._pending_ends and not self._book.waiting
         )
@@ -340,6 +350,11 @@ class LocalSwarm:
     def _cancel_calls(self) -> None:
         for task in self._calls.running():
             task.cancel()
+        asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._give_up)
+        self._wake.set()
+
+    def _give_up(self) -> None:
+        self._gave_up = True
         self._wake.set()
 
     def _unless_stopped(self, callback: Callable[[], None]) -> None:
@@ -353,7 +368,7 @@ class LocalSwarm:
         for task in self._calls.running():
             task.cancel()
         if running := self._calls.running():
-            await asyncio.wait(running)
+            await asyncio.wait(running, timeout=CANCEL_SECONDS)
         await self._settle()
         for run in list(self._live.values()):
             run.close()
@@ -364,9 +379,14 @@ class LocalSwarm:
     def _keep_what_was_read(self) -> None:
         """Rows read ahead from a source that cannot be read again are journaled, to be worked on after a resume."""
         for got in self._feed.close():
-            row = got[0] if isinstance(got, tuple) else got
             self.ledger.stages[0].rows += 1
-            self.write(TaskStarted(row.key, 0, time.time(), row.digest, row.value, ()), None, None)
+            if isinstance(got, tuple):
+                self._enter(got)
+            else:
+                try:
+                    TaskRun(self, self._stages[0], got).journal_row()
+                except (ValueError, OverflowError, RecursionError) as error:
+                    self._enter((got, Unreadable(f"the row cannot be stored: {error}", got.key)))
 
     async def _settle(self) -> None:
         """Let everything that has come in become durable and be seen; what that ends is ended in this session."""

@@ -50,6 +50,8 @@ class Unfinished:
     rows: list[Row | Refused] = field(default_factory=list[Row | Refused])
     """Results of a stage that have not entered the next yet."""
     held: dict[str, Held] = field(default_factory=dict[str, Held])
+    known: set[str] = field(default_factory=set[str])
+    """Rows of later stages that were started, those of and after groups apart."""
     started: int = 0
     """How many tasks of the source were started."""
     reopened: dict[str, int] = field(default_factory=dict[str, int])
@@ -84,8 +86,8 @@ class Recovery:
         if retry is not None:
             places |= self._retried(retry, left, retried)
         if len(self._stages) > 1:
-            known = self._walk_results(left)
-            left.rows = [got for got in left.rows if key_of(got) not in known]
+            self._walk_results(left)
+            left.rows = [got for got in left.rows if key_of(got) not in left.known]
             self._hold(left, retried)
         for event in retried.values():
             reopen(event)
@@ -105,15 +107,14 @@ class Recovery:
             if stage == 0:
                 book.rows = left.started = counts.left + counts.done + counts.rejected + counts.failed
 
-    def _walk_results(self, left: Unfinished) -> set[str]:
+    def _walk_results(self, left: Unfinished) -> None:
         """Let every result of an earlier stage enter the next again; what had been started already is known."""
-        known: set[str] = set()
         parents: list[str] = []
         for task in self._reader.tasks():
             if task.state == "superseded":
                 continue
-            if task.stage:
-                known.add(task.task)
+            if task.stage and "@" not in task.task:
+                left.known.add(task.task)
             if task.state == "done" and task.stage + 1 < len(self._stages) and "@" not in task.task:
                 parents.append(task.task)
             elif "@" in task.task:
@@ -122,7 +123,6 @@ class Recovery:
             story = self._teller.tell(events)
             row = Row(story.key, story.stage, self._order(story.key), b"", story.row, story.parents)
             left.rows += self._book.enter(row, story.result)
-        return known
 
     def _hold(self, left: Unfinished, retried: dict[str, TaskReopened]) -> None:
         places = self._reader.places(list(left.held)) if left.held else {}
@@ -133,6 +133,8 @@ class Recovery:
             held = left.held[task]
             held.state, held.result = story.state, story.result
             held.events = events if story.state is None else []
+            if held.state is not None:  # it counts again when it forms again
+                self._ledger.stages[held.stage].count(held.state, "(earlier)", -1)
 
     def _retried(self, retry: Retry, left: Unfinished, retried: dict[str, TaskReopened]) -> dict[str, list[Place]]:
         where = self._reader.places([task.task for task in self._reader.tasks() if task.state == "failed"])
