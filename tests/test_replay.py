@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -107,6 +110,31 @@ def test_a_deadline_that_has_passed_has_passed_in_every_life(tmp_path: Path):
     replies = Replies()
     assert two_lives(tmp_path, late, replies).result == "re: stop late"
     assert Counter(replies.asked) == {"wait 0.2": 1, "stop late": 2}
+
+
+@pytest.mark.timeout(60)
+def test_a_deadline_after_a_retry_counts_from_the_answers_that_were_kept(tmp_path: Path):
+    """The first step is asked again, the second was kept with a later clock: the clock must not go back behind it."""
+
+    @workflow
+    async def slow_then_bounded(row: Any) -> Any:
+        try:
+            await say(text="fail first")
+        except StepFailed:
+            pass
+        await say(text="wait 0.6")
+        async with deadline(0.3):
+            await say(text="fail last" if replies.failing else "wait 30")
+
+    replies = Replies()
+    list(run(slow_then_bounded, [{}], models=replies.engine, directory=tmp_path / "run", max_failures=1.0))
+    replies.failing = False
+    began = time.perf_counter()
+    (task,) = resume(
+        tmp_path / "run", workflow=slow_then_bounded, rows=[{}], models=replies.engine, retry=True, max_failures=1.0
+    )
+    assert task.reason == "TimeoutError"
+    assert time.perf_counter() - began < 2
 
 
 def test_now_and_rng_are_the_same_in_every_life(tmp_path: Path):
@@ -221,6 +249,71 @@ def test_a_call_in_flight_at_a_stop_finishes_and_its_task_is_given(tmp_path: Pat
 
 
 # Ends
+
+
+@pytest.mark.timeout(60)
+def test_a_child_that_swallows_its_cancellation_cannot_hold_the_task(tmp_path: Path):
+    @workflow
+    async def returns(row: Any) -> Any:
+        async def stubborn() -> None:
+            while True:
+                try:
+                    await say(text="wait 0.01")
+                except asyncio.CancelledError:
+                    continue
+
+        child = asyncio.create_task(stubborn())
+        await say(text="wait 0.1")
+        return child.done()
+
+    assert one(returns, directory=tmp_path / "run").result is False
+
+
+@pytest.mark.timeout(60)
+def test_a_failure_in_a_task_group_counts_as_itself_and_is_asked_again(tmp_path: Path):
+    replies = Replies()
+
+    @workflow
+    async def grouped(row: Any) -> Any:
+        async with asyncio.TaskGroup() as tasks:
+            asked = tasks.create_task(say(text="fail"))
+        return asked.result()
+
+    (task,) = run(grouped, [{}], models=replies.engine, directory=tmp_path / "run", max_failures=1.0)
+    assert (task.state, task.reason) == ("failed", "server")
+    replies.failing = False
+    (task,) = resume(tmp_path / "run", workflow=grouped, rows=[{}], models=replies.engine, retry="server")
+    assert task.result == "re: fail"
+
+
+def test_sets_are_recorded_in_an_order_that_every_process_shares(tmp_path: Path):
+    """Their own order depends on the process's hash seed, so two processes would ask two different things."""
+    script = tmp_path / "sets.py"
+    script.write_text(
+        "from weaverant.trace import plain\n"
+        "print(plain([{'alpha', 'beta', 'gamma', 'delta'}, {'in': frozenset('xyz')}], 'it'))\n"
+    )
+    printed = {
+        subprocess.check_output([sys.executable, script], env=os.environ | {"PYTHONHASHSEED": str(seed)})
+        for seed in range(1, 6)
+    }
+    assert len(printed) == 1
+
+
+@pytest.mark.timeout(60)
+def test_the_last_trials_of_a_row_that_cannot_be_read_again_come_from_the_journal(tmp_path: Path):
+    replies = Replies()
+
+    @workflow
+    async def stops_once(row: Any) -> Any:
+        return await say(text=f"stop {row['n']}")
+
+    going = run(stops_once, iter([{"n": 7}]), models=replies.engine, directory=tmp_path / "run", trials=3, in_flight=1,
+                grace=0)  # fmt: skip
+    replies.stop = going.stop
+    assert list(going) == []
+    tasks = list(resume(tmp_path / "run", workflow=stops_once, rows=iter([]), models=replies.engine))
+    assert sorted((task.key, task.result) for task in tasks) == [(f"0.0.{t}", "re: stop 7") for t in range(3)]
 
 
 @pytest.mark.timeout(60)
@@ -353,7 +446,7 @@ async def connect_socket() -> Any:
         await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", 9))
 
 
-async def subprocess() -> Any:
+async def spawn() -> Any:
     return await asyncio.create_subprocess_exec("true")
 
 
@@ -361,7 +454,7 @@ async def completed() -> Any:
     return [await first for first in asyncio.as_completed([asyncio.sleep(0)])]
 
 
-@pytest.mark.parametrize("effect", [to_thread, connect, connect_socket, subprocess])
+@pytest.mark.parametrize("effect", [to_thread, connect, connect_socket, spawn])
 def test_raw_effects_are_refused_with_the_way_out(effect: Any):
     @workflow
     async def raw(row: Any) -> Any:

@@ -189,3 +189,58 @@ def test_trials_are_rows_of_their_own(tmp_path: Path):
         [[2, 2], "CLOSE 1"],
     ]
     assert len({task.key for task in seen}) == len(seen) == 10 + 8 + 2 + 2
+
+
+# Two groups, one after the other
+
+
+@workflow
+async def tagged(row: Any) -> Any:
+    await say(text=f"tag {row['n']}")
+    return {"n": row["n"]} if row["n"] == 1 else {"n": row["n"], "tag": "a"}
+
+
+@group(by="tag")
+async def counted(rows: list[Any]) -> Any:
+    return {"tag": "b", "count": len(rows)}
+
+
+@workflow
+async def passed_on(row: Any) -> Any:
+    return {**row, "passed": True}
+
+
+@group()
+async def summed(rows: list[Any]) -> Any:
+    return {"counts": [row["count"] for row in rows]}
+
+
+def totals(going: Run) -> list[tuple[int, int, int]]:
+    return [(stage.rows, stage.done, stage.failed.total()) for stage in going.ledger.stages]
+
+
+@pytest.mark.timeout(60)
+def test_a_group_after_a_group_forms_again_with_what_a_retry_brought(tmp_path: Path):
+    replies, flow = Replies(), Stages(tagged, counted, passed_on, summed)
+    replies.down = {"tag 2"}
+    first = run(flow, ROWS, models=replies.engine, directory=tmp_path / "run", max_failures=1.0)
+    assert [task.result for task in first if task.stage == 3] == [{"counts": [3]}]
+    assert totals(first) == [(5, 4, 1), (2, 1, 1), (1, 1, 0), (1, 1, 0)], "row 1 has no tag, row 2 failed"
+    replies.down = set()
+    again = resume(tmp_path / "run", workflow=flow, rows=ROWS, models=replies.engine, retry="server")
+    assert [task.result for task in again if task.stage == 3] == [{"counts": [4]}]
+    assert totals(again) == [(5, 5, 0), (2, 1, 1), (1, 1, 0), (1, 1, 0)]
+    assert len(replies.asked) == 6
+    third = resume(tmp_path / "run", workflow=flow, rows=ROWS, models=replies.engine)
+    assert list(third) == []
+    assert totals(third) == totals(again)
+
+
+def test_what_is_no_mapping_is_no_row_of_the_next_stage():
+    @workflow
+    async def words(row: Any) -> Any:
+        return [{"n": row["n"]}, "word"]
+
+    going = run(Stages(words, passed_on), ROWS[:2], models=Replies().engine, journal=False, max_failures=1.0)
+    tasks = [task for task in going if task.stage == 1]
+    assert sorted((task.state, task.reason) for task in tasks) == [("done", "")] * 2 + [("failed", "unreadable")] * 2
