@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -30,7 +31,7 @@ from weaverant.trace import plain
 if TYPE_CHECKING:
     from weaverant.schema import Output, Tool
 
-_canonical = msgspec.json.Encoder(order="deterministic").encode
+_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 def _calling_folder() -> Path:
@@ -206,6 +207,10 @@ class Binding:
     def _bind(self, agent: Agent) -> Bound:
         changes = self._overrides.get(agent.name)
         if changes:
+            fields = [field.name for field in dataclasses.fields(agent) if field.name not in ("name", "folder")]
+            unknown = sorted(set(changes) - set(fields))
+            if unknown:
+                raise UserError(f"agent {agent.name!r} has no field {unknown[0]!r}; it has: {', '.join(fields)}")
             agent = dataclasses.replace(agent, **dict(changes))
         engine = self.engine(agent.model)
         if engine is None:
@@ -353,6 +358,15 @@ def source_digest(function: Callable[..., Any]) -> bytes:
             text = inspect.getsource(written).encode()
         except (OSError, TypeError):  # built in, or written at a prompt
             text = f"{written.__module__}.{written.__qualname__}".encode()
-            text += b"" if code is None else code.co_code + repr(code.co_consts).encode()
+            text += b"" if code is None else _compiled(code)
         found = _sources[key] = digest(text)
     return found
+
+
+def _compiled(code: object) -> bytes:
+    """A constant, or code with its constants, without addresses and in an order that hashing does not change."""
+    if isinstance(code, CodeType):
+        return b"".join((code.co_code, repr(code.co_names).encode(), *map(_compiled, code.co_consts)))
+    if isinstance(code, frozenset):
+        return b"".join(sorted(map(_compiled, cast("frozenset[object]", code))))
+    return repr(code).encode()

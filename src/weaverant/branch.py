@@ -83,17 +83,24 @@ class Timer(Callback):
 class Branch:
     """Where in a workflow's tree of tasks something is asked: spawn numbers from the root, as `0.2.1`."""
 
-    __slots__ = ("counts", "path", "spawned", "timers")
+    __slots__ = ("counts", "left", "path", "spawned", "timers")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.spawned = 0
+        self.left = 0
         self.timers = 0
         self.counts: dict[bytes, int] = {}
 
     def spawn(self) -> Branch:
         child = Branch(f"{self.path}.{self.spawned}" if self.path else str(self.spawned))
         self.spawned += 1
+        return child
+
+    def leave(self) -> Branch:
+        """Where a generator that was left early is closed."""
+        child = Branch(f"{self.path}.left{self.left}")
+        self.left += 1
         return child
 
     def key(self, fingerprint: bytes) -> StepKey:

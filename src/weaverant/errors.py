@@ -46,6 +46,7 @@ class StepFailed(WeaverantError):
     """
 
     def __init__(self, kind: str, text: str, detail: Any = None) -> None:
+        kind, text = shown(kind), shown(text)
         super().__init__(kind, text)
         self.kind = kind
         self.text = text
@@ -91,7 +92,7 @@ def _as_failure(error: BaseException) -> StepFailed:
     if isinstance(first, StepFailed):
         failure = StepFailed(first.kind, first.text, first.detail)
     else:
-        failure = StepFailed(type(first).__name__, _text(first))
+        failure = StepFailed(type(first).__name__, shown(first))
     if len(leaves) > 1:
         failure.text += f" (and {len(leaves) - 1} more in the group)"
     failure.forget = tuple(key for behind in _behind(error) for key in behind.forget)
@@ -121,11 +122,12 @@ def _behind(error: BaseException) -> list[StepFailed]:
     return found
 
 
-def _text(error: BaseException) -> str:
+def shown(value: object) -> str:
+    """Anything as text that can be stored: what is raised may carry no text, or fail even at giving one."""
     try:
-        return str(error)
+        return str(value).encode(errors="backslashreplace").decode()
     except Exception:  # an exception of a user's making may fail even at this
-        return f"a {type(error).__name__} whose text cannot be made"
+        return f"a {type(value).__name__} whose text cannot be made"
 
 
 _RECIPES = str(Path(__file__).parent / "recipes")

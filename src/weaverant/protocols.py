@@ -50,7 +50,8 @@ class Source(Protocol):
 
     @property
     def rereadable(self) -> bool:
-        """False for standard input and generators: resuming such a run serves only the rows it had already read."""
+        """False for standard input and generators: resuming such a run serves the rows it had started, and after an
+        orderly stop those that it had read ahead."""
         ...
 
     def rows(self, start: int) -> Iterator[Mapping[str, Any] | Unreadable]:

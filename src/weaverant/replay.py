@@ -284,7 +284,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         if self._ended or events._get_running_loop() is not self:  # pyright: ignore[reportPrivateUsage]
             _drive_out(generator)
         else:
-            self._spawn(generator.aclose(), Branch(f"{self._branch().path}.left"), None)
+            self._spawn(generator.aclose(), self._branch().leave(), None)
 
     def _branch(self) -> Branch:
         task = asyncio.current_task(self)
@@ -401,6 +401,8 @@ def _close(task: BranchTask) -> None:
 
 
 def _drive_out(generator: AsyncGenerator[Any, Any]) -> None:
+    outer = events._get_running_loop()  # pyright: ignore[reportPrivateUsage]
+    events._set_running_loop(None)  # its steps must not become another workflow's  # pyright: ignore
     closing = generator.aclose()
     try:
         closing.send(None)
@@ -408,6 +410,7 @@ def _drive_out(generator: AsyncGenerator[Any, Any]) -> None:
         return
     finally:
         closing.close()
+        events._set_running_loop(outer)  # pyright: ignore[reportPrivateUsage]
 
 
 def _refuse_unordered(frame: FrameType | None, coro: Coroutine[Any, Any, Any]) -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from weaverant.message import digest
 
-_canonical = msgspec.json.Encoder(order="deterministic").encode
+_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 def source_key(source: int, index: int, trial: int) -> str:

@@ -228,7 +228,7 @@ class TaskRun:
         mark = self._texts.mark()
         try:
             self._write_step(ask, outcome, seed, reused)
-        except (ValueError, OverflowError, RecursionError, UserError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError, UserError) as error:
             self._texts.rollback(mark)
             failure = StepFailed("value", f"{ask.name!r} gave what cannot be stored: {error}")
             self._write_step(ask, failure, seed, reused, instead_of=outcome)

@@ -104,12 +104,19 @@ def plain(value: Any, what: str) -> Any:
         ) from None
 
 
-def fresh(value: Any) -> Any:
+MOST_NESTED = 200
+"""Levels of data in data. Far below Python's own limit, which depends on its version and on who calls: what was
+written in one place must be readable in every other."""
+
+
+def fresh(value: Any, level: int = 0) -> Any:
     """A copy that its reader may change, with lists for tuples, as it will be read from the journal."""
+    if isinstance(value, dict | list | tuple) and level >= MOST_NESTED:
+        raise ValueError(f"it is nested more than {MOST_NESTED} levels deep")
     if isinstance(value, dict):
-        return {key: fresh(item) for key, item in cast("dict[str, Any]", value).items()}
+        return {key: fresh(item, level + 1) for key, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [fresh(item) for item in cast("list[Any]", value)]
+        return [fresh(item, level + 1) for item in cast("list[Any]", value)]
     return value
 
 

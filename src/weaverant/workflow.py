@@ -33,6 +33,8 @@ class Rejected(Struct, frozen=True):
 
 def reject(reason: str, **details: Any) -> Rejected:
     """Return this from a workflow whose row should not become data."""
+    if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UserError(f"reject(REASON, ...) takes a short word to count by; found {reason!r:.80}")
     return Rejected(reason, details)
 
 

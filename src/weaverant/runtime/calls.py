@@ -14,9 +14,12 @@ from heapq import heappop, heappush
 from multiprocessing import parent_process
 from typing import Any
 
+import msgspec
+
 from weaverant.agent import Binding
 from weaverant.branch import CANCELLED
-from weaverant.errors import StepFailed, UserError
+from weaverant.errors import StepFailed, UserError, shown
+from weaverant.message import Reply
 from weaverant.protocols import CallContext
 from weaverant.runtime.limits import Limits
 from weaverant.step import Ask, EffectWork, ModelWork
@@ -27,8 +30,15 @@ from weaverant.trace import plain
 class Slots:
     """So many asks at once; the rest wait, the oldest row's first."""
 
-    def __init__(self, size: int, perform: Callable[[TaskRun, Ask], Any], idle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        size: int,
+        perform: Callable[[TaskRun, Ask], Any],
+        idle: Callable[[], None],
+        broken: Callable[[BaseException], None],
+    ) -> None:
         self.size = size
+        self._broken = broken
         self._idle = idle
         self.running: dict[asyncio.Task[None], tuple[TaskRun, Ask]] = {}
         self._perform = perform
@@ -73,7 +83,7 @@ class Slots:
         assert task is not None
         try:
             outcome = await self._perform(run, ask)
-        except (KeyboardInterrupt, GeneratorExit):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # the boundary to engines and users' functions
             if task.cancelling():
@@ -84,6 +94,8 @@ class Slots:
     def _done(self, task: asyncio.Task[None]) -> None:
         """A callback, because a task that is cancelled before its first step runs no line of its own."""
         self.running.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broken(error)  # its outcome could not be recorded: the task would wait for ever
         while self._waiting and len(self.running) < self.size:
             _, _, run, ask = heappop(self._waiting)
             if not run.closed and not ask.future.done():
@@ -95,11 +107,13 @@ class Slots:
 class Calls:
     """Works on asks: model calls through their engines, effects in threads, processes or on the loop."""
 
-    def __init__(self, binding: Binding, limits: Limits, idle: Callable[[], None]) -> None:
+    def __init__(
+        self, binding: Binding, limits: Limits, idle: Callable[[], None], broken: Callable[[BaseException], None]
+    ) -> None:
         """`idle` is called whenever a slot is free and nothing waits for it."""
         self._binding = binding
-        self.models = Slots(limits.concurrency, self._generate, idle)
-        self.effects = Slots(limits.threads, self._effect, idle)
+        self.models = Slots(limits.concurrency, self._generate, idle, broken)
+        self.effects = Slots(limits.threads, self._effect, idle, broken)
         self._threads = limits.threads
         self._executors: dict[str, Executor] = {}
 
@@ -127,7 +141,8 @@ class Calls:
         engine = self._binding.engine(work.request.model)
         assert engine is not None, "an agent is bound only where its model has an engine"
         path, _, occurrence = ask.key
-        return await engine.generate(work.request, CallContext(run.row.key, path, occurrence, run.row.order))
+        reply = await engine.generate(work.request, CallContext(run.row.key, path, occurrence, run.row.order))
+        return _checked(reply, work.request.model)
 
     async def _effect(self, run: TaskRun, ask: Ask) -> Any:
         work = ask.work
@@ -170,15 +185,28 @@ class Calls:
         return found
 
 
+def _checked(reply: Any, model: str) -> Reply:
+    """The reply, if a journal that holds it can be read again. Anybody may write an engine."""
+    try:
+        return _decode(_encode(reply))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        text = f"the engine of {model!r} gave what is no Reply: {error}. Expected weaverant.Reply, found {reply!r:.200}"
+        raise StepFailed("engine", text) from None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Reply).decode
+
+
 def _failure(error: BaseException) -> StepFailed:
-    return error if isinstance(error, StepFailed) else StepFailed(type(error).__name__, str(error))
+    return error if isinstance(error, StepFailed) else StepFailed(type(error).__name__, shown(error))
 
 
 def _contained(call: Callable[[], Any]) -> Any:
     """Raises nothing but `StepFailed`: no future holds a StopIteration, and not every exception survives pickling."""
     try:
         return call()
-    except (Exception, SystemExit, KeyboardInterrupt) as error:  # the boundary to users' functions
+    except BaseException as error:  # the boundary to users' functions
         raise _failure(error) from None
 
 

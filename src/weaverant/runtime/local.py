@@ -79,7 +79,7 @@ class LocalSwarm:
         self._blob = blob
         self._left = unfinished or Unfinished()
         self._reuse = reuse
-        self._calls = Calls(binding, limits, self._admit_soon)
+        self._calls = Calls(binding, limits, self._admit_soon, self._broken)
         self._live: dict[str, TaskRun] = {}
         self._backlog: list[tuple[int, int, Row | Refused, list[TaskEvent] | None]] = []
         self._arrivals = 0
@@ -199,13 +199,13 @@ class LocalSwarm:
             try:
                 if not self._start_one():
                     break
-            except JournalError as error:  # what an earlier session recorded cannot be read again
-                self.error = error
-                self.stop("journal", 0.0)
             except Exception as error:  # a peer's outermost loop: a fault of our own ends the run, and hangs nothing
-                self.error = error
-                self.stop("broken", 0.0)
+                self._broken(error)
         self._wake_if_over()
+
+    def _broken(self, error: BaseException) -> None:
+        self.error = self.error or error
+        self.stop("broken", 0.0)
 
     def _room(self) -> bool:
         return (

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from weaverant.branch import CANCELLED
-from weaverant.events import StepEnded
+from weaverant.events import StepEnded, TaskEvent
 from weaverant.journal import BlobStore, JournalReader, Place
 from weaverant.past import outcome_of
 from weaverant.step import StepKey
@@ -43,6 +43,10 @@ class OldSteps:
         return None
 
 
+READ_AHEAD = 256
+"""Tasks whose steps are read together: a frame holds many, and reading it anew for each cost 12-20 ms a task."""
+
+
 class OldRun:
     """An earlier run's tasks by row digest. Each answers one task of the new run: `begun` are the new run's tasks
     and their rows' digests, in order of their start, so that a resumed task gets the same one again."""
@@ -51,8 +55,13 @@ class OldRun:
         self._reader = JournalReader(directory)
         self._blob = BlobStore(directory / "blobs").get
         rows = {task.task: task.row for task in self._reader.tasks()}
+        self._order: list[tuple[str, list[Place]]] = []
+        self._numbers: dict[str, int] = {}
+        self._read: dict[str, OldSteps] = {}
         self._places: dict[bytes, list[tuple[str, list[Place]]]] = defaultdict(list)
         for task, places in self._reader.places(rows.keys()).items():
+            self._numbers[task] = len(self._order)
+            self._order.append((task, places))
             self._places[rows[task]].append((task, places))
         self._given = {task: self._take(digest) for task, digest in begun}
 
@@ -66,16 +75,30 @@ class OldRun:
         if found is None:
             return None
         name, places = found
+        if name not in self._read:
+            self._read_on(name, places)
+        return self._read.pop(name)
+
+    def _read_on(self, name: str, places: list[Place]) -> None:
+        """Read a task and those that began after it: they share its frames, and are mostly asked for next."""
+        while len(self._read) > 3 * READ_AHEAD:
+            del self._read[next(iter(self._read))]
+        at = self._numbers[name]
+        wanted = {task: where for task, where in self._order[at : at + READ_AHEAD] if task not in self._read}
+        wanted[name] = places
+        for task, events in self._reader.histories(wanted):
+            self._read[task] = self._steps(events)
+
+    def _steps(self, events: Iterable[TaskEvent]) -> OldSteps:
         steps = OldSteps()
         texts = Texts()
-        for _, events in self._reader.histories({name: places}):
-            for event in events:
-                if isinstance(event, StepEnded):
-                    texts.unpack(event.input, self._blob)
-                    value = texts.unpack(event.value, self._blob)
-                    outcome = outcome_of(event, value)
-                    if event.outcome == "reply" and outcome is not CANCELLED:
-                        steps.add((event.path, event.fingerprint, event.occurrence), StepOutcome(outcome, event.seed))
-                else:
-                    texts.unpack(getattr(event, "row", getattr(event, "value", None)), self._blob)
+        for event in events:
+            if isinstance(event, StepEnded):
+                texts.unpack(event.input, self._blob)
+                value = texts.unpack(event.value, self._blob)
+                outcome = outcome_of(event, value)
+                if event.outcome == "reply" and outcome is not CANCELLED:
+                    steps.add((event.path, event.fingerprint, event.occurrence), StepOutcome(outcome, event.seed))
+            else:
+                texts.unpack(getattr(event, "row", getattr(event, "value", None)), self._blob)
         return steps
