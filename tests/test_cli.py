@@ -130,12 +130,12 @@ def test_failed_rows_are_3_and_a_retry_mends_them(folder: Path):
     assert (again.returncode, "nothing to do" in again.stderr) == (3, True)
     Path("mended").touch()
     other = call("resume", "out", "--retry", "failed:timeout")
-    assert other.returncode == 3
+    assert (other.returncode, "server (1)" in other.stderr) == (2, True)
     mended = call("resume", "out", "--retry", "failed:server")
     assert mended.returncode == 0, mended.stderr
     assert "taking up 1 failed rows again: server 1" in mended.stderr
     assert "rows 20 = done 18 + rejected 2 + failed 0 + left 0" in mended.stdout
-    assert "in 3 sessions" in mended.stdout
+    assert "in 2 sessions" in mended.stdout, "what was refused is no session"
     assert call("resume", "out").returncode == 0
 
 
@@ -497,3 +497,42 @@ def test_recipes_are_listed_and_copied_never_over_something(tmp_path: Path, monk
     assert call("recipes", "copy", names[0], "mine").returncode == 0
     assert Path("mine/recipe.py").is_file() and not list(Path("mine").rglob("__pycache__"))
     assert call("recipes", "copy", names[0], "mine").returncode == 2
+
+
+def test_a_shortened_or_edited_input_is_refused_and_changes_nothing(folder: Path):
+    rows = Path("rows.jsonl").read_text()
+    going = call(*RUN, "--max-failures", "1", "--limit", "3")
+    assert going.returncode in (0, 3)
+    before = sorted((path.name, path.stat().st_size) for path in Path("out/journal").iterdir())
+    for changed in (rows[: len(rows) // 2], rows + '{"n": 999}\n', rows.replace("1", "7", 1)):
+        Path("rows.jsonl").write_text(changed)
+        refused = call("resume", "out", "--retry", "failed")
+        assert (refused.returncode, "the input" in refused.stderr) == (2, True)
+    assert before == sorted((path.name, path.stat().st_size) for path in Path("out/journal").iterdir())
+
+
+def test_an_exporter_and_a_comment_may_be_added_to_a_stopped_run(folder: Path):
+    assert call(*RUN).returncode == 3
+    with Path("w.py").open("a") as file:
+        file.write(
+            "\n\n# a comment\nfrom weaverant import exporter\n\n\n@exporter\ndef mine(story):\n    yield {'key': story.key}\n"
+        )
+    Path("mended").touch()
+    again = call("resume", "out", "--retry", "failed")
+    assert again.returncode == 0, again.stderr
+    assert call("export", "out", "--as", "mine", "--out", "mine.jsonl").returncode == 0
+
+
+def test_a_file_that_runs_itself_when_loaded_is_refused(folder: Path):
+    with Path("w.py").open("a") as file:
+        file.write("\nfrom weaverant import run\nrun(twice, [], models='simulated:')\n")
+    refused = call(*RUN)
+    assert (refused.returncode, "__main__" in refused.stderr) == (2, True)
+
+
+def test_counts_stay_right_over_several_retries(folder: Path):
+    assert call(*RUN).returncode == 3
+    for _ in range(2):
+        again = call("resume", "out", "--retry", "failed")
+        assert again.returncode == 3
+        assert "failed 1)" in again.stderr and "failed 2)" not in again.stderr

@@ -40,6 +40,9 @@ class Counting:
     def rows(self, start: int) -> Iterator[dict]:
         return ({"text": f"row number {index}"} for index in range(start, self.size))
 
+    def identity(self) -> None:
+        return None
+
     def count(self) -> int:
         return self.size
 

@@ -20,10 +20,10 @@ import msgspec
 from weaverant.agent import Binding
 from weaverant.engines import open_engine
 from weaverant.errors import JournalError, RunChanged, UserError, WeaverantError
-from weaverant.events import RunOpened
+from weaverant.events import RunOpened, TaskReopened
 from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
 from weaverant.protocols import Engine, Journal, Source, Unreadable
-from weaverant.recipe import Recipe, load_recipe, recipe_of
+from weaverant.recipe import Recipe, is_loading, load_recipe, recipe_of
 from weaverant.row import source_key
 from weaverant.rundir import RunConfig, check_unchanged, default_directory, load_config, save_config
 from weaverant.runtime.feed import Feed, as_row
@@ -166,11 +166,14 @@ class Run:
             reader = JournalReader(directory)
             session = sum(isinstance(event, RunOpened) for event in reader.run_events())
             recovery = Recovery(reader, blob, recipe.stages, config.trials, self.ledger, book)
-            journal.append(RunOpened(session, time.time(), config.version))
             if config.reuse is not None:
                 begun = [(task.task, task.row) for task in reader.tasks()]
-            self.unfinished = recovery.unfinished(self._retry, journal.append)
+            reopened: list[TaskReopened] = []
+            self.unfinished = recovery.unfinished(self._retry, reopened.append)
             self._check_input(reader)
+            journal.append(RunOpened(session, time.time(), config.version))
+            for event in reopened:
+                journal.append(event)
         else:
             journal.append(RunOpened(session, time.time(), config.version))
         feed = Feed(self.source, self.unfinished.started, config.trials, config.limit, self._current_row(blob))
@@ -244,6 +247,11 @@ def run(
     names an earlier run whose recorded steps answer where they can. `limits` are the fields of
     `weaverant.runtime.limits.Limits`. Raises `UserError`.
     """
+    if is_loading():
+        raise UserError(
+            "this file starts a run while it is being loaded, so every command that loads it would run it again. "
+            "Put run(...) under: if __name__ == '__main__':"
+        )
     recipe = _recipe(workflow).with_parameters(dict(parameters or {}))
     if trials < 1 or (limit is not None and limit < 0):
         raise UserError(f"trials must be at least 1 and limit not negative; found trials={trials}, limit={limit}")
@@ -400,6 +408,13 @@ def _bind(
         if isinstance(given, str):
             own.append(engine)
         engines[name] = engine
+    asked = {agent.model for agent in recipe.agents}
+    unused = sorted(set(by_name) - asked - {"*"})
+    if asked and unused:
+        raise UserError(
+            f"no agent asks for the model {unused[0]!r}; they ask for: {', '.join(sorted(map(repr, asked)))}. "
+            "A model without a name serves all others"
+        )
     specs = {
         name: given if isinstance(given, str) else f"object:{engines[name].identity}" for name, given in by_name.items()
     }
@@ -435,6 +450,7 @@ def _config(
         trials=trials,
         limit=limit,
         rows=rows,
+        input_identity=source.identity(),
         version=__version__,
         created=time.time(),
     )

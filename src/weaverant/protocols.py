@@ -58,6 +58,10 @@ class Source(Protocol):
         """The rows from index `start` on, in a fixed order."""
         ...
 
+    def identity(self) -> str | None:
+        """What tells this input from another, so that a resumed run notices a changed one; None where nothing can."""
+        ...
+
     def count(self) -> int | None:
         """The number of rows; None where only reading to the end would tell."""
         ...

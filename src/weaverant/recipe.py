@@ -159,6 +159,14 @@ def about(docstring: str | None) -> str:
     return (docstring or "").strip().partition("\n")[0].strip()
 
 
+_loading: list[Path] = []
+
+
+def is_loading() -> bool:
+    """A workflow's file is being imported right now."""
+    return bool(_loading)
+
+
 def _import(file: Path) -> ModuleType:
     if file.is_relative_to(RECIPES):
         return importlib.import_module(f"weaverant.recipes.{file.parent.name}.recipe")
@@ -170,6 +178,7 @@ def _import(file: Path) -> ModuleType:
     folder = str(file.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)  # so that the file can import its neighbours, as a script could
+    _loading.append(file)
     try:
         spec.loader.exec_module(module)
     except UserError:
@@ -177,6 +186,8 @@ def _import(file: Path) -> ModuleType:
     except Exception as error:  # the boundary to a user's file: any line of it may raise anything
         failure, where = failure_of(error)
         raise UserError(f"{str(file)!r} cannot be loaded: {failure} ({where or 'at its top'})") from error
+    finally:
+        _loading.pop()
     return module
 
 
@@ -238,8 +249,26 @@ def _function(stage: Workflow | Group) -> Any:
 
 
 def _code_hash(file: Path) -> str:
-    """A hash of the file and of the files beside it that it imports. Prompts are in the agents' specs."""
-    return digest(b"".join(digest(path.read_bytes()) for path in sorted(_own_files(file)))).hex()
+    """A hash of the file and of the files beside it that it imports, without comments, layout and exporters, which
+    change nothing of what runs. Prompts are in the agents' specs."""
+    return digest(b"".join(digest(_code(path)) for path in sorted(_own_files(file)))).hex()
+
+
+def _code(file: Path) -> bytes:
+    tree = ast.parse(file.read_bytes())
+    tree.body = [node for node in tree.body if not _is_exporter(node) and not _is_our_import(node)]
+    return ast.unparse(tree).encode()
+
+
+def _is_our_import(node: ast.stmt) -> bool:
+    """An exporter brings its import of `exporter` along."""
+    return isinstance(node, ast.ImportFrom) and node.module == "weaverant"
+
+
+def _is_exporter(node: ast.stmt) -> bool:
+    if not isinstance(node, ast.FunctionDef):
+        return False
+    return any(ast.unparse(decorator).split(".")[-1] == "exporter" for decorator in node.decorator_list)
 
 
 def _own_files(file: Path) -> set[Path]:

@@ -39,6 +39,8 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     limit: int | None = None
     rows: int | None = None
     """Tasks there will be, where the source can tell."""
+    input_identity: str | None = None
+    """What told the input from others when the run began."""
     reuse: str | None = None
     version: str = ""
     created: float = 0.0
@@ -88,6 +90,10 @@ def load_config(directory: Path) -> RunConfig:
         raise UserError(f"{str(directory / 'run.json')!r} was not written by this weaverant: {error}") from None
 
 
+def _tasks(config: RunConfig) -> str:
+    return "other bytes" if config.rows is None else f"{config.rows:,} rows"
+
+
 def check_unchanged(directory: Path, then: RunConfig, now: RunConfig) -> None:
     """`RunChanged` names what a resumed run would do differently."""
     changes: list[str] = []
@@ -100,6 +106,8 @@ def check_unchanged(directory: Path, then: RunConfig, now: RunConfig) -> None:
         before, after = then.identities.get(name), now.identities.get(name)
         if before != after:
             changes.append(f"model {name!r} (was {before!r}, is {after!r})")
+    if then.input_identity != now.input_identity or then.rows != now.rows:
+        changes.append(f"the input {then.input!r} ({_tasks(then)}, now {_tasks(now)})")
     if changes:
         raise RunChanged(
             f"the run {str(directory)!r} cannot go on, because it has changed since: {', '.join(changes)}. "

@@ -195,6 +195,10 @@ class TaskRun:
 
     # Host of the workflow's loop
 
+    def begun(self, ask: Ask) -> None:
+        """Work on the ask starts now: what it waited for a slot is no part of its latency."""
+        ask.started = self._clock()
+
     def launch(self, ask: Ask) -> None:
         ask.started = self._clock()
         found = None if self._reuse is None else self._reuse.claim(ask.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import groupby
@@ -132,12 +133,30 @@ def _divergence(summary: Summary) -> Iterator[str]:
         )
 
 
+WORTH_A_RETRY = frozenset(
+    ("timeout", "connection", "rate_limit", "server", "request", "context", "output", "tool", "cache", "engine", "died")
+)
+"""Reasons that lie outside a workflow's own code. What its code raised, it raises again."""
+
+
+def _after_failures(summary: Summary, where: str) -> Iterator[str]:
+    reasons = {failure.reason for failure in summary.failures} - {"unreadable"}
+    if reasons & WORTH_A_RETRY:
+        yield f"try again:  weaverant resume {where} --retry failed"
+    if reasons - WORTH_A_RETRY:
+        yield (
+            f"mend:       the workflow's code, then a new run that pays only for what differs: "
+            f"weaverant run ... --reuse {where}"
+        )
+        yield f"            (or, where a step function raised it: weaverant resume {where} --retry failed)"
+
+
 def next_steps(summary: Summary) -> Iterator[str]:
     """What can be done with the run now, as commands to copy."""
-    where = summary.directory
-    if where is None:
+    if summary.directory is None:
         yield "nothing was stored (--no-journal)"
         return
+    where = shlex.quote(str(summary.directory))
     if summary.state not in ("finished", "running"):
         yield f"go on:      weaverant resume {where}"
     if summary.state == "fuse":
@@ -145,7 +164,7 @@ def next_steps(summary: Summary) -> Iterator[str]:
     if summary.failures:
         yield f"look:       weaverant show {where} --task {summary.failures[0].key}"
         if summary.state != "running":
-            yield f"try again:  weaverant resume {where} --retry failed"
+            yield from _after_failures(summary, where)
     last = summary.ledger.stages[-1]
     if last.done:
         yield f"export:     weaverant export {where} --as raw --out data.jsonl"

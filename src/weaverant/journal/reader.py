@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, cast, get_args
 
 from msgspec import Struct
 
-from weaverant.events import AgentBound, Event, RunClosed, RunOpened, SourceEnded, TaskEvent
+from weaverant.events import AgentBound, Event, RunClosed, RunOpened, SourceEnded, TaskEvent, TaskReopened
 from weaverant.journal.codec import EventHead, events_of, tag_of
 from weaverant.journal.index import BEGAN, DONE, OPEN, SUPERSEDED, later_state
 from weaverant.journal.parts import Part, Parts, Place
@@ -27,6 +27,8 @@ TaskState = Literal["done", "rejected", "failed", "superseded"]
 _RUN_TAGS = frozenset(tag_of(kind) for kind in get_args(RunEvent))
 _TASK_TAGS = frozenset(tag_of(kind) for kind in get_args(TaskEvent))
 _STATES: tuple[TaskState | None, ...] = (None, "done", "rejected", "failed", "superseded")
+
+_REOPENED = tag_of(TaskReopened)
 
 HISTORY_TASKS = 1_024
 
@@ -148,10 +150,13 @@ class JournalReader:
                     yield TaskSummary(entry.task, entry.stage, _STATES[state], entry.row)
 
     def counts(self) -> dict[int, StageCounts]:
-        """Tasks by stage and state. Reads summaries; the maps only where a task was reopened or superseded in a later
+        """Tasks by stage and state. Reads summaries; the maps only where a task was reopened, or superseded in a later
         segment than it began in."""
         table: dict[int, list[int]] = {}
-        for part in self._parts.now():
+        parts = self._parts.now()
+        if any(part.summary.events.get(_REOPENED) for part in parts):
+            return self._counts_by_maps()
+        for part in parts:
             for stage, states in part.summary.stages.items():
                 row = table.setdefault(stage, [0] * 5)
                 table[stage] = [total + count for total, count in zip(row, states, strict=True)]

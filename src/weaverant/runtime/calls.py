@@ -75,6 +75,7 @@ class Slots:
     def _begin(self, run: TaskRun, ask: Ask) -> None:
         task = asyncio.get_running_loop().create_task(self._work(run, ask))
         ask.handle = task
+        run.begun(ask)
         self.running[task] = (run, ask)
         task.add_done_callback(self._done)
 

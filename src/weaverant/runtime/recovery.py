@@ -6,12 +6,14 @@ A fold over the journal. For one stage it reads indexes and the events of unfini
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import Struct
 
+from weaverant.errors import UserError
 from weaverant.events import EndState, TaskEnded, TaskEvent, TaskReopened, TaskStarted
 from weaverant.journal import JournalReader, Place
 from weaverant.past import Blob
@@ -139,6 +141,7 @@ class Recovery:
     def _retried(self, retry: Retry, left: Unfinished, retried: dict[str, TaskReopened]) -> dict[str, list[Place]]:
         where = self._reader.places([task.task for task in self._reader.tasks() if task.state == "failed"])
         chosen: dict[str, list[Place]] = {}
+        reasons: Counter[str] = Counter()
         for task, events in self._reader.histories(where):
             end = next(event for event in reversed(events) if isinstance(event, TaskEnded))
             if retry.wants(end):
@@ -146,6 +149,12 @@ class Recovery:
                 retried[task] = TaskReopened(task, time.time(), _forgotten(events))
                 left.reopened[end.reason] = left.reopened.get(end.reason, 0) + 1
                 self._ledger.stages[end.stage].count("failed", "(earlier)", -1)
+            reasons[end.reason] += 1
+        if retry.reason is not None and not chosen:
+            known = ", ".join(f"{reason} ({count})" for reason, count in reasons.items()) or "none failed"
+            raise UserError(
+                f"no failed row has the reason {retry.reason!r} that can be tried again; there are: {known}"
+            )
         return chosen
 
     def _restored(

@@ -72,6 +72,9 @@ class Arithmetic:
     def name(self) -> str:
         return f"arithmetic:{self.pool}"
 
+    def identity(self) -> str:
+        return self.name
+
     def count(self) -> int:
         return len(self.numbers)
 

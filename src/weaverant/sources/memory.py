@@ -27,6 +27,9 @@ class MemoryRows:
     def rereadable(self) -> bool:
         return self._sequence is not None
 
+    def identity(self) -> None:
+        return None
+
     def count(self) -> int | None:
         return None if self._sequence is None else len(self._sequence)
 

@@ -19,6 +19,9 @@ class StandardInput:
     def __init__(self, stream: Iterable[bytes] | None = None) -> None:
         self._lines = Once(lines(sys.stdin.buffer if stream is None else stream, "<stdin>"), "standard input")
 
+    def identity(self) -> None:
+        return None
+
     def count(self) -> None:
         return None
 
