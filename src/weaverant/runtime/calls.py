@@ -12,14 +12,14 @@ from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, Th
 from functools import partial
 from heapq import heappop, heappush
 from multiprocessing import parent_process
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from weaverant.agent import Binding
 from weaverant.branch import CANCELLED
 from weaverant.errors import StepFailed, UserError, shown
-from weaverant.message import Reply
+from weaverant.message import FinishReason, Message, Reply, Usage
 from weaverant.protocols import CallContext
 from weaverant.runtime.limits import Limits
 from weaverant.step import Ask, EffectWork, ModelWork
@@ -188,6 +188,8 @@ class Calls:
 
 def _checked(reply: Any, model: str) -> Reply:
     """The reply, if a journal that holds it can be read again. Anybody may write an engine."""
+    if type(reply) is Reply and _is_plain(reply):
+        return reply
     try:
         return _decode(_encode(reply))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -195,6 +197,29 @@ def _checked(reply: Any, model: str) -> Reply:
         raise StepFailed("engine", text) from None
 
 
+def _is_plain(reply: Reply) -> bool:
+    """A bare text with its usage, each field of the type it is declared with: the common case, 1 us instead of 5."""
+    message, usage = reply.message, reply.usage
+    return (
+        type(message) is Message
+        and type(message.content) is str
+        and message.role == "assistant"
+        and message.tool_calls == ()
+        and message.tool_call_id is None
+        and message.reasoning is None
+        and reply.finish in FINISHES
+        and type(reply.model) is str
+        and type(usage) is Usage
+        and type(usage.cost) is float
+        and type(usage.prompt_tokens) is int
+        and type(usage.completion_tokens) is int
+        and type(usage.cached_tokens) is int
+        and type(usage.reasoning_tokens) is int
+        and type(usage.requests) is int
+    )
+
+
+FINISHES = frozenset(get_args(FinishReason))
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Reply).decode
 
