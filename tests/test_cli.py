@@ -492,8 +492,7 @@ def test_recipes_are_listed_and_copied_never_over_something(tmp_path: Path, monk
     names = [line.partition(":")[0] for line in listed.stdout.splitlines() if not line.startswith(" ")]
     unknown = call("recipes", "copy", "nope", "x")
     assert unknown.returncode == 2 and "there is no recipe 'nope'" in unknown.stderr
-    if not names:
-        pytest.skip("no recipes yet")
+    assert "malt" in names
     assert call("recipes", "copy", names[0], "mine").returncode == 0
     assert Path("mine/recipe.py").is_file() and not list(Path("mine").rglob("__pycache__"))
     assert call("recipes", "copy", names[0], "mine").returncode == 2

@@ -133,4 +133,6 @@ def test_the_block_is_redrawn_in_place_and_a_said_line_stays_above_it():
 def test_a_stream_that_went_away_does_not_end_the_run():
     stream = io.StringIO()
     stream.close()
-    Progress(Watched(), 10, stream, live=False).finish()
+    watched = Watched()
+    Progress(watched, 10, stream, live=False).finish()
+    assert stream.closed and watched.state == Watched().state, "the run went on as if nothing had been"
