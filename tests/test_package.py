@@ -18,8 +18,8 @@ print(used, peak, *sorted(sys.modules))
 
 
 def test_the_import_is_light():
-    """CPU seconds, the best of five: wall time says more about the machine's other work."""
-    outputs = [subprocess.check_output([sys.executable, "-c", MEASURE], text=True).split() for _ in range(5)]
+    """CPU seconds, the best of nine: wall time says more about the machine's other work."""
+    outputs = [subprocess.check_output([sys.executable, "-c", MEASURE], text=True).split() for _ in range(9)]
     assert min(float(output[0]) for output in outputs) < 0.150
     assert min(int(output[1]) for output in outputs) < 40_000
     loaded = set(outputs[0][2:])
