@@ -7,11 +7,12 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from urllib.parse import urlencode
 
 import pytest
 
 from weaverant.engines import open_engine
-from weaverant.engines.http import ChatCompletions
+from weaverant.engines.http import Pool
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import (
     ImagePart,
@@ -44,11 +45,16 @@ def _forget(server: MockServer) -> None:
     server.reset()
 
 
+def pool(url: str, model: str = "m", **options) -> Pool:
+    query = urlencode({name: str(value) for name, value in options.items()})
+    return Pool([f"{url}{'&' if '?' in url else '?'}{query}#{model}"])
+
+
 def ask(url: str, request: Request = HELLO, model: str = "m", **options) -> Reply:
     """One call by an engine of its own."""
 
     async def main() -> Reply:
-        engine = ChatCompletions(url, model, **options)
+        engine = pool(url, model, **options)
         try:
             return await engine.generate(request, CTX)
         finally:
@@ -65,7 +71,7 @@ def fail(url: str, **options) -> StepFailed:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weaverant.engines.http.client.FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr("weaverant.engines.http.pool.FIRST_WAIT_S", 0.02)
 
 
 def echoed(server: MockServer, request: Request, **options) -> dict:
@@ -260,7 +266,7 @@ def test_no_server_there():
 
 def test_calls_outlive_a_server_that_dies_and_comes_back():
     async def main(server: MockServer) -> list[Reply]:
-        engine = ChatCompletions(server.url, "m")
+        engine = pool(server.url, "m")
         await engine.generate(HELLO, CTX)
         calls = [asyncio.ensure_future(engine.generate(HELLO, CTX)) for _ in range(20)]
         await asyncio.sleep(0.15)
@@ -280,7 +286,7 @@ def test_calls_outlive_a_server_that_dies_and_comes_back():
 
 def test_connections_are_kept_and_bounded(server: MockServer):
     async def main() -> None:
-        engine = ChatCompletions(server.url, "m", connections=5)
+        engine = pool(server.url, "m", connections=5)
         await asyncio.gather(*(engine.generate(HELLO, CTX) for _ in range(200)))
         await engine.close()
 
@@ -291,7 +297,7 @@ def test_connections_are_kept_and_bounded(server: MockServer):
 
 def test_cancelling_a_call_closes_its_request(server: MockServer):
     async def main() -> None:
-        engine = ChatCompletions(server.scenario("hang"), "m", connections=1)
+        engine = pool(server.scenario("hang"), "m", connections=1)
         calls = [asyncio.ensure_future(engine.generate(HELLO, CTX)) for _ in range(3)]
         await asyncio.sleep(0.2)
         calls[2].cancel()  # waits for a connection
@@ -308,7 +314,7 @@ def test_cancelling_a_call_closes_its_request(server: MockServer):
 
 
 def test_an_engine_can_be_used_by_a_second_loop_after_it_was_closed(server: MockServer):
-    engine = ChatCompletions(server.url, "m", connections=2)
+    engine = pool(server.url, "m", connections=2)
 
     async def main() -> list[Reply]:
         replies = await asyncio.gather(*(engine.generate(HELLO, CTX) for _ in range(5)))
@@ -320,7 +326,7 @@ def test_an_engine_can_be_used_by_a_second_loop_after_it_was_closed(server: Mock
 
 def test_closing_fails_the_calls_in_flight_and_opens_nothing_again(server: MockServer):
     async def main() -> list[BaseException | Reply]:
-        engine = ChatCompletions(server.scenario("hang"), "m", connections=2)
+        engine = pool(server.scenario("hang"), "m", connections=2)
         calls = [asyncio.ensure_future(engine.generate(HELLO, CTX)) for _ in range(4)]
         await asyncio.sleep(0.2)
         await engine.close()

@@ -17,7 +17,10 @@ from __future__ import annotations
 import sysconfig
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weaverant.message import Usage
 
 
 class WeaverantError(Exception):
@@ -45,12 +48,14 @@ class StepFailed(WeaverantError):
     (the last reply of a failed repair, say).
     """
 
-    def __init__(self, kind: str, text: str, detail: Any = None) -> None:
+    def __init__(self, kind: str, text: str, detail: Any = None, usage: Usage | None = None) -> None:
         kind, text = shown(kind), shown(text)
         super().__init__(kind, text)
         self.kind = kind
         self.text = text
         self.detail = detail
+        self.usage = usage
+        """What the requests behind the failure used, where an engine knows."""
         self.forget: tuple[tuple[str, bytes, int], ...] = ()
         """Keys of the steps whose replies led here: a retry asks them again."""
 

@@ -81,6 +81,10 @@ class Sampling(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     extra: dict[str, Any] = {}
+    n: int = 1
+    """Replies wanted for the one prompt; see `Reply.more`."""
+    top_logprobs: int = 0
+    """Alternatives wanted for each token, with their log probabilities."""
 
 
 class ToolSpec(Struct, frozen=True):
@@ -112,7 +116,11 @@ class Request(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True, array_like=True):
-    """What one step used. `cost` is in US dollars, `requests` counts HTTP requests, retries included."""
+    """What one step used. `cost` is in US dollars, `requests` counts HTTP requests, retries included.
+
+    `unsure` is the part of `cost` that is a bound and no bill: the most that requests could cost whose outcome nobody
+    knows (cut off, timed out, cancelled).
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -120,6 +128,7 @@ class Usage(Struct, frozen=True, array_like=True):
     reasoning_tokens: int = 0
     cost: float = 0.0
     requests: int = 1
+    unsure: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -129,16 +138,50 @@ class Usage(Struct, frozen=True, array_like=True):
             self.reasoning_tokens + other.reasoning_tokens,
             self.cost + other.cost,
             self.requests + other.requests,
+            self.unsure + other.unsure,
         )
 
 
+class Tokens(Struct, frozen=True, omit_defaults=True):
+    """What a reply is made of, as far as the server told. The tuples that are not empty are of equal length, one
+    item a token, but for `prompt_ids`."""
+
+    ids: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """Natural logarithms."""
+    top: tuple[dict[str, float], ...] = ()
+    """For each token the likeliest alternatives and their log probabilities."""
+    prompt_ids: tuple[int, ...] = ()
+
+
+class Choice(Struct, frozen=True):
+    """One of several replies to the same prompt."""
+
+    message: Message
+    finish: FinishReason = "stop"
+    tokens: Tokens | None = None
+
+    @property
+    def text(self) -> str:
+        return self.message.text
+
+
 class Reply(Struct, frozen=True):
-    """What an engine answered. `model` says who did, `finish` why it stopped."""
+    """What an engine answered. `model` says who did, `finish` why it stopped, `more` are the replies after the first
+    where an agent asked for several (`n`)."""
 
     message: Message
     usage: Usage = Usage()
     model: str = ""
     finish: FinishReason = "stop"
+    tokens: Tokens | None = None
+    more: tuple[Choice, ...] = ()
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """All replies."""
+        return (Choice(self.message, self.finish, self.tokens), *self.more)
 
     @property
     def text(self) -> str:

@@ -15,14 +15,30 @@ from weaverant.events import Event
 from weaverant.message import Reply, Request
 
 
+class Purse(Protocol):
+    """What a call may still cost. An engine gets one where the run has a budget, and asks it before every request."""
+
+    async def afford(self, dollars: float, claim: str = "") -> None:
+        """Return once `dollars` in all are set aside for this call, durably; asking for less again changes nothing.
+
+        Where the budget has no room it waits, if need be until the run ends, to be resumed with a larger one. What a
+        step's usage then says it cost replaces what was set aside. A `claim` names a purchase that outlives the
+        process (a batch): set aside again after a resume, it counts once.
+        """
+        ...
+
+
 class CallContext(Struct, frozen=True):
     """What an engine may know of a call besides the request. `task` and `path` say where it was made, `occurrence`
-    counts equal requests in that branch, `order` is the task's age (smaller is older and goes first)."""
+    counts equal requests in that branch, `order` is the task's age (smaller is older and goes first), `run` tells
+    the run from all others, through all its sessions."""
 
     task: str
     path: str = ""
     occurrence: int = 0
     order: int = 0
+    run: str = ""
+    purse: Purse | None = None
 
 
 class Engine(Protocol):
@@ -39,6 +55,22 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Release connections and threads. Calls in flight may be lost."""
+        ...
+
+
+class Costly(Protocol):
+    """What an engine has besides where its calls may cost money."""
+
+    def unbounded(self, request: Request) -> str:
+        """Why nobody can say what the request costs at most, and the way out; empty where it can be said."""
+        ...
+
+
+class Observed(Protocol):
+    """What an engine has besides where it has something to tell while a run goes on."""
+
+    def status(self) -> list[str]:
+        """Short lines for people: each replica's load, and what it waits for."""
         ...
 
 

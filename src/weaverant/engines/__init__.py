@@ -22,8 +22,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "http": Kind("weaverant.engines.http:ChatCompletions.open", "http://localhost:8000/v1#model-name"),
-    "https": Kind("weaverant.engines.http:ChatCompletions.open", "https://api.openai.com/v1#gpt-5-mini"),
+    "http": Kind("weaverant.engines.http:Pool.open", "http://localhost:8000/v1#model-name"),
+    "https": Kind("weaverant.engines.http:Pool.open", "https://api.openai.com/v1#gpt-5-mini"),
     "embedded": Kind("weaverant.engines.embedded:EmbeddedEngine.open", "embedded:tiny"),
     "scripted": Kind("weaverant.engines.scripted:Scripted.open", "scripted:replies.jsonl"),
     "simulated": Kind("weaverant.engines.simulated:Simulated.open", "simulated:latency=0.2,slots=64,tokens=200"),

@@ -1,5 +1,5 @@
-"""A plain client for any server that speaks OpenAI's chat completions (vLLM, SGLang, llama.cpp, Ollama, ...)."""
+"""Models behind OpenAI-compatible servers: one client, one server (`endpoint`), many replicas (`pool`)."""
 
-from weaverant.engines.http.client import ChatCompletions
+from weaverant.engines.http.pool import Pool
 
-__all__ = ["ChatCompletions"]
+__all__ = ["Pool"]

@@ -1,14 +1,17 @@
-"""Where a server is and which environment variable holds its key: `URL?key_env=NAME#model`.
+"""Where a server is and how to treat it: `URL?key_env=NAME&rpm=600#model`.
 
-Keys are never part of an address, so an address may be shown, logged and kept in a run directory.
+Keys are never part of an address, so an address may be shown, logged and kept in a run directory. Parameters with the
+names of `Options` are ours; all others are the server's, and are sent.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from typing import Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import msgspec
 from msgspec import Struct
 
 from weaverant.errors import UserError
@@ -17,13 +20,49 @@ _SECRET = re.compile(r"key|token|secret|passw|auth|credential|sig", re.IGNORECAS
 _WAY_OUT = "Put the key into an environment variable and name it: https://host/v1?key_env=NAME#model"
 
 
+class Options(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How to treat one server. A pool's replicas share `timeout`, `retries` and `hedge`."""
+
+    key_env: str | None = None
+    """The environment variable that holds the key."""
+    key_file: str | None = None
+    """A file that holds the key; or the environment variable `key_env` may name one, in NAME_FILE."""
+    name: str = ""
+    """Under which name the model counts in fingerprints, where replicas call the same model differently."""
+    client: Literal["", "fast", "dependable"] = ""
+    """`fast` (httptools) or `dependable` (aiohttp); by default the fast one where it is installed."""
+    timeout: float = 600.0
+    """Seconds for a call from its first request on, with all its retries; not for its wait for a free place."""
+    retries: int = 4
+    """Further requests after failures of the server; waiting out a rate limit or a dead server is none."""
+    hedge: float = 0.0
+    """A second request goes to another replica where the first takes longer than this share of calls; 0 never."""
+    connections: int = 0
+    """Requests in flight at most. 0: as many as the server is found to take."""
+    rpm: float = 0.0
+    """Requests a minute at most; 0: what the server says, or no limit."""
+    tpm: float = 0.0
+    """Tokens a minute at most, of prompts and replies; 0: what the server says, or no limit."""
+    price: str = ""
+    """`IN,OUT` or `IN,OUT,CACHED` in dollars for a million tokens; `0`: it costs nothing."""
+    hourly: float = 0.0
+    """Dollars an hour of a server of one's own, charged while it works."""
+    stream: bool = False
+    """Ask for the reply in pieces, so that a server which falls silent for `idle` seconds is noticed."""
+    idle: float = 60.0
+    schema: Literal["", "server", "prompt"] = ""
+    """Who is told the schema of an output: the `server`, or the model, in its `prompt`; by default whoever takes it."""
+    batch: float = 0.0
+    """Seconds to gather calls for the server's batch API, at half the price and within a day; 0: ask at once."""
+
+
 class Address(Struct, frozen=True):
     """A server's base URL (no query, no slash at the end), the query every request carries, and the rest."""
 
     base: str
     query: str = ""
     model: str = ""
-    key_env: str | None = None
+    options: Options = Options()
 
     @property
     def host(self) -> str:
@@ -45,22 +84,26 @@ def parse(spec: str) -> Address:
     if not fine:
         raise UserError(_no_url(spec))
     kept: list[tuple[str, str]] = []
-    key_env: str | None = None
+    own: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name == "key_env":
-            key_env = value
+        if name in Options.__struct_fields__:
+            own[name] = value
         elif _SECRET.search(name):
             raise UserError(f"the URL of {parts.hostname!r} has a parameter {name!r}, which looks secret. {_WAY_OUT}")
         else:
             kept.append((name, value))
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    return Address(f"{parts.scheme}://{parts.netloc}{path}", urlencode(kept), parts.fragment, key_env)
+    try:
+        options = msgspec.convert(own, Options, strict=False)
+    except msgspec.ValidationError as error:
+        raise UserError(f"the URL of {parts.hostname!r}: {error}") from None
+    return Address(f"{parts.scheme}://{parts.netloc}{path}", urlencode(kept), parts.fragment, options)
 
 
-def find_key(address: Address, key_env: str | None = None) -> str | None:
+def find_key(address: Address) -> str | None:
     """The key: from the named variable, which must be set, else OPENAI_API_KEY for OpenAI's own host and
     WEAVERANT_API_KEY for any other, where it may be absent."""
-    named = key_env or address.key_env
+    named = address.options.key_env
     required = named is not None or address.host == "api.openai.com"
     name = named or ("OPENAI_API_KEY" if required else "WEAVERANT_API_KEY")
     key = os.environ.get(name, "").strip()
