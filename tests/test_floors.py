@@ -11,12 +11,12 @@ FLOORS = {
     0: ["message", "row", "step", "trace", "events", "errors", "prompt"],
     1: ["protocols"],
     2: [
-        *("agent", "schema", "workflow", "recipe", "task", "past", "branch", "replay", "story", "__init__"),
+        *("agent", "schema", "jsontext", "workflow", "recipe", "task", "past", "branch", "replay", "story", "__init__"),
         *("engines", "journal", "sources", "export"),
     ],
     3: ["runtime"],
     4: ["recipes"],
-    5: ["launch", "rundir", "summary"],
+    5: ["launch", "rundir", "summary", "pilot"],
     6: ["cli", "testing"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -71,4 +71,4 @@ def test_the_index_is_documented_in_order():
 
 def test_the_version_is_documented():
     assert f"Format **{segment.MAJOR}.{segment.MINOR}**" in DOCUMENT
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(Usage())) == [0, 0, 0, 0, 0.0, 1]
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(Usage())) == [0, 0, 0, 0, 0.0, 1, 0.0]

@@ -1,8 +1,10 @@
-"""The recipe `malt` on GSM8K rows against a server that is not ours: `transformers serve`, on a tiny checkpoint.
+"""A server that is not ours, `transformers serve` on a tiny checkpoint: chat, streams, errors, and the recipe `malt` on
+GSM8K rows.
 
 The model is random, so every answer is wrong; what is proved is that the wire works and every row is accounted for.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -15,7 +17,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from weaverant.engines.http import Pool
+from weaverant.errors import StepFailed
+from weaverant.message import OutputSchema, Reply, Request, Sampling, system, user
+from weaverant.protocols import CallContext
 
 pytestmark = pytest.mark.heavy
 
@@ -89,6 +97,73 @@ def wait_until_healthy(url: str, process: subprocess.Popen) -> None:
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.4)
     raise AssertionError("transformers serve was not ready within two minutes")
+
+
+GREEDY = Request("a", "m", (system("be brief"), user("héllo 🙂")), Sampling(0.0, max_tokens=40), seed=7)
+
+
+def ask(spec: str, request: Request = GREEDY, *, model: str = "", options: str = "retries=0") -> Reply:
+    """One call by an engine of its own."""
+    url, _, served = spec.partition("#")
+
+    async def main() -> Reply:
+        engine = Pool([f"{url}?{options}#{model or served}"])
+        try:
+            return await engine.generate(request, CallContext("0"))
+        finally:
+            await engine.close()
+
+    return asyncio.run(main())
+
+
+def fail(spec: str, request: Request = GREEDY, **how: str) -> StepFailed:
+    with pytest.raises(StepFailed) as caught:
+        ask(spec, request, **how)
+    return caught.value
+
+
+def sampled(**fields: object) -> Request:
+    return msgspec.structs.replace(GREEDY, sampling=msgspec.structs.replace(GREEDY.sampling, **fields))
+
+
+def test_chat(server: str):
+    reply = ask(server)
+    assert reply.text and reply == ask(server), "greedy, so the same again"
+    assert (reply.finish, reply.usage.completion_tokens, reply.usage.requests) == ("length", 40, 1)
+    assert reply.usage.prompt_tokens > 20 and reply.model.startswith(server.partition("#")[2])
+
+
+@pytest.mark.parametrize("client", ["fast", "dependable"])
+def test_a_stream_gives_the_same_reply(server: str, client: str):
+    # This server ends its streams without [DONE], and tells the usage in the event with the finish reason.
+    assert ask(server, options=f"retries=0&stream=1&client={client}") == ask(server, options=f"client={client}")
+
+
+def test_errors_are_of_the_documented_kinds(server: str):
+    unknown = fail(server, model="no-such-model")
+    assert unknown.kind == "request" and "no-such-model" in unknown.text and unknown.detail["requests"] == 1
+    bad = fail(server, sampled(extra={"no_such_field": 1}))
+    assert bad.kind == "request" and "no_such_field" in bad.text and bad.detail["status"] == 422
+    nowhere = fail(server.replace("/v1#", "/v2#"))
+    assert nowhere.kind == "request" and nowhere.detail["status"] == 404
+
+
+@pytest.mark.parametrize("options", ["retries=0", "retries=0&stream=1"])
+def test_what_is_too_long_is_a_failure_of_the_server(server: str, options: str):
+    """It breaks down within the model's forward pass, and says nothing of lengths: a 500, or an event that says error."""
+    too_long = Request("a", "m", (user("x" * 5_000),), Sampling(0.0, max_tokens=5))
+    failure = fail(server, too_long, options=options)
+    assert failure.kind == "server" and failure.detail == {"requests": 1, "status": 500}
+    failure = fail(server, sampled(max_tokens=50_000), options=options)
+    assert failure.kind == "server" and failure.detail == {"requests": 1, "status": 500}
+    assert ask(server).text, "it lives on"
+
+
+def test_a_schema_that_the_server_ignores_can_go_into_the_prompt(server: str):
+    wanted = msgspec.structs.replace(GREEDY, output=OutputSchema("n", {"type": "integer"}))
+    ignored, prompted = ask(server, wanted), ask(server, wanted, options="schema=prompt")
+    assert ignored.usage.prompt_tokens == ask(server).usage.prompt_tokens
+    assert prompted.usage.prompt_tokens > ignored.usage.prompt_tokens + 100
 
 
 def weaverant(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ import re
 import pytest
 
 from weaverant.runtime.ledger import AgentCounts, Ledger
+from weaverant.runtime.limits import Limits
 from weaverant.runtime.progress import Pace, Progress, Snapshot, StageProgress, block, fit, line, money, short, span
 
 PLAIN = re.compile(r"\x1b\[[0-9]*[A-Za-z]")
@@ -21,6 +22,12 @@ class Watched:
         self.ledger = Ledger(list(stages or ("answers",)))
         self.in_flight = (3, 2)
         self.state = "running"
+        self.limits = Limits()
+        self.notes: list[str] = []
+
+    @property
+    def spent(self) -> float:
+        return self.ledger.usage().cost
 
     def end(self, done: int = 0, failed: int = 0, calls: int = 0, tokens: int = 0) -> None:
         stage = self.ledger.stages[0]
@@ -81,6 +88,16 @@ def test_the_block_tells_all():
         assert piece in text
     assert "\x1b" not in text
     assert "\x1b[31mfailed 3\x1b[0m" in block(shot(), 200, colour=True)[0]
+
+
+def test_what_engines_tell_stands_in_the_block_four_lines_at_most():
+    notes = tuple(f"server {n}: 3 of 8 in flight" for n in range(7))
+    text = block(shot(notes=notes, budget=5.0, cost=1.23), 200)
+    assert "$1.23 of $5.00" in text[1]
+    assert text[2:-1] == [*notes[:4], "and 3 more"]
+    assert block(shot(notes=notes[:4]), 200)[2:-1] == list(notes[:4])
+    assert line(shot(notes=notes)).endswith("; server 0: 3 of 8 in flight; and 6 more")
+    assert "$1.23 of $5.00;" in line(shot(budget=5.0, cost=1.23))
 
 
 def test_a_stop_shows():

@@ -69,6 +69,12 @@ class Agent:
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     logprobs: bool = False
+    """Ask for each token's log probability, for `reply(...).tokens`."""
+    top_logprobs: int = 0
+    """Ask for that many alternatives to each token, too."""
+    n: int = 1
+    """Replies to the one prompt, for `reply(...).choices`; awaiting the agent gives the first. One request, whose
+    prompt is read once; not with `output` or `tools`, whose further turns would go on from one of them."""
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """More fields for the server's request, as they are."""
     output: Any = str
@@ -139,9 +145,7 @@ class Bound:
             self.output = None if agent.output is str else schema.Output(agent.output, where)
             self.tools = {tool.__name__: schema.Tool(tool, where) for tool in agent.tools}
         self.tool_specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self.tools.values())
-        self.sampling = Sampling(
-            agent.temperature, agent.top_p, agent.max_tokens, tuple(agent.stop), agent.logprobs, dict(agent.extra)
-        )
+        self.sampling = _sampling(agent, where)
         asked = [agent.name, self.identity, self.sampling, self.tool_specs, self.output and self.output.spec]
         self.head = digest(_canonical(asked))
         self.spec = digest(self.head + _canonical([self._text("prompt"), self._text("system")])).hex()[:16]
@@ -169,6 +173,28 @@ class Bound:
 
     def fingerprint(self, messages: tuple[Message, ...]) -> bytes:
         return digest(self.head + b"".join([message.digest for message in messages]))
+
+
+def _sampling(agent: Agent, where: str) -> Sampling:
+    if agent.n < 1 or agent.top_logprobs < 0:
+        found = f"n={agent.n!r}, top_logprobs={agent.top_logprobs!r}"
+        raise UserError(f"{where}: n= counts from 1 and top_logprobs= from 0; found {found}")
+    if agent.n > 1 and (agent.output is not str or agent.tools):
+        which = "output" if agent.output is not str else "tools"
+        raise UserError(
+            f"{where} has n={agent.n} and {which}=: a repair or a tool's result goes on from one reply, and there are "
+            f"{agent.n}. Leave n= out and call the agent {agent.n} times, with asyncio.gather"
+        )
+    return Sampling(
+        agent.temperature,
+        agent.top_p,
+        agent.max_tokens,
+        tuple(agent.stop),
+        agent.logprobs,
+        dict(agent.extra),
+        agent.n,
+        agent.top_logprobs,
+    )
 
 
 MOST_BOUND = 4_096
@@ -231,6 +257,8 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any]) -
     earlier = _messages(history) if history else ()
     messages = bound.templates.messages(variables, earlier)
     ask, reply = await _model_step(loop, bound, messages, variables, earlier)
+    if bound.sampling.n > 1 + len(reply.more):
+        raise _too_few(bound, ask, reply)
     if bound.output is None and not bound.tools:
         return reply.message.text, reply
     scope = _Scope(loop, bound, messages, ask, reply)
@@ -238,6 +266,18 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any]) -
     if bound.output is None:
         return scope.reply.message.text, scope.reply
     return await scope.parse(bound.output), scope.reply
+
+
+def _too_few(bound: Bound, ask: Ask, reply: Reply) -> StepFailed:
+    name, n = bound.agent.name, bound.sampling.n
+    failure = StepFailed(
+        "choices",
+        f"agent {name!r} asked for {n} replies to one prompt (n={n}) and got {1 + len(reply.more)}: what answers for "
+        f"{bound.agent.model!r} does not know n. Leave n= out and call the agent {n} times",
+        {"reply": reply.message.text},
+    )
+    failure.forget = (ask.key,)
+    return failure
 
 
 def _messages(history: History) -> tuple[Message, ...]:

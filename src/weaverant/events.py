@@ -23,11 +23,13 @@ NO_USAGE = Usage(requests=0)
 
 
 class RunOpened(Struct, frozen=True, array_like=True, tag="open"):
-    """A process began to write. `session` counts the openings of this run, from 0."""
+    """A process began to write. `session` counts the openings of this run, from 0; `budget` is the cap it works under,
+    in US dollars, 0 for none."""
 
     session: int
     time: float
     version: str
+    budget: float = 0.0
 
 
 class AgentBound(Struct, frozen=True, array_like=True, tag="agent"):
@@ -46,6 +48,24 @@ class TaskStarted(Struct, frozen=True, array_like=True, tag="start"):
     digest: bytes
     row: Any
     parents: tuple[str, ...] = ()
+
+
+class CostReserved(Struct, frozen=True, array_like=True, tag="reserve"):
+    """Money was set aside for a model step, before a request was sent.
+
+    `dollars` is all that is set aside for the step under this `claim`, what earlier sessions set aside included: of
+    several events with the same step and claim the last holds. The step's `StepEnded`, unless it was reused, closes
+    them all: what it cost is then in its usage. `claim` names a purchase that outlives the process.
+    """
+
+    task: str
+    path: str
+    fingerprint: bytes
+    occurrence: int
+    dollars: float
+    claim: str
+    time: float
+    name: str = ""
 
 
 class StepEnded(Struct, frozen=True, array_like=True, tag="step"):
@@ -134,5 +154,5 @@ class RunClosed(Struct, frozen=True, array_like=True, tag="close"):
     time: float
 
 
-TaskEvent = TaskStarted | StepEnded | TimerFired | TaskEnded | TaskReopened | TaskSuperseded
+TaskEvent = TaskStarted | CostReserved | StepEnded | TimerFired | TaskEnded | TaskReopened | TaskSuperseded
 Event = TaskEvent | RunOpened | AgentBound | SourceEnded | RunClosed

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
+import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import Full, Queue
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import msgspec
 
 from weaverant.agent import Binding
-from weaverant.engines import open_engine
+from weaverant.engines import open_engine, pooled
 from weaverant.errors import JournalError, RunChanged, UserError, WeaverantError
 from weaverant.events import RunOpened, TaskReopened
 from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
@@ -26,6 +28,7 @@ from weaverant.protocols import Engine, Journal, Source, Unreadable
 from weaverant.recipe import Recipe, is_loading, load_recipe, recipe_of
 from weaverant.row import source_key
 from weaverant.rundir import RunConfig, check_unchanged, default_directory, load_config, save_config
+from weaverant.runtime.budget import Budget, unbounded
 from weaverant.runtime.feed import Feed, as_row
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
@@ -42,9 +45,11 @@ GC_THRESHOLDS = (200_000, 50, 100)
 """Collector thresholds while a run goes on: default ones cost 15 % at 1,000 tasks in flight and half at 20,000."""
 
 Rows = Source | Iterable[Any] | str | Path
-Models = Mapping[str, Engine | str] | Engine | str
+Models = Mapping[str, Engine | str | Sequence[str]] | Sequence[str] | Engine | str
 
-EXIT_CODES = {"finished": 0, "interrupted": 4, "fuse": 4, "journal": 4, "closed": 4, "source": 1}
+EXIT_CODES = {
+    "finished": 0, "pilot": 0, "interrupted": 4, "fuse": 4, "journal": 4, "closed": 4, "budget": 5, "source": 1
+}  # fmt: skip
 
 
 class Run:
@@ -61,6 +66,7 @@ class Run:
         directory: Path | None,
         resumed: bool,
         retry: Retry | None = None,
+        pilot: int | None = None,
     ) -> None:
         self.recipe = recipe
         self.config = config
@@ -73,13 +79,16 @@ class Run:
         self._own_engines = own_engines
         self.limits = limits
         self._retry = retry
+        self._pilot = pilot
+        self._budget: Budget | None = None
         self._swarm: LocalSwarm | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_early = ""
 
     @property
     def state(self) -> str:
-        """`ready`, `running`, `finished`, or why it stopped: `interrupted`, `fuse`, `journal`, `source`, `closed`."""
+        """`ready`, `running`, `finished`, or why it stopped: `interrupted`, `fuse`, `journal`, `source`, `closed`,
+        `budget`, `pilot`."""
         if self._swarm is None:
             return self._stop_early or "ready"
         return self._swarm.stopped or ("running" if self._loop is not None else "finished")
@@ -95,8 +104,22 @@ class Run:
         return (0, 0) if self._swarm is None else self._swarm.in_flight
 
     @property
+    def spent(self) -> float:
+        """US dollars: under a budget those of all sessions, else this one's."""
+        return self.ledger.usage().cost if self._budget is None else self._budget.spent
+
+    @property
+    def notes(self) -> list[str]:
+        """What engines have to tell while the run goes on, and how many calls wait for money."""
+        engines = {id(engine): engine for engine in self.binding.models.values()}
+        lines = [text for engine in engines.values() for text in _status(engine)]
+        waiting = 0 if self._budget is None else self._budget.waiting
+        return [f"budget: {waiting:,} calls wait for money", *lines] if waiting else lines
+
+    @property
     def exit_code(self) -> int:
-        """0 all finished; 1 could not go on; 3 finished but some rows failed; 4 stopped and resumable."""
+        """0 all finished, or all of a pilot; 1 could not go on; 3 the same as 0, but some rows failed; 4 stopped and
+        resumable; 5 stopped because the budget is used up, resumable with a larger one."""
         code = EXIT_CODES.get(self.state, 1)
         return 3 if code == 0 and self.ledger.failed else code
 
@@ -124,6 +147,8 @@ class Run:
             journal = self._open_journal()
             try:
                 self._swarm = self._prepare(journal)
+                if self._budget is not None and self._budget.exceeded:
+                    self._stop_early = self._stop_early or "budget"
                 if self._stop_early:
                     self._swarm.stop(self._stop_early)
                 tasks = self._swarm.run()
@@ -162,6 +187,9 @@ class Run:
         blob = _no_blob if directory is None else BlobStore(directory / "blobs").get
         session = 0
         begun: list[tuple[str, bytes]] = []
+        budget = self.limits.budget
+        if budget:
+            self._budget = Budget(budget)
         if directory is not None and self.resumed:
             reader = JournalReader(directory)
             session = sum(isinstance(event, RunOpened) for event in reader.run_events())
@@ -171,16 +199,18 @@ class Run:
             reopened: list[TaskReopened] = []
             self.unfinished = recovery.unfinished(self._retry, reopened.append)
             self._check_input(reader)
-            journal.append(RunOpened(session, time.time(), config.version))
+            self._budget = _budget_of(reader, budget)
+            journal.append(RunOpened(session, time.time(), config.version, budget))
             for event in reopened:
                 journal.append(event)
         else:
-            journal.append(RunOpened(session, time.time(), config.version))
-        feed = Feed(self.source, self.unfinished.started, config.trials, config.limit, self._current_row(blob))
+            journal.append(RunOpened(session, time.time(), config.version, budget))
+        started, row = self.unfinished.started, self._current_row(blob)
+        feed = Feed(self.source, started, config.trials, config.limit, row, self._pilot)
         reuse = None if config.reuse is None else OldRun(Path(config.reuse), begun).steps_of
         return LocalSwarm(
             recipe.stages, self.binding, journal, feed, self.ledger, book, self.limits,
-            blob=blob, unfinished=self.unfinished, reuse=reuse,
+            blob=blob, run=config.run, budget=self._budget, unfinished=self.unfinished, reuse=reuse,
         )  # fmt: skip
 
     def _current_row(self, blob: Callable[[bytes], str]) -> Any:
@@ -236,16 +266,19 @@ def run(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     parameters: Mapping[str, Any] | None = None,
     reuse: str | Path | None = None,
+    pilot: int | None = None,
     **limits: Any,
 ) -> Run:
     """Prepare a new run.
 
     `workflow` is a `@workflow`, `Stages`, a file or a recipe's name; `rows` a list, any iterable, or what `--input`
-    takes; `models` an engine or spec for all agents, or a mapping by model name. `directory` is new or empty; by
+    takes; `models` an engine or spec for all agents, or a mapping by model name; a list of
+    specs is replicas of one model. `directory` is new or empty; by
     default `runs/NAME-TIME`. `journal=False` stores nothing. `trials` runs each row so often, `limit` takes the first
     rows only. `overrides` are fields of agents by agent name, `parameters` the workflow's keyword arguments. `reuse`
-    names an earlier run whose recorded steps answer where they can. `limits` are the fields of
-    `weaverant.runtime.limits.Limits`. Raises `UserError`.
+    names an earlier run whose recorded steps answer where they can. `pilot` works on the first rows only and stops
+    there, to be resumed; `weaverant.pilot.estimate` says what the rest will take. `limits` are the fields of
+    `weaverant.runtime.limits.Limits`, `budget=5` among them. Raises `UserError`.
     """
     if is_loading():
         raise UserError(
@@ -255,9 +288,15 @@ def run(
     recipe = _recipe(workflow).with_parameters(dict(parameters or {}))
     if trials < 1 or (limit is not None and limit < 0):
         raise UserError(f"trials must be at least 1 and limit not negative; found trials={trials}, limit={limit}")
+    if pilot is not None and (pilot < 1 or not journal):
+        raise UserError(
+            f"a pilot works on one row at least, and needs a journal to go on from; found pilot={pilot}, "
+            f"journal={journal}"
+        )
     bounds = _limits(limits)
     source = _source(rows)
     binding, own, specs = _bind(models, recipe, overrides or {})
+    _check_bounded(binding, bounds)
     config = _config(recipe.given, recipe, binding, specs, source, trials, limit)
     config = msgspec.structs.replace(
         config,
@@ -265,6 +304,7 @@ def run(
         parameters=dict(parameters or {}),
         limits=dict(limits),
         reuse=None if reuse is None else str(Path(reuse).resolve()),
+        id=secrets.token_hex(8),
     )
     if reuse is not None:
         load_config(Path(reuse))
@@ -272,7 +312,7 @@ def run(
     if journal:
         path = default_directory(recipe.name) if directory is None else Path(directory)
         save_config(path, config)
-    return Run(recipe, config, binding, own, source, bounds, path, resumed=False)
+    return Run(recipe, config, binding, own, source, bounds, path, resumed=False, pilot=pilot)
 
 
 def resume(
@@ -282,13 +322,15 @@ def resume(
     rows: Rows | None = None,
     models: Models | None = None,
     retry: str | bool | None = None,
+    pilot: int | None = None,
     **limits: Any,
 ) -> Run:
     """Prepare to continue a run: finished tasks stay, unfinished ones carry on, nothing acknowledged is paid again.
 
     A run that was made from objects (a workflow, rows in memory, engines) needs them again. `retry` takes failed
-    tasks up again: True for all, or the reason they failed for. Raises `RunChanged` where code, prompts or models
-    are not what the run began with, naming what is.
+    tasks up again: True for all, or the reason they failed for. `pilot` stops the run again once so many of its first
+    rows have ended. The last budget holds unless another is given, 0 for none. Raises `RunChanged` where code, prompts
+    or models are not what the run began with, naming what is.
     """
     path = Path(directory)
     config = load_config(path)
@@ -304,9 +346,10 @@ def resume(
     binding, own, specs = _bind(models if models is not None else _specs_again(config), recipe, config.overrides)
     found = _config(config.workflow, recipe, binding, specs, source, config.trials, config.limit)
     check_unchanged(path, config, found)
-    bounds = _limits({**config.limits, **limits})
+    bounds = _limits({**config.limits, **_last_budget(path), **limits})
+    _check_bounded(binding, bounds)
     which = None if not retry else Retry(None if retry is True else retry)
-    return Run(recipe, config, binding, own, source, bounds, path, resumed=True, retry=which)
+    return Run(recipe, config, binding, own, source, bounds, path, resumed=True, retry=which, pilot=pilot)
 
 
 class _Blocking:
@@ -392,11 +435,43 @@ def _limits(values: Mapping[str, Any]) -> Limits:
         raise UserError(f"{error}; the limits of a run are: {fields}") from None
 
 
+def _check_bounded(binding: Binding, limits: Limits) -> None:
+    """Under a budget everybody must know what a call costs at most, before the first one is made."""
+    for bound in binding.all() if limits.budget else ():
+        engine = binding.engine(bound.agent.model)
+        if engine is not None and (why := unbounded(engine, bound.request(()))):
+            raise UserError(f"agent {bound.agent.name!r} cannot work under a budget: {why}")
+
+
+def _last_budget(directory: Path) -> dict[str, float]:
+    """The budget of the session before, which need not be that of the first."""
+    opened = [event for event in JournalReader(directory).run_events() if isinstance(event, RunOpened)]
+    return {"budget": opened[-1].budget} if opened else {}
+
+
+def _budget_of(reader: JournalReader, cap: float) -> Budget | None:
+    """The budget of a resumed run. Without one, what was set aside under an earlier one is still to be charged."""
+    left = reader.reserved()
+    if not cap and not left.open:
+        return None
+    return Budget(cap or math.inf, sum(usage.cost for usage in reader.usage().values()), left)
+
+
+def _status(engine: Engine) -> list[str]:
+    """What the engine has to tell, where it has."""
+    tell: Callable[[], list[str]] | None = getattr(engine, "status", None)
+    return [] if tell is None else tell()
+
+
 def _bind(
     models: Models, recipe: Recipe, overrides: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Binding, list[Engine], dict[str, str]]:
     """Open what is given as a spec, and bind the agents that the recipe's file defines."""
-    by_name: Mapping[str, Engine | str] = models if isinstance(models, Mapping) else {"*": models}
+    named = models if isinstance(models, Mapping) else {"*": models}
+    by_name = {
+        name: pooled(given) if isinstance(given, Sequence) and not isinstance(given, str) else given
+        for name, given in named.items()
+    }
     known = {agent.name for agent in recipe.agents}
     for name in overrides:
         if recipe.agents and name not in known:

@@ -144,7 +144,7 @@ class Usage(Struct, frozen=True, array_like=True):
 
 class Tokens(Struct, frozen=True, omit_defaults=True):
     """What a reply is made of, as far as the server told. The tuples that are not empty are of equal length, one
-    item a token, but for `prompt_ids`."""
+    item a token, but for `prompt_ids`. A reply may end in tokens that are not in its text."""
 
     ids: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
@@ -153,6 +153,7 @@ class Tokens(Struct, frozen=True, omit_defaults=True):
     top: tuple[dict[str, float], ...] = ()
     """For each token the likeliest alternatives and their log probabilities."""
     prompt_ids: tuple[int, ...] = ()
+    """Of several choices only the first has them: the prompt is the same."""
 
 
 class Choice(Struct, frozen=True):

@@ -22,12 +22,14 @@ class Template:
         self.text = text
         try:
             self.variables = frozenset(meta.find_undeclared_variables(_environment.parse(text)))
-            self._render = _environment.from_string(text).render
+            template = _environment.from_string(text)
         except TemplateSyntaxError as error:
             raise UserError(
                 f"{where} is not a Jinja template: {error.message} in its line {error.lineno}. "
                 "Write a literal '{{' as {{ '{{' }}"
             ) from None
+        template.globals = dict(template.globals)  # a ChainMap that every rendering would walk: 6.8 us against 2.4
+        self._render = template.render
 
     def render(self, variables: dict[str, Any]) -> str:
         return self._render(variables)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from weaverant.errors import RunChanged, UserError
+from weaverant.message import digest
 
 
 class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,6 +46,13 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     version: str = ""
     created: float = 0.0
     format: int = 1
+    id: str = ""
+    """Tells the run from all others, through all its sessions."""
+
+    @property
+    def run(self) -> str:
+        """The run's id; of a run that was made before there were ids, what it began with."""
+        return self.id or digest(f"{self.created!r}|{self.workflow}".encode()).hex()
 
 
 def default_directory(name: str) -> Path:

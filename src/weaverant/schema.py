@@ -16,14 +16,28 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from weaverant.errors import UserError
+from weaverant.jsontext import NotJson, decode, find_json
 from weaverant.message import OutputSchema, ToolSpec
 
-_FENCED = re.compile(r"\A\s*```[a-zA-Z0-9_-]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
+_THOUGHT = "<think>", "</think>"
+_FENCE = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\n")
 _LONGEST_COMPLAINT = 2_000
 
 
 class Misfit(Exception):
     """A reply or a tool's arguments do not fit; the text says where, for the model to mend it."""
+
+
+def _unwrapped(text: str) -> str:
+    """The reply without the thoughts that a server left in front of it, and out of its code fence."""
+    begin, end = _THOUGHT
+    body = text.strip()
+    if body.startswith(begin) and end not in body:
+        raise Misfit(f"it has no answer: what {begin} begins never ends")
+    if body.startswith(begin) or (end in body and not body.startswith(("{", "["))):
+        body = body.partition(end)[2].strip()
+    fence = _FENCE.match(body)
+    return body[fence.end() : -3].strip() if fence and body.endswith("```") else body
 
 
 class Output:
@@ -45,7 +59,7 @@ class Output:
                     "Expected a pydantic model, a type such as list[int], or a JSON schema as a dict"
                 ) from None
             name = getattr(kind, "__name__", "output")
-        self._plain_schema = schema
+        self._validator = jsonschema.Draft202012Validator(schema)
         self.spec = OutputSchema(re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64], schema)
 
     @staticmethod
@@ -56,21 +70,52 @@ class Output:
             raise UserError(f"{where}: output= is not a JSON schema: {error.message}") from None
 
     def parse(self, text: str) -> Any:
-        """The reply as the output type, or `Misfit`. JSON alone or JSON in one fence, nothing guessed."""
-        fenced = _FENCED.match(text)
-        body = fenced.group(1) if fenced else text.strip()
+        """The reply as the output type, or `Misfit`.
+
+        The reply is JSON, alone or in one code fence; or it holds JSON, behind `<think>...</think>` or inside prose,
+        and exactly one of its objects and arrays fits. Nothing is guessed and nothing is mended.
+        """
+        body = _unwrapped(text)
+        try:
+            decode(body)
+        except NotJson as error:
+            return self._only(body, Misfit(f"not JSON: {error}"))
+        return self._read(body)
+
+    def _only(self, body: str, misfit: Misfit) -> Any:
+        """The one value in the text that fits, which may be there several times."""
+        try:
+            found = find_json(body)
+        except NotJson as error:
+            raise Misfit(f"not JSON: {error}") from None
+        fitting: dict[str, Any] = {}
+        for text in found:
+            try:
+                value = self._read(text)
+            except Misfit as reason:
+                misfit = reason
+            else:
+                fitting.setdefault(json.dumps(decode(text), sort_keys=True), value)
+        if len(fitting) > 1:
+            raise Misfit(f"it holds {len(fitting)} different JSON values that fit; give only the one you mean")
+        if fitting:
+            return fitting.popitem()[1]
+        raise misfit if len(found) < 2 else Misfit(f"of its {len(found)} JSON values none fits; the last: {misfit}")
+
+    def _read(self, text: str) -> Any:
+        """JSON text as the output type."""
         if self._adapter is not None:
             try:
-                return self._adapter.validate_json(body)
+                return self._adapter.validate_json(text)
             except ValidationError as error:
                 raise Misfit(complaint(error)) from None
+        value = decode(text)
         try:
-            value = json.loads(body)
-            jsonschema.Draft202012Validator(self._plain_schema).validate(value)  # pyright: ignore[reportUnknownMemberType]
-        except json.JSONDecodeError as error:
-            raise Misfit(f"not JSON: {error}") from None
+            self._validator.validate(value)  # pyright: ignore[reportUnknownMemberType]
         except jsonschema.ValidationError as error:
             raise Misfit(f"at {error.json_path}: {error.message}"[:_LONGEST_COMPLAINT]) from None
+        except RecursionError:
+            raise Misfit("it is nested too deeply") from None
         return value
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from weaverant.events import StepKind
-from weaverant.message import Message, Part, Reply, Request, ToolCall, Usage, digest
+from weaverant.message import Choice, Message, Part, Reply, Request, Tokens, ToolCall, Usage, digest
 
 StepKey = tuple[str, bytes, int]
 
@@ -86,6 +86,8 @@ def seed_of(task: str, key: StepKey, attempt: int) -> int:
 def reply_value(reply: Reply) -> Any:
     """A reply as the journal holds it: bare text where there is nothing else to tell."""
     message = reply.message
+    if reply.tokens is not None or reply.more:
+        return [*_choice_value(reply), [_choice_value(choice) for choice in reply.more]]
     if not message.tool_calls and message.reasoning is None and reply.finish == "stop":
         return message.text
     return [message_value(message), reply.finish]
@@ -95,7 +97,18 @@ def reply_of(value: Any, usage: Usage, model: str) -> Reply:
     """The inverse of `reply_value`."""
     if isinstance(value, str):
         return Reply(Message("assistant", value), usage, model)
-    return Reply(message_of(value[0]), usage, model, value[1])
+    if len(value) == 2:
+        return Reply(message_of(value[0]), usage, model, value[1])
+    first, more = _choice_of(value), tuple(map(_choice_of, value[3]))
+    return Reply(first.message, usage, model, first.finish, first.tokens, more)
+
+
+def _choice_value(choice: Choice | Reply) -> list[Any]:
+    return [message_value(choice.message), choice.finish, msgspec.to_builtins(choice.tokens)]
+
+
+def _choice_of(value: list[Any]) -> Choice:
+    return Choice(message_of(value[0]), value[1], msgspec.convert(value[2], Tokens | None))
 
 
 def message_value(message: Message) -> list[Any]:

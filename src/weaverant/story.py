@@ -14,6 +14,7 @@ from msgspec import Struct
 from weaverant.agent import Agent
 from weaverant.events import (
     NO_USAGE,
+    CostReserved,
     EndState,
     Outcome,
     StepEnded,
@@ -114,6 +115,8 @@ class Storyteller:
                     story.attempts += 1
                 case TaskSuperseded():
                     story.superseded = True
+                case CostReserved():
+                    pass
         return story
 
     def _step(self, event: StepEnded, texts: Texts, numbered: list[Step | None]) -> Step:

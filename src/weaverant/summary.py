@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from weaverant.events import (
+    CostReserved,
     Event,
     RunClosed,
     RunOpened,
@@ -30,7 +31,7 @@ from weaverant.events import (
 from weaverant.journal import BlobStore, JournalReader
 from weaverant.launch import Run
 from weaverant.rundir import RunConfig, load_config
-from weaverant.runtime.ledger import AgentCounts, Ledger, StageCounts
+from weaverant.runtime.ledger import AgentCounts, Ledger, Spent, StageCounts
 from weaverant.story import Story, Storyteller
 from weaverant.task import Task
 
@@ -71,6 +72,8 @@ class Summary(Struct):
     directory: str | None = None
     sessions: int = 1
     divergence: Divergence = msgspec.field(default_factory=Divergence)
+    budget: float = 0.0
+    """The cap of the last session in US dollars; 0 is none."""
 
     @property
     def simulated(self) -> list[str]:
@@ -110,7 +113,8 @@ def of_run(run: Run, examples: Examples) -> Summary:
     """The summary of a run that was not resumed, from its own counts. `rows` is known once it has finished."""
     rows = run.ledger.stages[0].rows if run.state == "finished" else run.config.rows
     directory = None if run.directory is None else str(run.directory)
-    return Summary(run.config, run.state, run.ledger, rows, examples.failures, directory)
+    budget = run.limits.budget
+    return Summary(run.config, run.state, run.ledger, rows, examples.failures, directory, budget=budget)
 
 
 def fold(directory: Path) -> Summary:
@@ -128,7 +132,8 @@ def fold(directory: Path) -> Summary:
     for _, events in reader.histories(reader.places(folded.examples())):
         examples.add(teller.tell(events))
     return Summary(
-        config, state, ledger, rows, examples.failures, str(directory), folded.sessions, folded.divergence
+        config, state, ledger, rows, examples.failures, str(directory), folded.sessions, folded.divergence,
+        folded.budget,
     )  # fmt: skip
 
 
@@ -146,6 +151,7 @@ class _Fold:
     def __init__(self, ledger: Ledger) -> None:
         self.state = "ready"
         self.sessions = 0
+        self.budget = 0.0
         self.source_rows: int | None = None
         self.divergence = Divergence()
         self._ledger = ledger
@@ -169,6 +175,9 @@ class _Fold:
             case RunOpened():
                 self.sessions += 1
                 self.state = ""
+                self.budget = event.budget
+            case CostReserved():
+                self._ledger.reserved.add(event)
             case RunClosed():
                 self.state = event.state
             case SourceEnded():
@@ -233,11 +242,15 @@ def document(summary: Summary) -> dict[str, Any]:
     stage, null while unknown), `left`, `models` (name -> identity), `simulated` (names), `parameters`,
     `stages` (a list of `{name, rows, done, rejected, failed, left}`; `rejected` and `failed` map reasons to counts),
     `agents` (a list of `{kind, name, calls, reused, cancelled, failures, prompt_tokens, completion_tokens,
-    cached_tokens, reasoning_tokens, cost, requests, p50, p95, p99}`; cost in US dollars, percentiles in seconds,
-    over calls that were not reused), `failures` (`{key, reason, where, text}`, at most two a reason),
-    `divergence` (`{tasks, first_task, first_step}`).
+    cached_tokens, reasoning_tokens, cost, requests, unsure, p50, p95, p99, unsure_calls, reserved, reserved_calls}`;
+    cost in US dollars, `unsure` the part of it that is a bound, of so many calls, `reserved` what was set aside for
+    calls of which no end is recorded; percentiles in seconds, over calls that were not reused), `failures` (`{key,
+    reason, where, text}`, at most two a reason), `divergence` (`{tasks, first_task, first_step}`), `spent` (US
+    dollars: `{total, known, unsure, unsure_calls, reserved, reserved_calls}`, total = known + unsure + reserved),
+    `budget` (null for none).
     """
     config = summary.config
+    reserved = summary.ledger.reserved.by_agent()
     return {
         "directory": summary.directory,
         "workflow": config.workflow,
@@ -253,11 +266,40 @@ def document(summary: Summary) -> dict[str, Any]:
         "parameters": config.parameters,
         "stages": [_stage_document(stage) for stage in summary.ledger.stages],
         "agents": [
-            {"kind": kind, "name": name, **_agent_document(counts)}
-            for (kind, name), counts in sorted(summary.ledger.agents.items())
+            {
+                "kind": kind,
+                "name": name,
+                **_agent_document(counts),
+                **_reserved(reserved if kind == "model" else {}, name),
+            }
+            for (kind, name), counts in _agents(summary.ledger)
         ],
         "failures": msgspec.to_builtins(summary.failures),
         "divergence": msgspec.to_builtins(summary.divergence),
+        "spent": _spent_document(summary.ledger.spent()),
+        "budget": summary.budget or None,
+    }
+
+
+def _agents(ledger: Ledger) -> list[tuple[tuple[str, str], AgentCounts]]:
+    """All that did something, and those of whose only calls no end is recorded."""
+    waiting = {("model", name): AgentCounts() for name in ledger.reserved.by_agent()}
+    return sorted({**waiting, **ledger.agents}.items())
+
+
+def _reserved(by_agent: dict[str, tuple[int, float]], name: str) -> dict[str, float]:
+    calls, dollars = by_agent.get(name, (0, 0.0))
+    return {"reserved": dollars, "reserved_calls": calls}
+
+
+def _spent_document(spent: Spent) -> dict[str, float]:
+    return {
+        "total": spent.total,
+        "known": spent.ended - spent.unsure,
+        "unsure": spent.unsure,
+        "unsure_calls": spent.unsure_calls,
+        "reserved": spent.reserved,
+        "reserved_calls": spent.reserved_calls,
     }
 
 
@@ -288,5 +330,6 @@ def _agent_document(counts: AgentCounts) -> dict[str, Any]:
         "cancelled": counts.cancelled,
         "failures": positive(counts.failures),
         **msgspec.structs.asdict(counts.total()),
+        "unsure_calls": counts.unsure,
         **{f"p{share}": counts.latencies.percentile(share / 100) for share in (50, 95, 99)},
     }

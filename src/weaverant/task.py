@@ -50,6 +50,10 @@ class Peer(Protocol):
 
     def cancel(self, ask: Ask) -> None: ...
 
+    def charge(self, run: TaskRun, ask: Ask, usage: Usage | None) -> Usage:
+        """What a model step that ends now is charged: its usage, or what was set aside for it where nobody knows."""
+        ...
+
     def abandon(self, run: TaskRun) -> None:
         """The task failed on its own while calls were in flight: cancel and record them."""
         ...
@@ -229,25 +233,41 @@ class TaskRun:
         """Journal what became of an ask: a `Reply`, a value, a `StepFailed` or `CANCELLED`."""
         if self.closed or ask.number >= 0:
             return
+        if isinstance(ask.work, ModelWork):
+            usage = self._charged(ask, outcome, reused)
+            if isinstance(outcome, Reply) and usage is not outcome.usage:
+                outcome = msgspec.structs.replace(outcome, usage=usage)
+            if not reused:
+                seed = seed or ask.work.request.seed
+        else:
+            usage = NO_USAGE
         mark = self._texts.mark()
         try:
-            self._write_step(ask, outcome, seed, reused)
+            self._write_step(ask, outcome, usage, seed, reused)
         except (TypeError, ValueError, OverflowError, RecursionError, UserError) as error:
             self._texts.rollback(mark)
             failure = StepFailed("value", f"{ask.name!r} gave what cannot be stored: {error}")
-            self._write_step(ask, failure, seed, reused, instead_of=outcome)
+            self._write_step(ask, failure, usage, seed, reused, instead_of=outcome)
 
-    def _write_step(self, ask: Ask, outcome: Any, seed: int, reused: bool, instead_of: Any = _NOTHING) -> None:
-        """`instead_of` is an outcome that could not be stored; then the input is not tried again either."""
+    def _charged(self, ask: Ask, outcome: Any, reused: bool) -> Usage:
+        if isinstance(outcome, Reply):
+            used: Usage | None = outcome.usage
+        else:
+            used = outcome.usage if isinstance(outcome, StepFailed) else None
+        if reused:
+            return NO_USAGE if used is None else Usage(used.prompt_tokens, used.completion_tokens, requests=0)
+        return self._peer.charge(self, ask, used)
+
+    def _write_step(
+        self, ask: Ask, outcome: Any, usage: Usage, seed: int, reused: bool, instead_of: Any = _NOTHING
+    ) -> None:
+        """`instead_of` is an outcome that could not be stored; then the input is not tried again either. It was paid
+        for all the same."""
         blobs: dict[bytes, str] = {}
         packed_input = self._texts.pack(_input_value(ask), blobs) if instead_of is _NOTHING else None
-        kind, value, usage, model = _outcome_value(outcome)
-        if isinstance(instead_of, Reply):  # it was paid for all the same
-            usage, model = instead_of.usage, instead_of.model
-        if reused:
-            usage = Usage(usage.prompt_tokens, usage.completion_tokens, requests=0)
-        elif isinstance(ask.work, ModelWork) and not seed:
-            seed = ask.work.request.seed
+        kind, value, model = _outcome_value(outcome)
+        if isinstance(instead_of, Reply):
+            model = instead_of.model
         path, fingerprint, occurrence = ask.key
         clock, wall = self._clock(), time.time()
         event = StepEnded(
@@ -340,14 +360,13 @@ def _input_value(ask: Ask) -> Any:
     return work.variables
 
 
-def _outcome_value(outcome: Any) -> tuple[Outcome, Any, Usage, str]:
+def _outcome_value(outcome: Any) -> tuple[Outcome, Any, str]:
+    """What the event holds of an outcome, and who gave it."""
     if isinstance(outcome, Reply):
-        return "reply", reply_value(outcome), outcome.usage, outcome.model
+        return "reply", reply_value(outcome), outcome.model
     if isinstance(outcome, StepFailed):
-        return "failure", [outcome.text, plain(outcome.detail, "a failure's detail")], NO_USAGE, ""
-    if outcome is CANCELLED:
-        return "cancelled", None, NO_USAGE, ""
-    return "reply", outcome, NO_USAGE, ""
+        return "failure", [outcome.text, plain(outcome.detail, "a failure's detail")], ""
+    return ("cancelled", None, "") if outcome is CANCELLED else ("reply", outcome, "")
 
 
 def _as_seen(outcome: Any, value: Any) -> Any:

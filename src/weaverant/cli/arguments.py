@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], int]
 
 MODEL_HELP = (
-    "what answers: http://HOST:8000/v1#MODEL, embedded:tiny, simulated:latency=0.2, scripted:FILE ...; "
-    "NAME=SPEC for the agents that ask the model NAME, SPEC for all others; may be repeated"
+    "what answers: http://HOST:8000/v1#MODEL, openai:gpt-5-mini (see `weaverant models`), embedded:tiny, "
+    "simulated:latency=0.2, scripted:FILE ...; "
+    "NAME=SPEC for the agents that ask the model NAME, SPEC for all others; may be repeated, servers of one name are "
+    "replicas"
 )
 EXIT_CODES = """exit codes: 0 all finished; 1 the run could not go on; 2 bad usage; 3 finished but some rows failed;
-4 stopped and resumable"""
+4 stopped and resumable; 5 the budget is used up, resumable with a larger one"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,6 +92,9 @@ def _parser(recipe: Recipe | None = None) -> Parser:
     _show_flags(add("show", "weaverant.cli.show", "what a run amounts to, or one task's whole story"))
     _export_flags(add("export", "weaverant.cli.export", "write a run's results as training data"))
     _recipes_flags(add("recipes", "weaverant.cli.recipes", "list the recipes that come with weaverant, or copy one"))
+    models = add("models", "weaverant.cli.models", "list the hosted providers, a provider's models, or a server's")
+    models.add_argument("where", nargs="?", metavar="PROVIDER|URL", help="whose models (default: list the providers)")
+    models.add_argument("--json", action="store_true", help="one JSON document")
     init = add("init", "weaverant.cli.init", "write an example to start from")
     init.add_argument("folder", nargs="?", default=".", metavar="DIR", help="where to (default: here)")
     return top
@@ -130,6 +135,10 @@ def _limit_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="stop when more rows than this fail (default: 0.5; 1: never)",
     )
+    add(
+        "--budget", type=float, metavar="DOLLARS", help="what all sessions may cost together, in US dollars (0: no cap)"
+    )
+    add("--pilot", type=int, metavar="N", help="stop after the first N rows and estimate cost and time of all")
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
 

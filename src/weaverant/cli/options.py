@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from weaverant.engines import KINDS
+from weaverant.engines import KINDS, pooled
 from weaverant.errors import UserError
 from weaverant.recipe import Parameter, Recipe
 from weaverant.runtime.limits import Limits
@@ -26,6 +26,8 @@ FIELDS: dict[str, Any] = {
     "max_tokens": int | None,
     "stop": list[str],
     "logprobs": bool,
+    "top_logprobs": int,
+    "n": int,
     "extra": dict[str, Any],
     "repairs": int,
     "turns": int,
@@ -36,16 +38,14 @@ _NAMED = re.compile(r"([A-Za-z_][\w-]*)=(.*)", re.DOTALL)
 
 
 def models_of(given: Iterable[str]) -> dict[str, str]:
-    """Specs by model name; `*` serves all others. `simulated:latency=0.2` has no name, `strong=embedded:tiny` has."""
-    models: dict[str, str] = {}
+    """Specs by model name; `*` serves all others. `simulated:latency=0.2` has no name, `strong=embedded:tiny` has.
+    Servers that are given for the same name are replicas of one model."""
+    models: dict[str, list[str]] = {}
     for text in given:
         named = None if text.partition(":")[0] in KINDS else _NAMED.fullmatch(text)
         name, spec = named.groups() if named else ("*", text)
-        if name in models:
-            whose = "for all agents" if name == "*" else f"named {name!r}"
-            raise UserError(f"two models {whose} were given; expected one: --model NAME=SPEC, each name once")
-        models[name] = spec
-    return models
+        models.setdefault(name, []).append(spec)
+    return {name: pooled(specs) for name, specs in models.items()}
 
 
 def models_for(given: Sequence[str], recipe: Recipe) -> dict[str, str]:

@@ -13,10 +13,12 @@ from typing import Any
 
 from weaverant.agent import Binding, Bound
 from weaverant.cli.text import clipped, indented, message_lines
-from weaverant.events import Event, TaskEnded
+from weaverant.events import NO_USAGE, Event, TaskEnded
 from weaverant.export import GENERIC
 from weaverant.launch import Run
+from weaverant.message import Usage
 from weaverant.runtime.feed import as_row
+from weaverant.runtime.progress import money
 from weaverant.step import Ask, ModelWork
 from weaverant.task import TaskRun
 
@@ -44,6 +46,8 @@ def _plan(run: Run, directory: Path | None) -> Iterator[str]:
     rows = "an unknown number of" if config.rows is None else f"{config.rows:,}"
     trials = "" if config.trials == 1 else f", {config.trials} trials of each"
     yield f"input       {config.input}: {rows} rows{trials}"
+    if run.limits.budget:
+        yield f"budget      {money(run.limits.budget)}: no call is made that might pass it"
     yield ""
     for bound in run.binding.all():
         yield from _agent(bound)
@@ -115,6 +119,9 @@ class Probe:
         self._first = self._first or ask
 
     def cancel(self, ask: Ask) -> None: ...
+
+    def charge(self, run: TaskRun, ask: Ask, usage: Usage | None) -> Usage:
+        return usage or NO_USAGE
 
     def abandon(self, run: TaskRun) -> None: ...
 

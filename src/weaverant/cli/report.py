@@ -23,6 +23,8 @@ STATES = {
     "journal": "stopped: the journal could not be written",
     "source": "stopped: the input could not be read",
     "closed": "stopped by its caller",
+    "budget": "stopped: the budget has no room for another call",
+    "pilot": "the pilot has ended",
     "running": "running now",
     "killed": "killed before it could end in order",
     "ready": "not started",
@@ -40,6 +42,7 @@ def report(summary: Summary) -> Iterator[str]:
     for number, stage in enumerate(summary.ledger.stages):
         yield from _stage(stage, summary.rows if number == 0 else None, len(summary.ledger.stages) > 1)
     yield from _agents(summary)
+    yield from _cost(summary)
     yield from _failures(summary)
     yield from _divergence(summary)
     yield ""
@@ -85,6 +88,25 @@ def _agents(summary: Summary) -> Iterator[str]:
         rows.append(("all", f"{calls:,}", f"{reused:,}", f"{failed:,}", *tokens, money(usage.cost), "", "", ""))
     yield ""
     yield from table(HEADS, rows)
+
+
+def _cost(summary: Summary) -> Iterator[str]:
+    """`cost      $1.2345 of $5.00 (of it $0.0400 is a bound: 3 calls whose bill nobody knows)`."""
+    spent = summary.ledger.spent()
+    if not spent.total and not summary.budget:
+        return
+    cap = f" of {money(summary.budget)}" if summary.budget else ""
+    calls = spent.unsure_calls + spent.reserved_calls
+    whose = f"{calls:,} calls" if calls != 1 else "1 call"
+    yet = " yet" if summary.state == "running" else ""
+    bound = f" (of it {exact(spent.bound)} is a bound: {whose} whose bill nobody knows{yet})" if calls else ""
+    yield ""
+    yield f"cost        {exact(spent.total)}{cap}{bound}"
+
+
+def exact(dollars: float) -> str:
+    """US dollars to a hundredth of a cent, or three digits of less."""
+    return f"${dollars:,.4f}" if dollars >= 0.001 or not dollars else f"${dollars:.3g}"
 
 
 def _agent_row(name: str, counts: AgentCounts) -> tuple[str, ...]:
@@ -157,7 +179,9 @@ def next_steps(summary: Summary) -> Iterator[str]:
         yield "nothing was stored (--no-journal)"
         return
     where = shlex.quote(str(summary.directory))
-    if summary.state not in ("finished", "running"):
+    if summary.state == "budget":
+        yield f"go on:      weaverant resume {where} --budget DOLLARS   (more than {money(summary.budget)})"
+    elif summary.state not in ("finished", "running"):
         yield f"go on:      weaverant resume {where}"
     if summary.state == "fuse":
         yield "            (with --max-failures 1 failures never stop it)"

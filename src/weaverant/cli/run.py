@@ -13,6 +13,7 @@ from pathlib import Path
 
 from weaverant import launch
 from weaverant.cli import SOME_FAILED, complain
+from weaverant.cli.forecast import forecast
 from weaverant.cli.options import (
     input_for,
     limits_of,
@@ -23,12 +24,13 @@ from weaverant.cli.options import (
     retry_of,
 )
 from weaverant.cli.plan import print_plan
-from weaverant.cli.report import next_steps, report
+from weaverant.cli.report import exact, next_steps, report
 from weaverant.errors import UserError, WeaverantError
 from weaverant.launch import Run
+from weaverant.pilot import estimate
 from weaverant.recipe import Recipe
 from weaverant.rundir import default_directory, load_config
-from weaverant.runtime.progress import Progress, is_live
+from weaverant.runtime.progress import Progress, is_live, money
 from weaverant.summary import Examples, fold, has_finished, of_run
 
 
@@ -50,6 +52,7 @@ def run_command(options: argparse.Namespace) -> int:
         overrides=overrides_of(options.set, recipe),
         parameters=parameters_of(options, recipe),
         reuse=options.reuse,
+        pilot=options.pilot,
         **limits_of(options),
     )
     if options.dry_run:
@@ -75,7 +78,7 @@ def resume_command(options: argparse.Namespace) -> int:
             f"the run {str(path)!r} was made in Python with engines of its own for {', '.join(map(repr, lost))}: "
             "go on with it there, weaverant.resume(DIRECTORY, models=...), or give them with --model NAME=SPEC"
         )
-    run = launch.resume(path, rows=options.input, models=models, retry=retry, **limits_of(options))
+    run = launch.resume(path, rows=options.input, models=models, retry=retry, pilot=options.pilot, **limits_of(options))
     return _drive(run, options.quiet)
 
 
@@ -87,6 +90,8 @@ def _drive(run: Run, quiet: bool) -> int:
         resumed = run.resumed and run.directory is not None
         summary = fold(run.directory) if resumed and run.directory else of_run(run, driver.examples)
         print("\n".join(report(summary)), flush=True)
+        if run.state == "pilot":
+            print("\n".join(forecast(estimate(run))), flush=True)
     if run.error is not None:
         complain(run.error if isinstance(run.error, WeaverantError) else repr(run.error), run.exit_code)
     if driver.signals > 1:
@@ -134,6 +139,11 @@ class _Driver:
     def _announce(self) -> None:
         if self._run.state == "ready":
             return  # it could not begin; the error says why
+        if self._run.state == "budget":
+            self._say(
+                f"nothing was asked: {exact(self._run.spent)} have been spent, more than the budget of "
+                f"{money(self._run.limits.budget)}. Go on with a larger one: --budget DOLLARS"
+            )
         again = self._run.unfinished.reopened
         if again:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(again.items()))

@@ -5,7 +5,7 @@ Each kind lives in a module of its own, imported only when a spec names it, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple, cast
@@ -15,15 +15,26 @@ from weaverant.protocols import Engine
 
 
 class Kind(NamedTuple):
-    """`opener` is "module:attribute", called with what follows `scheme:`, or with the whole spec of a URL."""
+    """`opener` is "module:attribute", called with what follows `scheme:`; the one of model servers with all of it."""
 
     opener: str
     example: str
 
 
+_POOL = "weaverant.engines.http:open_served"
+
 KINDS = {
-    "http": Kind("weaverant.engines.http:Pool.open", "http://localhost:8000/v1#model-name"),
-    "https": Kind("weaverant.engines.http:Pool.open", "https://api.openai.com/v1#gpt-5-mini"),
+    "http": Kind(_POOL, "http://localhost:8000/v1#model-name"),
+    "https": Kind(_POOL, "https://api.openai.com/v1#gpt-5-mini"),
+    "openai": Kind(_POOL, "openai:gpt-5-mini"),
+    "anthropic": Kind(_POOL, "anthropic:claude-haiku-4-5"),
+    "google": Kind(_POOL, "google:gemini-2.5-flash"),
+    "mistral": Kind(_POOL, "mistral:mistral-small-latest"),
+    "deepseek": Kind(_POOL, "deepseek:deepseek-v4-flash"),
+    "together": Kind(_POOL, "together:openai/gpt-oss-120b"),
+    "groq": Kind(_POOL, "groq:openai/gpt-oss-20b"),
+    "openrouter": Kind(_POOL, "openrouter:openai/gpt-oss-120b"),
+    "pool": Kind("weaverant.engines.http:Pool.gather", "pool:http://a:8000/v1#model-name,http://b:8000/v1#model-name"),
     "embedded": Kind("weaverant.engines.embedded:EmbeddedEngine.open", "embedded:tiny"),
     "scripted": Kind("weaverant.engines.scripted:Scripted.open", "scripted:replies.jsonl"),
     "simulated": Kind("weaverant.engines.simulated:Simulated.open", "simulated:latency=0.2,slots=64,tokens=200"),
@@ -41,9 +52,24 @@ def open_engine(spec: str) -> Engine:
     if scheme == "cache":
         directory, bar, inner = rest.partition("|")
         if not bar or not directory:
-            raise UserError(f"{spec!r} is no cache; expected cache:FOLDER|MODEL, for example {kind.example}")
+            raise UserError(f"that is no cache; expected cache:FOLDER|MODEL, for example {kind.example}")
         return opener(open_engine(inner), directory)
-    return opener(spec.strip() if scheme in ("http", "https") else rest)
+    return opener(spec.strip() if kind.opener == _POOL else rest)
+
+
+def pooled(specs: Sequence[str]) -> str:
+    """One spec for several: they are replicas of one model. `UserError` where they cannot be."""
+    if len(specs) == 1:
+        return specs[0]
+    for spec in specs:
+        scheme = spec.strip().partition(":")[0]
+        kind = KINDS.get(scheme)
+        if kind is None or kind.opener != KINDS["http"].opener:
+            raise UserError(
+                "two models were given for the same agents, and one of them is no server. Expected "
+                f"--model NAME=SPEC, each name once, or servers of one model, as {KINDS['http'].example}"
+            )
+    return "pool:" + ",".join(specs)
 
 
 def _load(opener: str) -> Callable[..., Engine]:
@@ -58,5 +84,6 @@ def _unknown(spec: str, scheme: str) -> UserError:
     examples = "\n".join(f"  {kind.example}" for kind in KINDS.values())
     near = get_close_matches(scheme, KINDS, 1)
     hint = f" Did you mean {near[0] + ':'!r}?" if near else ""
-    # What follows the colon may carry a key, so it is not shown.
-    return UserError(f"no kind of model is called {scheme[:24]!r}.{hint} Expected one of\n{examples}")
+    # What follows the colon may carry a key, so it is not shown; nor is what is no word.
+    known = f"no kind of model is called {scheme!r}" if scheme.isalpha() and len(scheme) <= 16 else "that is no model"
+    return UserError(f"{known}.{hint} Expected one of\n{examples}")

@@ -59,6 +59,14 @@ class Cached:
                 return _free(outcome)
         return await self._fly(key, request, ctx)
 
+    def unbounded(self, request: Request) -> str:
+        ask: Callable[[Request], str] | None = getattr(self._engine, "unbounded", None)
+        return "" if ask is None else ask(request)
+
+    def status(self) -> list[str]:
+        tell: Callable[[], list[str]] | None = getattr(self._engine, "status", None)
+        return [] if tell is None else tell()
+
     async def close(self) -> None:
         await self._engine.close()
         await self._in_thread(self._store.close)
@@ -148,7 +156,7 @@ def _key(identity: str, request: Request, occurrence: int) -> bytes:
 
 
 def _free(reply: Reply) -> Reply:
-    usage = msgspec.structs.replace(reply.usage, requests=0, cost=0.0)
+    usage = msgspec.structs.replace(reply.usage, requests=0, cost=0.0, unsure=0.0)
     return msgspec.structs.replace(reply, usage=usage)
 
 

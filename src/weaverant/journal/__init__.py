@@ -8,6 +8,7 @@ from weaverant.journal.lock import RunLock
 from weaverant.journal.null import NullJournal
 from weaverant.journal.parts import Place
 from weaverant.journal.reader import Batch, JournalReader, StageCounts, TaskSummary
+from weaverant.journal.reserved import Reservations
 from weaverant.journal.store import Repair
 from weaverant.journal.writer import SegmentJournal
 
@@ -18,6 +19,7 @@ __all__ = [
     "NullJournal",
     "Place",
     "Repair",
+    "Reservations",
     "RunLock",
     "SegmentJournal",
     "StageCounts",

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from weaverant.events import (
     AgentBound,
+    CostReserved,
     EndState,
     Event,
     RunClosed,
@@ -28,6 +29,7 @@ from weaverant.events import (
     TimerFired,
 )
 from weaverant.journal.codec import events_of, tag_of
+from weaverant.journal.reserved import Reservations
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment
 from weaverant.message import Usage
 
@@ -81,6 +83,8 @@ class Summary(Struct, array_like=True, frozen=True):
     """Bytes of each frame of events, in order."""
     maps: list[int]
     """Offsets of the map frames."""
+    reserved: list[str] = []
+    """Tasks for whose steps money was set aside here, the step's end not being here."""
 
     def offsets(self) -> list[int]:
         """Where each frame of events begins."""
@@ -90,13 +94,14 @@ class Summary(Struct, array_like=True, frozen=True):
 class SegmentIndex:
     """Notes events as they are written. One thread notes; `sizes` belongs to the one who writes the frames."""
 
-    __slots__ = ("_about_run", "_events", "_first", "_last", "_usage", "sizes", "tasks")
+    __slots__ = ("_about_run", "_events", "_first", "_last", "_reserved", "_usage", "sizes", "tasks")
 
     def __init__(self) -> None:
         self.tasks: dict[str, TaskEntry] = {}
         self.sizes: list[int] = []
         self._events: dict[type[Event], int] = {}
         self._usage: dict[str, list[float]] = {}
+        self._reserved = Reservations()
         self._about_run: list[int] = []
         self._first = self._last = 0.0
 
@@ -121,8 +126,9 @@ class SegmentIndex:
         events = {tag_of(kind): count for kind, count in self._events.items()}
         usage = {model: _usage(totals) for model, totals in self._usage.items()}
         return Summary(
-            events, stages, unfinished, late, usage, self._about_run, self._first, self._last, self.sizes, maps
-        )
+            events, stages, unfinished, late, usage, self._about_run, self._first, self._last, self.sizes, maps,
+            self._reserved.tasks(),
+        )  # fmt: skip
 
     def map_payloads(self) -> Iterator[bytes]:
         """The map, in pieces."""
@@ -140,18 +146,24 @@ class SegmentIndex:
 
     def _note_step(self, event: StepEnded, frame: int) -> None:
         self._entry(event.task, frame)
+        self._reserved.close(event)
         if event.reused:
             return
         usage = event.usage
         totals = self._usage.get(event.model)
         if totals is None:
-            totals = self._usage[event.model] = [0, 0, 0, 0, 0.0, 0]
+            totals = self._usage[event.model] = [0, 0, 0, 0, 0.0, 0, 0.0]
         totals[0] += usage.prompt_tokens
         totals[1] += usage.completion_tokens
         totals[2] += usage.cached_tokens
         totals[3] += usage.reasoning_tokens
         totals[4] += usage.cost
         totals[5] += usage.requests
+        totals[6] += usage.unsure
+
+    def _note_reserved(self, event: CostReserved, frame: int) -> None:
+        self._entry(event.task, frame)
+        self._reserved.add(event)
 
     def _note_timer(self, event: TimerFired, frame: int) -> None:
         self._entry(event.task, frame)
@@ -213,11 +225,12 @@ def later_state(before: int, after: int) -> int:
 
 
 def _usage(totals: list[float]) -> Usage:
-    prompt, completion, cached, reasoning, cost, requests = totals
-    return Usage(int(prompt), int(completion), int(cached), int(reasoning), cost, int(requests))
+    prompt, completion, cached, reasoning, cost, requests, unsure = totals
+    return Usage(int(prompt), int(completion), int(cached), int(reasoning), cost, int(requests), unsure)
 
 
 _NOTES: dict[type[Event], Callable[[SegmentIndex, Any, int], None]] = {
+    CostReserved: SegmentIndex._note_reserved,  # pyright: ignore[reportPrivateUsage]
     StepEnded: SegmentIndex._note_step,  # pyright: ignore[reportPrivateUsage]
     TimerFired: SegmentIndex._note_timer,  # pyright: ignore[reportPrivateUsage]
     TaskStarted: SegmentIndex._note_started,  # pyright: ignore[reportPrivateUsage]

@@ -13,10 +13,21 @@ from typing import Literal, NamedTuple, cast, get_args
 
 from msgspec import Struct
 
-from weaverant.events import AgentBound, Event, RunClosed, RunOpened, SourceEnded, TaskEvent, TaskReopened
+from weaverant.events import (
+    AgentBound,
+    CostReserved,
+    Event,
+    RunClosed,
+    RunOpened,
+    SourceEnded,
+    StepEnded,
+    TaskEvent,
+    TaskReopened,
+)
 from weaverant.journal.codec import EventHead, events_of, tag_of
 from weaverant.journal.index import BEGAN, DONE, OPEN, SUPERSEDED, later_state
 from weaverant.journal.parts import Part, Parts, Place
+from weaverant.journal.reserved import Reservations
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment, segment_numbers, segment_path
 from weaverant.journal.store import require_sealed
 from weaverant.message import Usage
@@ -175,6 +186,19 @@ class JournalReader:
             for model, usage in part.summary.usage.items():
                 totals[model] = totals.get(model, Usage(requests=0)) + usage
         return totals
+
+    def reserved(self) -> Reservations:
+        """Money set aside for steps whose end is not recorded. Reads summaries, and the events of the tasks that had
+        such a step at the end of a segment."""
+        tasks = {task for part in self._parts.now() for task in part.summary.reserved}
+        found = Reservations()
+        for _, events in self.histories(self.places(tasks)) if tasks else ():
+            for event in events:
+                if isinstance(event, CostReserved):
+                    found.add(event)
+                elif isinstance(event, StepEnded):
+                    found.close(event)
+        return found
 
     def _histories(self, places: Mapping[str, Sequence[Place]]) -> dict[str, list[TaskEvent]]:
         found: dict[str, list[TaskEvent]] = {task: [] for task in places}

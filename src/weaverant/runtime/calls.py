@@ -21,6 +21,7 @@ from weaverant.branch import CANCELLED
 from weaverant.errors import StepFailed, UserError, shown
 from weaverant.message import FinishReason, Message, Reply, Usage
 from weaverant.protocols import CallContext
+from weaverant.runtime.budget import Budget
 from weaverant.runtime.limits import Limits
 from weaverant.step import Ask, EffectWork, ModelWork
 from weaverant.task import TaskRun
@@ -44,7 +45,6 @@ class Slots:
         self._perform = perform
         self._waiting: list[tuple[int, int, TaskRun, Ask]] = []
         self._arrivals = 0
-        self._parked = False
 
     @property
     def free(self) -> int:
@@ -52,8 +52,6 @@ class Slots:
         return self.size - len(self.running) - len(self._waiting)
 
     def submit(self, run: TaskRun, ask: Ask) -> None:
-        if self._parked:
-            return
         if len(self.running) < self.size:
             self._begin(run, ask)
         else:
@@ -61,8 +59,7 @@ class Slots:
             heappush(self._waiting, (run.row.order, self._arrivals, run, ask))
 
     def park(self) -> None:
-        """Start nothing more: what waits stays unasked, and is asked again when the run is resumed."""
-        self._parked = True
+        """Forget what waits."""
         self._waiting.clear()
 
     def abandon(self, run: TaskRun) -> None:
@@ -109,40 +106,73 @@ class Calls:
     """Works on asks: model calls through their engines, effects in threads, processes or on the loop."""
 
     def __init__(
-        self, binding: Binding, limits: Limits, idle: Callable[[], None], broken: Callable[[BaseException], None]
+        self,
+        binding: Binding,
+        limits: Limits,
+        idle: Callable[[], None],
+        broken: Callable[[BaseException], None],
+        run: str,
+        budget: Budget | None,
     ) -> None:
         """`idle` is called whenever a slot is free and nothing waits for it."""
         self._binding = binding
-        self.models = Slots(limits.concurrency, self._generate, idle, broken)
-        self.effects = Slots(limits.threads, self._effect, idle, broken)
+        self._run = run
+        self._budget = budget
+        self._models: dict[int, Slots] = {}
+        """By engine, so that calls which wait for a slow model keep no fast one idle."""
+        self._effects = Slots(limits.threads, self._effect, idle, broken)
+        self._model_slots = partial(Slots, limits.concurrency, self._generate, idle, broken)
         self._threads = limits.threads
         self._executors: dict[str, Executor] = {}
+        self._parked = False
+
+    @property
+    def free(self) -> bool:
+        """Whether some model could take one more call than there are for it. Models that nobody has asked yet do not
+        count: rows that are started before they are needed only delay the first results."""
+        return not self._models or any(slots.free > 0 for slots in self._models.values())
 
     def submit(self, run: TaskRun, ask: Ask) -> None:
-        (self.models if isinstance(ask.work, ModelWork) else self.effects).submit(run, ask)
+        if not self._parked:
+            (self._slots(ask.work.request.model) if isinstance(ask.work, ModelWork) else self._effects).submit(run, ask)
 
     def park(self) -> None:
-        self.models.park()
-        self.effects.park()
+        """Start nothing more: what waits stays unasked, and is asked again when the run is resumed."""
+        self._parked = True
+        for slots in self._all():
+            slots.park()
 
     def running(self) -> set[asyncio.Task[None]]:
-        return {*self.models.running, *self.effects.running}
+        return {task for slots in self._all() for task in slots.running}
 
     def abandon(self, run: TaskRun) -> None:
-        self.models.abandon(run)
-        self.effects.abandon(run)
+        for slots in self._all():
+            slots.abandon(run)
 
     def close(self) -> None:
         for executor in self._executors.values():
             executor.shutdown(wait=False, cancel_futures=True)
+
+    def _all(self) -> list[Slots]:
+        return [*self._models.values(), self._effects]
+
+    def _slots(self, model: str) -> Slots:
+        key = id(self._binding.engine(model))
+        found = self._models.get(key)
+        if found is None:
+            found = self._models[key] = self._model_slots()
+        return found
 
     async def _generate(self, run: TaskRun, ask: Ask) -> Any:
         work = ask.work
         assert isinstance(work, ModelWork)
         engine = self._binding.engine(work.request.model)
         assert engine is not None, "an agent is bound only where its model has an engine"
-        path, _, occurrence = ask.key
-        reply = await engine.generate(work.request, CallContext(run.row.key, path, occurrence, run.row.order))
+        row, request, (path, _, occurrence) = run.row, work.request, ask.key
+        purse = None
+        if self._budget is not None:
+            purse = self._budget.purse(row.key, row.order, ask, engine, request)
+        reply = await engine.generate(request, CallContext(row.key, path, occurrence, row.order, self._run, purse))
         return _checked(reply, work.request.model)
 
     async def _effect(self, run: TaskRun, ask: Ask) -> Any:
@@ -208,9 +238,12 @@ def _is_plain(reply: Reply) -> bool:
         and message.tool_call_id is None
         and message.reasoning is None
         and reply.finish in FINISHES
+        and reply.tokens is None
+        and reply.more == ()
         and type(reply.model) is str
         and type(usage) is Usage
         and type(usage.cost) is float
+        and type(usage.unsure) is float
         and type(usage.prompt_tokens) is int
         and type(usage.completion_tokens) is int
         and type(usage.cached_tokens) is int
@@ -222,10 +255,23 @@ def _is_plain(reply: Reply) -> bool:
 FINISHES = frozenset(get_args(FinishReason))
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Reply).decode
+_decode_usage = msgspec.msgpack.Decoder(Usage).decode
 
 
 def _failure(error: BaseException) -> StepFailed:
-    return error if isinstance(error, StepFailed) else StepFailed(type(error).__name__, shown(error))
+    if not isinstance(error, StepFailed):
+        return StepFailed(type(error).__name__, shown(error))
+    if error.usage is not None:
+        error.usage = _checked_usage(error.usage)
+    return error
+
+
+def _checked_usage(usage: Any) -> Usage | None:
+    """The usage, if a journal that holds it can be read again. Anybody may write an engine."""
+    try:
+        return _decode_usage(_encode(usage))
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return None
 
 
 def _contained(call: Callable[[], Any]) -> Any:

@@ -20,11 +20,12 @@ READ_AHEAD = 256
 
 
 class Empty:
-    """Why there is no row: `WAIT` for more, or the `END`."""
+    """Why there is no row: `WAIT` for more, the `END`, or more are `HELD` back until the run is resumed."""
 
 
 WAIT = Empty()
 END = Empty()
+HELD = Empty()
 
 
 class Feed:
@@ -33,11 +34,25 @@ class Feed:
     `wake` is called on the event loop when a slow source has more.
     """
 
-    def __init__(self, source: Source, start: int, trials: int, limit: int | None, current: Any = None) -> None:
-        """`current` is the row of the task before, where its trials are not all started and the source is past it."""
+    def __init__(
+        self,
+        source: Source,
+        start: int,
+        trials: int,
+        limit: int | None,
+        current: Any = None,
+        pilot: int | None = None,
+    ) -> None:
+        """`current` is the row of the task before, where its trials are not all started and the source is past it.
+        Rows after the first `pilot` are held back."""
         self.count = start
         """Tasks given so far, those of earlier sessions included."""
         self.ended = False
+        self.held = False
+        """There may be more rows, held back."""
+        self._pilot = None if pilot is None else pilot * trials
+        self._seen: Any = WAIT
+        """The row that was looked at, to know whether there is one, and is not given yet."""
         self._trials = trials
         self._limit = None if limit is None else limit * trials
         rows = source.rows(start // trials + (current is not None))
@@ -58,9 +73,9 @@ class Feed:
             self.ended = True
             return END
         if not self._again:
-            got = next(self._rows, END) if self._ahead is None else self._ahead.next()
+            got = self._take()
+            self.ended, self.held = got is END, got is HELD
             if isinstance(got, Empty):
-                self.ended = got is END
                 return got
             self._current = got
         self._again = (self._again + 1) % self._trials
@@ -68,8 +83,19 @@ class Feed:
         self.count += 1
         return row if unreadable is None else (row, unreadable)
 
+    def _take(self) -> Any:
+        """The source's next row, unless it is held back."""
+        got, self._seen = self._seen, WAIT
+        if got is WAIT:
+            got = next(self._rows, END) if self._ahead is None else self._ahead.next()
+        if self._pilot is not None and self.count >= self._pilot and got is not END:
+            self._seen = got
+            return HELD
+        return got
+
     def close(self) -> Iterator[Row | tuple[Row, Unreadable]]:
         """Stop reading, and give what was read ahead from a source that cannot be read again."""
+        self._pilot = None
         if self._ahead is not None:
             self._ahead.close()
             while isinstance(got := self.next(), Row | tuple):

@@ -11,6 +11,7 @@ from collections import Counter
 import msgspec
 
 from weaverant.events import StepEnded, TaskEnded
+from weaverant.journal import Reservations
 from weaverant.message import Usage
 
 
@@ -62,15 +63,17 @@ class Latencies:
 class AgentCounts:
     """What one agent, tool or step function did."""
 
-    __slots__ = ("calls", "cancelled", "failures", "latencies", "reused", "usage")
+    __slots__ = ("calls", "cancelled", "failures", "latencies", "reused", "unsure", "usage")
 
     def __init__(self) -> None:
         self.calls = 0
         self.reused = 0
         self.cancelled = 0
+        self.unsure = 0
+        """Calls part of whose cost is a bound: nobody knows the bill."""
         self.failures: Counter[str] = Counter()
         self.latencies = Latencies()
-        self.usage = [0, 0, 0, 0, 0.0, 0]
+        self.usage = [0, 0, 0, 0, 0.0, 0, 0.0]
         """Summed fields of `Usage`, in their order."""
 
     def count(self, event: StepEnded) -> None:
@@ -80,11 +83,12 @@ class AgentCounts:
             return
         if event.outcome == "cancelled":
             self.cancelled += 1
-            return
+        else:
+            self.latencies.add(event.clock - event.started)
         if event.outcome == "failure":
             self.failures[event.reason] += 1
-        self.latencies.add(event.clock - event.started)
         used = event.usage
+        self.unsure += used.unsure > 0
         totals = self.usage
         totals[0] += used.prompt_tokens
         totals[1] += used.completion_tokens
@@ -92,10 +96,37 @@ class AgentCounts:
         totals[3] += used.reasoning_tokens
         totals[4] += used.cost
         totals[5] += used.requests
+        totals[6] += used.unsure
 
     def total(self) -> Usage:
-        prompt, completion, cached, reasoning, cost, requests = self.usage
-        return Usage(int(prompt), int(completion), int(cached), int(reasoning), cost, int(requests))
+        return _usage(self.usage)
+
+
+def _usage(totals: list[float]) -> Usage:
+    prompt, completion, cached, reasoning, cost, requests, unsure = totals
+    return Usage(int(prompt), int(completion), int(cached), int(reasoning), cost, int(requests), unsure)
+
+
+class Spent(msgspec.Struct, frozen=True):
+    """US dollars that count against a budget. All but `unsure` and `reserved` were on a bill."""
+
+    ended: float
+    """Of steps that ended."""
+    unsure: float
+    """The part of it that is a bound, of `unsure_calls` steps."""
+    unsure_calls: int
+    reserved: float
+    """Set aside for `reserved_calls` steps of which no end is recorded."""
+    reserved_calls: int
+
+    @property
+    def total(self) -> float:
+        return self.ended + self.reserved
+
+    @property
+    def bound(self) -> float:
+        """How much of the total is a bound."""
+        return self.unsure + self.reserved
 
 
 class Ledger:
@@ -105,11 +136,13 @@ class Ledger:
         self.stages = [StageCounts(name) for name in stages]
         self.agents: dict[tuple[str, str], AgentCounts] = {}
         """By (kind, name)."""
+        self.reserved = Reservations()
 
     def ended(self, event: TaskEnded) -> None:
         self.stages[event.stage].count(event.state, event.reason)
 
     def step(self, event: StepEnded) -> None:
+        self.reserved.close(event)
         key = (event.kind, event.name)
         counts = self.agents.get(key)
         if counts is None:
@@ -117,10 +150,16 @@ class Ledger:
         counts.count(event)
 
     def usage(self) -> Usage:
-        totals = [0, 0, 0, 0, 0.0, 0]
+        totals = AgentCounts().usage
         for counts in self.agents.values():
             totals = [a + b for a, b in zip(totals, counts.usage, strict=True)]
-        return Usage(int(totals[0]), int(totals[1]), int(totals[2]), int(totals[3]), totals[4], int(totals[5]))
+        return _usage(totals)
+
+    def spent(self) -> Spent:
+        """What the steps cost, those included whose bill nobody knows."""
+        usage, open_calls = self.usage(), len(self.reserved.open)
+        unsure_calls = sum(counts.unsure for counts in self.agents.values())
+        return Spent(usage.cost, usage.unsure, unsure_calls, self.reserved.dollars, open_calls)
 
     @property
     def calls(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from weaverant.errors import UserError
@@ -11,7 +13,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every field is a bound that a user may set."""
 
     concurrency: int = 128
-    """Model calls in flight at once, over all models. The oldest rows are served first."""
+    """Calls in flight at once for each model, waiting for a place at its server included. The oldest rows go first."""
     in_flight: int = 0
     """Rows in flight at once; 0 means four for each call in flight, and at least 64."""
     threads: int = 16
@@ -22,6 +24,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The error fuse: the share of failed rows that stops the run; 1 never does."""
     fuse_after: int = 50
     """Rows that must have ended before the fuse can blow."""
+    budget: float = 0.0
+    """US dollars that all sessions of the run may cost together; 0 is no bound."""
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "threads", "fuse_after"):
@@ -31,6 +35,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError(f"max_failures is a share, above 0 and at most 1; found {self.max_failures}")
         if self.in_flight < 0 or self.grace < 0:
             raise UserError("in_flight and grace cannot be negative")
+        if not 0 <= self.budget < math.inf:
+            raise UserError(f"budget is an amount of US dollars, above 0, or 0 for none; found {self.budget}")
 
     @property
     def tasks(self) -> int:

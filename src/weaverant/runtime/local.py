@@ -7,9 +7,11 @@ never raises inside a workflow: what is in flight may finish, the rest is parked
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
@@ -18,6 +20,7 @@ from weaverant.errors import JournalError
 from weaverant.events import (
     NO_USAGE,
     AgentBound,
+    CostReserved,
     Event,
     RunClosed,
     SourceEnded,
@@ -27,8 +30,10 @@ from weaverant.events import (
     TaskStarted,
     TaskSuperseded,
 )
+from weaverant.message import Usage
 from weaverant.past import Blob
 from weaverant.protocols import Journal, Unreadable
+from weaverant.runtime.budget import Budget
 from weaverant.runtime.calls import Calls
 from weaverant.runtime.feed import END, Feed
 from weaverant.runtime.ledger import Ledger
@@ -63,13 +68,16 @@ class LocalSwarm:
         limits: Limits,
         *,
         blob: Blob,
+        run: str = "",
+        budget: Budget | None = None,
         unfinished: Unfinished | None = None,
         reuse: Callable[[str, bytes], Reusable | None] | None = None,
     ) -> None:
         self.binding = binding
         self.ledger = ledger
         self.stopped = ""
-        """Why the run stopped before its end: `interrupted`, `fuse`, `journal`, `source`, `closed`, `broken`."""
+        """Why the run stopped before its end: `interrupted`, `fuse`, `journal`, `source`, `closed`, `broken`, `budget`,
+        `pilot`."""
         self.error: BaseException | None = None
         self._stages = stages
         self._journal = journal
@@ -79,7 +87,10 @@ class LocalSwarm:
         self._blob = blob
         self._left = unfinished or Unfinished()
         self._reuse = reuse
-        self._calls = Calls(binding, limits, self._admit_soon, self._broken)
+        self._budget = budget
+        if budget is not None:
+            budget.attach(self.write_reservation, partial(self.stop, "budget", math.inf))
+        self._calls = Calls(binding, limits, self._admit_soon, self._broken, run, budget)
         self._live: dict[str, TaskRun] = {}
         self._backlog: list[tuple[int, int, Row | Refused, list[TaskEvent] | None]] = []
         self._arrivals = 0
@@ -90,6 +101,8 @@ class LocalSwarm:
         self._session_ended = self._session_failed = 0
         self._drained = False
         self._gave_up = False
+        self._hurried = False
+        """Calls in flight have been given so much time and no more."""
 
     # What the caller does
 
@@ -120,13 +133,17 @@ class LocalSwarm:
     def stop(self, reason: str, grace: float | None = None) -> None:
         """Start nothing more; give what is in flight `grace` seconds; leave a run that can be resumed.
 
-        Called again, it does not wait any longer.
+        Called again, it does not wait any longer. With infinite grace calls in flight end as they would.
         """
-        if self.stopped:
+        if self._hurried:
             grace = 0.0
         self.stopped = self.stopped or reason
-        self._calls.park()
-        asyncio.get_running_loop().call_later(self._limits.grace if grace is None else grace, self._cancel_calls)
+        self._park()
+        if grace is None:
+            grace = self._limits.grace
+        if grace < math.inf:
+            self._hurried = True
+            asyncio.get_running_loop().call_later(grace, self._cancel_calls)
         self._wake.set()
 
     def journal_failed(self, error: JournalError) -> None:
@@ -134,7 +151,7 @@ class LocalSwarm:
         if self.stopped != "journal":
             self.error = error
             self.stopped = "journal"
-            self._calls.park()
+            self._park()
             self._cancel_calls()
             self._wake.set()
 
@@ -161,6 +178,15 @@ class LocalSwarm:
             self.ledger.step(event)
         elif type(event) is TaskEnded:
             self._pending_ends += 1
+
+    def write_reservation(self, event: CostReserved, durable: Callable[[], None]) -> None:
+        self.ledger.reserved.add(event)
+        self.write(event, durable, None)
+
+    def charge(self, run: TaskRun, ask: Ask, usage: Usage | None) -> Usage:
+        if self._budget is None:
+            return usage or NO_USAGE
+        return self._budget.charge(run.row.key, ask.key, usage)
 
     def launch(self, run: TaskRun, ask: Ask) -> None:
         self._calls.submit(run, ask)
@@ -201,6 +227,8 @@ class LocalSwarm:
                     break
             except Exception as error:  # a peer's outermost loop: a fault of our own ends the run, and hangs nothing
                 self._broken(error)
+        if self._feed.held and self._idle() and not self.stopped:
+            self.stop("pilot", math.inf)
         self._wake_if_over()
 
     def _broken(self, error: BaseException) -> None:
@@ -211,7 +239,7 @@ class LocalSwarm:
         return (
             not self.stopped
             and len(self._live) < self._limits.tasks
-            and self._calls.models.free > 0
+            and self._calls.free
             and len(self._results) < UNSEEN_RESULTS
         )
 
@@ -339,9 +367,15 @@ class LocalSwarm:
     def _over(self) -> bool:
         if self.stopped:
             return self._gave_up or not self._calls.running()
-        return (
-            self._drained and not self._live and not self._backlog and not self._pending_ends and not self._book.waiting
-        )
+        return self._drained and self._idle() and not self._book.waiting
+
+    def _idle(self) -> bool:
+        return not self._live and not self._backlog and not self._pending_ends
+
+    def _park(self) -> None:
+        self._calls.park()
+        if self._budget is not None:
+            self._budget.park()
 
     def _wake_if_over(self) -> None:
         if self._over():
@@ -364,7 +398,7 @@ class LocalSwarm:
     async def _shut(self) -> None:
         if not self.stopped and not self._over():
             self.stop("closed", 0.0)
-        self._calls.park()
+        self._park()
         for task in self._calls.running():
             task.cancel()
         if running := self._calls.running():

@@ -15,6 +15,7 @@ from typing import Protocol, TextIO
 from msgspec import Struct
 
 from weaverant.runtime.ledger import Ledger, StageCounts
+from weaverant.runtime.limits import Limits
 
 REDRAW_EVERY = 0.25
 FIRST_LINE_AFTER = 1.0
@@ -24,6 +25,9 @@ RATE_OVER = 15.0
 
 BAR = 24
 """Columns of the bar."""
+
+NOTES = 4
+"""Lines of what engines tell that are shown."""
 
 NARROW = 90
 """Columns under which there is no bar: the counts matter more."""
@@ -38,6 +42,12 @@ class Watched(Protocol):
     def in_flight(self) -> tuple[int, int]: ...
     @property
     def state(self) -> str: ...
+    @property
+    def spent(self) -> float: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def notes(self) -> list[str]: ...
 
 
 class StageProgress(Struct, frozen=True):
@@ -68,6 +78,9 @@ class Snapshot(Struct, frozen=True):
     elapsed: float
     eta: float | None
     state: str = "running"
+    budget: float = 0.0
+    notes: tuple[str, ...] = ()
+    """What engines have to tell."""
 
 
 class Pace:
@@ -86,8 +99,8 @@ class Pace:
         call_rate, token_rate = self._rates(now, ledger.calls, usage.prompt_tokens + usage.completion_tokens)
         rows, calls = watched.in_flight
         return Snapshot(
-            stages, rows, calls, ledger.calls, call_rate, token_rate, usage.cost, now - self._began,
-            self._eta(stages, now), watched.state,
+            stages, rows, calls, ledger.calls, call_rate, token_rate, watched.spent, now - self._began,
+            self._eta(stages, now), watched.state, watched.limits.budget, tuple(watched.notes),
         )  # fmt: skip
 
     def _rates(self, now: float, calls: int, tokens: int) -> tuple[float, float]:
@@ -122,9 +135,10 @@ def block(shot: Snapshot, width: int, colour: bool = False) -> list[str]:
     name_width = max(len(stage.name) for stage in shot.stages)
     lines = [_stage_line(stage, name_width, colour, width >= NARROW) for stage in shot.stages]
     lines.append(
-        f"{shot.calls:,} calls, {shot.call_rate:,.1f}/s, {short(shot.token_rate)} tokens/s, {money(shot.cost)}; "
+        f"{shot.calls:,} calls, {shot.call_rate:,.1f}/s, {short(shot.token_rate)} tokens/s, {_cost(shot)}; "
         f"in flight: {shot.rows_in_flight:,} rows, {shot.calls_in_flight:,} calls"
     )
+    lines += _first(shot.notes, NOTES)
     ending = "" if shot.state in ("running", "ready") else f"; stopping ({shot.state})"
     left = "" if shot.eta is None else f", about {span(shot.eta)} left"
     lines.append(f"{span(shot.elapsed)} elapsed{left}{ending}")
@@ -140,10 +154,20 @@ def line(shot: Snapshot) -> str:
         for stage in shot.stages
     )
     left = "" if shot.eta is None else f", about {span(shot.eta)} left"
+    notes = "".join(f"; {text}" for text in _first(shot.notes, 1))
     return (
         f"{stages}; {shot.rows_in_flight:,} rows in flight; {shot.calls:,} calls, {shot.call_rate:,.1f}/s, "
-        f"{short(shot.token_rate)} tokens/s, {money(shot.cost)}; {span(shot.elapsed)} elapsed{left}"
+        f"{short(shot.token_rate)} tokens/s, {_cost(shot)}; {span(shot.elapsed)} elapsed{left}{notes}"
     )
+
+
+def _cost(shot: Snapshot) -> str:
+    return f"{money(shot.cost)} of {money(shot.budget)}" if shot.budget else money(shot.cost)
+
+
+def _first(notes: Sequence[str], most: int) -> list[str]:
+    more = len(notes) - most
+    return [*notes[:most], f"and {more} more"] if more > 0 else list(notes)
 
 
 def _stage_line(stage: StageProgress, name_width: int, colour: bool, bar: bool) -> str:

@@ -1,4 +1,4 @@
-"""How the test server answers: well, or in one of the ways servers fail.
+"""How the test server answers: well, or in one of the ways servers fail (`faults`).
 
 `NAME*N` fails only the first N times a body comes and answers well after that.
 """
@@ -7,247 +7,202 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import time
-from collections.abc import Awaitable, Callable
-from email.utils import formatdate
-from typing import Any, NamedTuple, TypeAlias
+from functools import lru_cache
 
 import msgspec
-from aiohttp import web
 
 from weaverant.engines.simulated import example
+from weaverant.testing import faults
+from weaverant.testing.answer import Answer, Play, Scenario, error
+from weaverant.testing.bill import charge
+from weaverant.testing.completions import (
+    Call,
+    asked_schema,
+    completion,
+    fitting,
+    misfit,
+    told_schema,
+    usual,
+    with_logprobs,
+)
+from weaverant.testing.connection import Exchange
 
-MARK = "[mock]"
 
-
-class Call(NamedTuple):
-    """One request; `times` is how often this body has come, this time included."""
-
-    request: web.Request
-    raw: bytes
-    body: dict[str, Any]
-    digest: bytes
-    times: int
-
-
-Answer: TypeAlias = Callable[[Call], Awaitable[web.StreamResponse]]
-
-
-def find(name: str) -> Answer:
-    """The answer of a scenario, `ValueError` if there is none of that name."""
+@lru_cache(maxsize=1_000)
+def find(name: str) -> Scenario:
+    """The scenario of that name, `ValueError` if there is none."""
     plain, _, times = name.partition("*")
-    answer = SCENARIOS.get(plain)
-    if answer is None:
-        raise ValueError(f"no scenario {plain!r}; expected one of {', '.join(SCENARIOS)}")
+    scenario = SCENARIOS.get(plain)
+    if scenario is None or not (times or "1").isdecimal():
+        raise ValueError(f"no scenario {name!r}; expected one of {', '.join(SCENARIOS)}, or one of them with *TIMES")
     if not times:
-        return answer
-
-    async def at_first(call: Call) -> web.StreamResponse:
-        return await (answer if call.times <= int(times) else ok)(call)
-
-    return at_first
+        return scenario
+    return lambda call: (scenario if call.times <= int(times) else ok)(call)
 
 
-async def ok(call: Call) -> web.StreamResponse:
-    return _json(_completion(call, _text(call)))
+# Good replies
 
 
-async def echo(call: Call) -> web.StreamResponse:
-    """The text is the request's body as it came, after the names and values of its headers."""
-    headers = {name.lower(): value for name, value in call.request.headers.items()}
-    return _json(_completion(call, msgspec.json.encode({"headers": headers, "body": call.body}).decode()))
+def ok(call: Call) -> Answer:
+    return Answer(completion(call))
 
 
-async def tool(call: Call) -> web.StreamResponse:
+def echo(call: Call) -> Answer:
+    """The text is the request's body as it came, beside the names and values of its headers."""
+    return Answer(completion(call, msgspec.json.encode({"headers": call.exchange.headers, "body": call.body}).decode()))
+
+
+def tool(call: Call) -> Answer:
     """Calls the first tool of the request, with arguments that fit its schema."""
+    if not call.body.get("tools"):
+        return ok(call)
     function = call.body["tools"][0]["function"]
     arguments = msgspec.json.encode(example(function["parameters"], call.digest)).decode()
-    answer = _completion(call, None)
+    answer = completion(call, "")
     answer["choices"][0]["finish_reason"] = "tool_calls"
+    answer["choices"][0]["message"]["content"] = None
     answer["choices"][0]["message"]["tool_calls"] = [
         {"id": "call_a", "type": "function", "function": {"name": function["name"], "arguments": arguments}}
     ]
-    return _json(answer)
+    return Answer(answer)
 
 
-async def reasoning(call: Call) -> web.StreamResponse:
-    answer = _completion(call, _text(call))
+def reasoning(call: Call) -> Answer:
+    answer = completion(call)
     answer["choices"][0]["message"]["reasoning_content"] = "let me think"
     answer["usage"]["completion_tokens_details"] = {"reasoning_tokens": 3}
     answer["usage"]["prompt_tokens_details"] = {"cached_tokens": 2}
-    return _json(answer)
+    return Answer(answer)
 
 
-async def hang(call: Call) -> web.StreamResponse:
-    await asyncio.sleep(3600)
-    return await ok(call)
+def logprobs(call: Call) -> Answer:
+    return Answer(with_logprobs(call))
 
 
-async def drop_mid_body(call: Call) -> web.StreamResponse:
-    """Promises a length, sends half of it, closes."""
-    whole = msgspec.json.encode(_completion(call, _text(call)))
-    response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(whole))})
-    await response.prepare(call.request)
-    await response.write(whole[: len(whole) // 2])
-    assert call.request.transport is not None
-    call.request.transport.close()
-    return response
+def cost(call: Call) -> Answer:
+    """Says what it costs, as OpenRouter does."""
+    answer = completion(call)
+    answer["usage"]["cost"] = charge(answer["usage"], call.settings)
+    return Answer(answer)
 
 
-async def reset(call: Call) -> web.StreamResponse:
-    """Breaks the connection before a byte of the reply is sent."""
-    assert call.request.transport is not None
-    call.request.transport.abort()
-    return web.Response(status=500)
+def chunked(call: Call) -> Answer:
+    whole = completion(call)
+    return Answer(whole, play=_drip(msgspec.json.encode(whole), 7, 0.0), ending="odd")
 
 
-async def malformed(call: Call) -> web.StreamResponse:
-    return _bytes(b'{"id": "x", "choices": [{"message": {"content": "cut off')
+def slow_drip(call: Call) -> Answer:
+    """A byte every 5 ms: a connection that is never idle and not done for long."""
+    whole = completion(call)
+    return Answer(whole, play=_drip(msgspec.json.encode(whole), 1, 0.005))
 
 
-async def truncated_utf8(call: Call) -> web.StreamResponse:
-    whole = msgspec.json.encode(_completion(call, "caf\u00e9"))
-    return _bytes(whole.replace("\u00e9".encode(), "\u00e9".encode()[:1]))
+def gzipped(call: Call) -> Answer:
+    whole = completion(call)
+    return Answer(whole, body=gzip.compress(msgspec.json.encode(whole)), headers={"Content-Encoding": "gzip"})
 
 
-async def huge(call: Call) -> web.StreamResponse:
-    """A hundred megabytes, in chunks."""
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    await response.prepare(call.request)
-    for _ in range(100):
-        await response.write(b" " * 1_000_000)
-    return response
+def huge(call: Call) -> Answer:
+    """Fifty megabytes of blanks before the reply: JSON that is true, if anybody waits for its end."""
+    whole = completion(call)
+
+    async def play(exchange: Exchange) -> None:
+        exchange.begin()
+        for _ in range(50):
+            await exchange.write(b" " * 1_000_000)
+        await exchange.write(msgspec.json.encode(whole))
+        exchange.end()
+
+    return Answer(whole, play=play)
 
 
-async def slow_drip(call: Call) -> web.StreamResponse:
-    """A byte every 5 ms: a connection that is never idle and never done."""
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    await response.prepare(call.request)
-    for byte in msgspec.json.encode(_completion(call, _text(call))):
-        await response.write(bytes([byte]))
-        await asyncio.sleep(0.005)
-    return response
+def endless(call: Call) -> Answer:
+    """A reply that goes on until the client has had enough of it, or ten gigabytes."""
+
+    async def play(exchange: Exchange) -> None:
+        exchange.begin()
+        for _ in range(10_000):
+            await exchange.write(b" " * 1_000_000)
+
+    return Answer(completion(call), play=play)
 
 
-async def chunked(call: Call) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    await response.prepare(call.request)
-    whole = msgspec.json.encode(_completion(call, _text(call)))
-    for start in range(0, len(whole), 7):
-        await response.write(whole[start : start + 7])
-    return response
+# Schemas
 
 
-async def redirect(call: Call) -> web.StreamResponse:
-    return web.Response(status=307, headers={"Location": "http://127.0.0.1:9/elsewhere/v1?token=hidden"})
+def fenced(call: Call) -> Answer:
+    """The right JSON inside prose and a fence."""
+    schema = asked_schema(call.body) or told_schema(call.body)
+    right = usual(call) if schema is None else fitting(schema, call.digest)
+    text = f"Sure! Here is the JSON you asked for:\n\n```json\n{right}\n```\n\nLet me know if I can do anything else."
+    return Answer(completion(call, text))
 
 
-async def gzipped(call: Call) -> web.StreamResponse:
-    return _bytes(gzip.compress(msgspec.json.encode(_completion(call, _text(call)))), encoding="gzip")
+def wrong_schema(call: Call) -> Answer:
+    """JSON that never fits the schema."""
+    schema = asked_schema(call.body) or told_schema(call.body)
+    return ok(call) if schema is None else Answer(completion(call, misfit(schema, call.digest)))
 
 
-async def gzip_broken(call: Call) -> web.StreamResponse:
-    return _bytes(b"this is no gzip", encoding="gzip")
+def no_schema(call: Call) -> Answer:
+    """Knows no response_format; a schema that the messages tell is heeded."""
+    if "response_format" in call.body:
+        return error(400, "Invalid parameter: 'response_format' of type 'json_schema' is not supported by this model.")
+    schema = told_schema(call.body)
+    return ok(call) if schema is None else Answer(completion(call, fitting(schema, call.digest)))
 
 
-async def html(call: Call) -> web.StreamResponse:
-    return web.Response(text="<html><body>Welcome</body></html>", content_type="text/html")
-
-
-async def no_choices(call: Call) -> web.StreamResponse:
-    return _bytes(b'{"id": "x", "choices": []}')
-
-
-async def deep(call: Call) -> web.StreamResponse:
-    return _bytes(b'{"x": ' + b"[" * 200_000)
-
-
-async def error_in_200(call: Call) -> web.StreamResponse:
-    return _json({"error": {"message": "provider overloaded", "code": 502}})
-
-
-async def context(call: Call) -> web.StreamResponse:
-    text = "This model's maximum context length is 4096 tokens. However, you requested 9000 tokens."
-    return _json({"error": {"message": text, "type": "BadRequestError"}}, 400)
-
-
-async def leak(call: Call) -> web.StreamResponse:
-    """Repeats the key it was sent, as some gateways do."""
-    sent = call.request.headers.get("Authorization", "none")
-    return _json({"error": {"message": f"Incorrect API key provided: {sent}"}}, 401)
-
-
-async def rate_limited_until(call: Call) -> web.StreamResponse:
-    """429 with Retry-After as an HTTP date, a second or two from now."""
-    return _status(429, {"Retry-After": formatdate(time.time() + 2, usegmt=True)})
-
-
-def fault(status: int, headers: dict[str, str] | None = None) -> Answer:
-    async def answer(call: Call) -> web.StreamResponse:
-        return _status(status, headers)
-
-    return answer
-
-
-SCENARIOS: dict[str, Answer] = {
+SCENARIOS: dict[str, Scenario] = {
     "ok": ok,
     "echo": echo,
     "tool": tool,
     "reasoning": reasoning,
+    "logprobs": logprobs,
+    "cost": cost,
     "no-models": ok,
     "two-models": ok,
-    **{f"fault-{status}": fault(status) for status in (400, 401, 403, 404, 408, 422, 429, 500, 502, 503, 504)},
-    "fault-429-retry-after": fault(429, {"Retry-After": "1"}),
-    "fault-429-retry-after-date": rate_limited_until,
-    "fault-429-retry-after-long": fault(429, {"Retry-After": "3600"}),
-    "context": context,
-    "leak": leak,
-    "hang": hang,
-    "drop-mid-body": drop_mid_body,
-    "reset": reset,
-    "malformed": malformed,
-    "truncated-utf8": truncated_utf8,
+    **{f"fault-{status}": faults.fault(status) for status in (400, 401, 403, 404, 408, 422, 429, 500, 502, 503, 504)},
+    "fault-429-retry-after": faults.fault(429, {"Retry-After": "1"}),
+    "fault-429-retry-after-date": faults.rate_limited_until,
+    "fault-429-retry-after-long": faults.fault(429, {"Retry-After": "3600"}),
+    "fault-429-retry-after-endless": faults.fault(429, {"Retry-After": "9" * 400}),
+    "fault-503-retry-after": faults.fault(503, {"Retry-After": "1"}),
+    "context": faults.context,
+    "leak": faults.leak,
+    "hang": faults.hang,
+    "drop-mid-body": faults.drop_mid_body,
+    "reset": faults.reset,
+    "reset-storm": faults.reset_storm,
+    "malformed": faults.malformed,
+    "truncated-utf8": faults.truncated_utf8,
     "huge": huge,
+    "endless": endless,
     "slow-drip": slow_drip,
     "chunked": chunked,
-    "redirect": redirect,
+    "redirect": faults.redirect,
     "gzip": gzipped,
-    "gzip-broken": gzip_broken,
-    "html": html,
-    "no-choices": no_choices,
-    "deep": deep,
-    "error-in-200": error_in_200,
+    "gzip-broken": faults.gzip_broken,
+    "html": faults.html,
+    "no-choices": faults.no_choices,
+    "absurd-usage": faults.absurd_usage,
+    "deep": faults.deep,
+    "error-in-200": faults.error_in_200,
+    "fenced": fenced,
+    "wrong-schema": wrong_schema,
+    "no-schema": no_schema,
+    "stream-cut": faults.ending("cut"),
+    "stream-stall": faults.ending("stall"),
+    "stream-error": faults.ending("error"),
 }
 
 
-def _text(call: Call) -> str:
-    wanted: dict[str, Any] = call.body.get("response_format") or {}
-    if wanted.get("type") == "json_schema":
-        return msgspec.json.encode(example(wanted["json_schema"]["schema"], call.digest)).decode()
-    return f"{MARK} {call.digest.hex()}"
+def _drip(data: bytes, size: int, pause: float) -> Play:
+    async def play(exchange: Exchange) -> None:
+        exchange.begin()
+        for start in range(0, len(data), size):
+            await exchange.write(data[start : start + size])
+            if pause:
+                await asyncio.sleep(pause)
+        exchange.end()
 
-
-def _completion(call: Call, text: str | None) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    return {
-        "id": f"chatcmpl-{call.digest.hex()}",
-        "object": "chat.completion",
-        "created": 0,
-        "model": call.body.get("model"),
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
-        "usage": {"prompt_tokens": len(call.raw) // 4, "completion_tokens": len((text or "").split())},
-    }
-
-
-def _json(answer: dict[str, Any], status: int = 200) -> web.Response:
-    return web.Response(status=status, body=msgspec.json.encode(answer), content_type="application/json")
-
-
-def _bytes(body: bytes, encoding: str | None = None) -> web.Response:
-    headers = {"Content-Encoding": encoding} if encoding else None
-    return web.Response(body=body, content_type="application/json", headers=headers)
-
-
-def _status(status: int, headers: dict[str, str] | None = None) -> web.Response:
-    body = msgspec.json.encode({"error": {"message": f"a {status} on purpose", "code": None}})
-    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+    return play

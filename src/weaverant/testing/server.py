@@ -1,8 +1,9 @@
 """An OpenAI-compatible server for tests: a real process, real sockets, exact counts, faults on demand.
 
 `python -m weaverant.testing.server` prints its port as its first line. Replies are a function of the request's body
-(its seed included). GET /stats tells what was asked so far; POST /reset forgets it. A scenario (see `scenarios.py`)
-is chosen by the path (/scenario/NAME/v1), the header X-Scenario, the model's name, or --scenario, in this order.
+(its seed included). GET /stats tells what was asked so far, GET /bill what it costs; POST /reset forgets both; POST
+/control changes settings. A scenario (see `scenarios.py`) is chosen by the path (/scenario/NAME/v1), the header
+X-Scenario, the model's name, or --scenario, in this order.
 """
 
 from __future__ import annotations
@@ -10,150 +11,64 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import subprocess
-import sys
-import weakref
-from collections import Counter
-from types import TracebackType
-from typing import Any
-from urllib.request import Request as Get
-from urllib.request import urlopen
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
 import msgspec
-from aiohttp import web
 
-from weaverant.message import digest
-from weaverant.testing.scenarios import SCENARIOS, Call, find
+from weaverant.testing import tls as certificates
+from weaverant.testing.bill import Item
+from weaverant.testing.child import Child, live
+from weaverant.testing.scenarios import find
+from weaverant.testing.service import Service
+from weaverant.testing.settings import Settings
 
-STARTUP_S = 20.0
-
-
-class Server:
-    """Counts and answers. `latency` is in seconds; `slots` calls are served at once, the others queue."""
-
-    def __init__(self, scenario: str = "ok", latency: float = 0.0, slots: int = 100_000) -> None:
-        find(scenario)
-        self._scenario = scenario
-        self._latency = latency
-        self._slots = asyncio.Semaphore(slots)
-        self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._counts = Counter({"total": 0, "answered": 0, "abandoned": 0, "connections": 0, "in_flight": 0})
-        self._in_flight_max = 0
-        self._models: Counter[str] = Counter()
-        self._bodies: Counter[bytes] = Counter()
-
-    def app(self) -> web.Application:
-        app = web.Application(client_max_size=1 << 30)
-        for prefix in ("/v1", "/scenario/{scenario}/v1"):
-            app.router.add_post(prefix + "/chat/completions", self.complete)
-            app.router.add_get(prefix + "/models", self.models)
-        app.router.add_get("/stats", self.stats)
-        app.router.add_post("/reset", self.reset)
-        return app
-
-    async def complete(self, request: web.Request) -> web.StreamResponse:
-        raw = await request.read()
-        body: dict[str, Any] = msgspec.json.decode(raw)
-        model = str(body.get("model", ""))
-        key = digest(raw)
-        if request.transport not in self._connections:
-            self._connections.add(request.transport)
-            self._counts["connections"] += 1
-        self._bodies[key] += 1
-        self._models[model] += 1
-        self._counts["total"] += 1
-        self._counts["in_flight"] += 1
-        self._in_flight_max = max(self._in_flight_max, self._counts["in_flight"])
-        try:
-            async with self._slots:
-                if self._latency:
-                    await asyncio.sleep(self._latency)
-                answer = find(self._named(request, model))
-                response = await answer(Call(request, raw, body, key, self._bodies[key]))
-            self._counts["answered"] += response.status == 200
-            return response
-        except asyncio.CancelledError:
-            self._counts["abandoned"] += 1
-            raise
-        except ConnectionError:  # the client left while a stream was being written to it
-            self._counts["abandoned"] += 1
-            return web.Response()
-        finally:
-            self._counts["in_flight"] -= 1
-
-    async def models(self, request: web.Request) -> web.Response:
-        scenario = request.match_info.get("scenario", "")
-        names = {"no-models": [], "two-models": ["mock", "other"]}.get(scenario, ["mock"])
-        return web.json_response({"object": "list", "data": [{"id": name} for name in names]})
-
-    async def stats(self, request: web.Request) -> web.Response:
-        return web.json_response(
-            {
-                **self._counts,
-                "in_flight_max": self._in_flight_max,
-                "distinct": len(self._bodies),
-                "most_repeated": max(self._bodies.values(), default=0),
-                "models": self._models,
-            }
-        )
-
-    async def reset(self, request: web.Request) -> web.Response:
-        in_flight = self._counts["in_flight"]
-        self._forget()
-        self._counts["in_flight"] = in_flight
-        return web.json_response({})
-
-    def _named(self, request: web.Request, model: str) -> str:
-        chosen = request.match_info.get("scenario") or request.headers.get("X-Scenario")
-        return chosen or (model if model.partition("*")[0] in SCENARIOS else self._scenario)
+BACKLOG = 16_384
 
 
-class MockServer:
+class MockServer(Child):
     """`with MockServer() as server:` runs the server as a process of its own on a free port of 127.0.0.1.
 
-    It ends with the block, and with the process that started it, even if that one is killed.
+    It ends with the block, and with the process that started it, even if that one is killed. `settings` are those of
+    `Settings`, by name. With `tls` it speaks https, with a certificate of the authority in the file `ca`; `untrusted`
+    and `expired` are certificates that a client must refuse.
     """
 
-    def __init__(self, scenario: str = "ok", *, latency: float = 0.0, slots: int = 100_000, port: int = 0) -> None:
-        options = f"--scenario={scenario} --latency={latency} --slots={slots} --port={port} --with-parent".split()
-        self._command = [sys.executable, "-m", "weaverant.testing.server", *options]
-        self._process: subprocess.Popen[str] | None = None
-        self.port = port
-
-    def __enter__(self) -> MockServer:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self,
+        scenario: str = "ok",
+        *,
+        port: int = 0,
+        tls: bool | Literal["untrusted", "expired"] = False,
+        **settings: Any,
     ) -> None:
-        self.stop()
+        super().__init__("weaverant.testing.server", port)
+        find(scenario)
+        self.settings = Settings(scenario, **settings)
+        self._certificate = certificates.Certificate("good" if tls is True else tls) if tls else None
+        # Our own questions take no proxy, and are answered even by a server that nobody should trust.
+        anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        anybody.check_hostname = False
+        anybody.verify_mode = ssl.CERT_NONE
+        self._opener = build_opener(ProxyHandler({}), HTTPSHandler(context=anybody))
 
-    def start(self) -> None:
-        """Start, or start again on the same port."""
-        process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            process.communicate()
-            raise RuntimeError(f"the mock server ended with {process.returncode}; its error is above")
-        self._process = process
-        self.port = int(line)
-        self._command[-2] = f"--port={self.port}"
+    def options(self) -> Sequence[str]:
+        chosen = [f"--settings={msgspec.json.encode(self.settings).decode()}"]
+        return [*chosen, f"--certificate={self._certificate.server}"] if self._certificate else chosen
 
-    def stop(self) -> None:
-        """Kill the process: connections break as they do when a server dies."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+    @property
+    def ca(self) -> Path:
+        """The PEM file of the authority to trust."""
+        if self._certificate is None:
+            raise ValueError("this server has no certificate; start it as MockServer(tls=True)")
+        return self._certificate.ca
 
     @property
     def root(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._certificate else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
@@ -165,40 +80,55 @@ class MockServer:
         return f"{self.root}/scenario/{name}/v1"
 
     def stats(self) -> dict[str, Any]:
-        """`total`, `answered` (status 200 sent whole), `abandoned` (by the client), `distinct` bodies,
-        `most_repeated` (how often one body came), `in_flight`, `in_flight_max`, `connections`, `models`."""
-        with urlopen(f"{self.root}/stats", timeout=10) as response:
-            return json.load(response)
+        """What happened since the start or the last `reset`.
+
+        `total` calls came, `answered` were sent whole with status 200, `abandoned` by the client; `streams` asked for
+        a stream; `statuses` says how often each status was sent. `distinct` bodies, `most_repeated` how often one
+        body came, `models`, `connections` that carried a first call. `in_flight` now and at most (`in_flight_max`);
+        `running` have a place and `waiting` have none. `busy` are the seconds of all places taken, since the start.
+        `tokens` were admitted, as `tpm` counts them. `billed` are dollars.
+        """
+        return self._ask("/stats")
+
+    def bill(self) -> list[dict[str, Any]]:
+        """Every call whose work was done while there was a price: its `digest` (of the body, in hexadecimal), `model`,
+        `prompt_tokens`, `completion_tokens` and `dollars`. A call that its client left is worked on and billed
+        nevertheless, unless it still waited for a place; so is one whose reply is garbled or lost on purpose. One
+        that gets an error or hangs is not. A stream is billed whole when it begins."""
+        return [msgspec.structs.asdict(item) for item in msgspec.convert(self._ask("/bill"), list[Item])]
 
     def reset(self) -> None:
-        with urlopen(Get(f"{self.root}/reset", method="POST"), timeout=10):
-            pass
+        """Forget all counts and the bill; calls in flight go on."""
+        self._ask("/reset", {})
+
+    def control(self, **settings: Any) -> None:
+        """Change settings while it runs; calls that have begun go on as they were."""
+        self.settings = msgspec.convert(self._ask("/control", settings), Settings)
+
+    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        with self._opener.open(Request(self.root + path, data), timeout=10) as response:
+            return json.load(response)
 
 
-async def serve(server: Server, port: int, with_parent: bool) -> None:
+async def serve(service: Service, port: int, certificate: Path | None, with_parent: bool) -> None:
     """Serve until cancelled, or until standard input closes."""
-    runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port, backlog=8192, reuse_address=True)
-    await site.start()
-    print(runner.addresses[0][1], flush=True)
-    closed = asyncio.Event()
-    if with_parent:
-        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), lambda: sys.stdin.buffer.read(1) or closed.set())
-    await closed.wait()
-    await runner.cleanup()
+    context = certificates.context(certificate) if certificate else None
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(service.connection, "127.0.0.1", port, backlog=BACKLOG, ssl=context)
+    await live(server, with_parent)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(prog="python -m weaverant.testing.server", description=__doc__)
-    options.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    options.add_argument("--scenario", default="ok", help=f"one of {', '.join(SCENARIOS)}; NAME*2 only twice a body")
-    options.add_argument("--latency", type=float, default=0.0, help="seconds a reply takes")
-    options.add_argument("--slots", type=int, default=100_000, help="calls served at once")
-    options.add_argument("--with-parent", action="store_true", help="end when standard input closes")
-    found = options.parse_args()
+    parser = argparse.ArgumentParser(prog="python -m weaverant.testing.server", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--certificate", type=Path, help="speak https: a PEM file with a key and its certificates")
+    parser.add_argument("--settings", default="{}", help='JSON, like {"latency": 0.1, "slots": 8, "scenario": "echo"}')
+    parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")
+    found = parser.parse_args()
+    service = Service(msgspec.json.decode(found.settings, type=Settings))
     try:
-        asyncio.run(serve(Server(found.scenario, found.latency, found.slots), found.port, found.with_parent))
+        asyncio.run(serve(service, found.port, found.certificate, found.with_parent))
     except KeyboardInterrupt:
         pass
 

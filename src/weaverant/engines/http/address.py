@@ -1,4 +1,4 @@
-"""Where a server is and how to treat it: `URL?key_env=NAME&rpm=600#model`.
+"""Where a server is and how to treat it: `URL?key_env=NAME&rpm=600#model`, or `openai:model?rpm=600`.
 
 Keys are never part of an address, so an address may be shown, logged and kept in a run directory. Parameters with the
 names of `Options` are ours; all others are the server's, and are sent.
@@ -6,14 +6,16 @@ names of `Options` are ours; all others are the server's, and are sent.
 
 from __future__ import annotations
 
-import os
 import re
+from difflib import get_close_matches
 from typing import Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 from msgspec import Struct
 
+from weaverant.engines.http.key import Key, looks_random, looks_secret, read_key
+from weaverant.engines.http.presets import PRESETS, Preset, preset_at
 from weaverant.errors import UserError
 
 _SECRET = re.compile(r"key|token|secret|passw|auth|credential|sig", re.IGNORECASE)
@@ -27,6 +29,8 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     """The environment variable that holds the key."""
     key_file: str | None = None
     """A file that holds the key; or the environment variable `key_env` may name one, in NAME_FILE."""
+    preset: str = ""
+    """The hosted provider whose dialect, prices and key a server has that stands in front of it: a gateway's."""
     name: str = ""
     """Under which name the model counts in fingerprints, where replicas call the same model differently."""
     client: Literal["", "fast", "dependable"] = ""
@@ -45,6 +49,8 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     """Tokens a minute at most, of prompts and replies; 0: what the server says, or no limit."""
     price: str = ""
     """`IN,OUT` or `IN,OUT,CACHED` in dollars for a million tokens; `0`: it costs nothing."""
+    image: int = 0
+    """Tokens that one image of a prompt costs at most; 0: nobody knows, and a budget takes no images."""
     hourly: float = 0.0
     """Dollars an hour of a server of one's own, charged while it works."""
     stream: bool = False
@@ -68,14 +74,20 @@ class Address(Struct, frozen=True):
     def host(self) -> str:
         return urlsplit(self.base).hostname or ""
 
+    @property
+    def preset(self) -> Preset:
+        """What is known of the server."""
+        return PRESETS[self.options.preset] if self.options.preset else preset_at(self.host)
+
     def url(self, path: str) -> str:
         return f"{self.base}/{path}" + (f"?{self.query}" if self.query else "")
 
 
 def parse(spec: str) -> Address:
-    """The address in a spec. `UserError` if it is no URL or holds a secret; the message never shows one."""
+    """The address in a spec. `UserError` if it is none or holds a secret; the message never shows one."""
+    text = _as_url(spec.strip())
     try:
-        parts = urlsplit(spec.strip())
+        parts = urlsplit(text)
         fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         raise UserError(_no_url(spec)) from None
@@ -83,45 +95,69 @@ def parse(spec: str) -> Address:
         raise UserError(f"the URL of {parts.hostname!r} holds a user or a password. {_WAY_OUT}")
     if not fine:
         raise UserError(_no_url(spec))
-    kept: list[tuple[str, str]] = []
-    own: dict[str, str] = {}
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name in Options.__struct_fields__:
-            own[name] = value
-        elif _SECRET.search(name):
-            raise UserError(f"the URL of {parts.hostname!r} has a parameter {name!r}, which looks secret. {_WAY_OUT}")
-        else:
-            kept.append((name, value))
+    host = parts.hostname or ""
+    if any(looks_secret(part) for part in (host, *re.split("[/,]", parts.path), *re.split("[/,]", parts.fragment))):
+        raise UserError(f"an address holds what looks like a key. {_WAY_OUT}")
+    own, kept = _parameters(parts.query, host)
+    options = _options(own, host)
+    if parts.scheme == "http" and preset_at(host).name:
+        raise UserError(f"{host!r} would get the key unencrypted; expected https://{host}...")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    try:
-        options = msgspec.convert(own, Options, strict=False)
-    except msgspec.ValidationError as error:
-        raise UserError(f"the URL of {parts.hostname!r}: {error}") from None
     return Address(f"{parts.scheme}://{parts.netloc}{path}", urlencode(kept), parts.fragment, options)
 
 
-def find_key(address: Address) -> str | None:
-    """The key: from the named variable, which must be set, else OPENAI_API_KEY for OpenAI's own host and
-    WEAVERANT_API_KEY for any other, where it may be absent."""
-    named = address.options.key_env
-    required = named is not None or address.host == "api.openai.com"
-    name = named or ("OPENAI_API_KEY" if required else "WEAVERANT_API_KEY")
-    key = os.environ.get(name, "").strip()
-    if not key and required:
-        raise UserError(
-            f"{address.host!r} needs a key, expected in the environment variable {name!r}, which is not set. "
-            f"Set it (export {name}=...), or name another: ?key_env=NAME"
-        )
-    if not key.isascii() or not key.isprintable():
-        raise UserError(
-            f"the key in {name!r} holds characters that no HTTP header can carry; was it copied whole, on one line?"
-        )
-    return key or None
+def find_key(address: Address) -> Key | None:
+    """The key: from what the options name, which must be there, else from the provider's own variable, which must be
+    set as well, else from WEAVERANT_API_KEY, which may be absent."""
+    preset, options = address.preset, address.options
+    return read_key(options.key_env, options.key_file, preset.key_env, bool(preset.name), address.host)
+
+
+def _as_url(spec: str) -> str:
+    """`openai:model?options` written out."""
+    name, _, rest = spec.partition(":")
+    preset = PRESETS.get(name)
+    if preset is None:
+        return spec
+    model, _, query = rest.partition("?")
+    if not model:
+        raise UserError(f"{name}: names no model; expected one, as in {name}:{preset.example}")
+    return f"{preset.base}?{query}#{model}"
+
+
+def _parameters(query: str, host: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Ours and the server's. Whatever looks like a secret is refused, whichever it is, and never shown."""
+    own: dict[str, str] = {}
+    kept: list[tuple[str, str]] = []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in Options.__struct_fields__:
+            # A file's name may be anything, and the variable's is looked at where it is read.
+            if name not in ("key_env", "key_file") and looks_random(value):
+                raise UserError(f"the URL of {host!r} has in {name!r} what looks like a key. {_WAY_OUT}")
+            own[name] = value
+        elif looks_random(name) or looks_random(value):
+            raise UserError(f"the URL of {host!r} has a parameter that looks like a key. {_WAY_OUT}")
+        elif _SECRET.search(name):
+            raise UserError(f"the URL of {host!r} has a parameter {name!r}, which looks secret. {_WAY_OUT}")
+        else:
+            kept.append((name, value))
+    return own, kept
+
+
+def _options(own: dict[str, str], host: str) -> Options:
+    try:
+        options = msgspec.convert(own, Options, strict=False)
+    except msgspec.ValidationError as error:
+        raise UserError(f"the URL of {host!r}: {error}") from None
+    if options.preset and options.preset not in PRESETS:
+        near = get_close_matches(options.preset, PRESETS, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"no provider is called {options.preset!r}.{hint} Expected one of {', '.join(PRESETS)}")
+    return options
 
 
 def _no_url(spec: str) -> str:
-    # What precedes the first slash may be user:password@host, so only the scheme is shown.
-    return (
-        f"{spec.partition(':')[0][:12]!r}... is no address of a model server; "
-        "expected http://host:port/v1#model or https://host/v1#model"
-    )
+    # What precedes the first slash may be user:password@host, so only the scheme is shown, if it can be one.
+    scheme = spec.partition(":")[0][:12]
+    shown = f"{scheme!r}..." if scheme.isalpha() and not looks_random(spec.strip()) else "this"
+    return f"{shown} is no address of a model server; expected http://host:port/v1#model or https://host/v1#model"

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 import msgspec
-from msgspec import Struct
 
 from weaverant.engines.http import wire
 from weaverant.engines.http.address import Address, find_key
 from weaverant.engines.http.attempt import Attempt, Trouble
-from weaverant.engines.http.dependable import Dependable
-from weaverant.engines.http.prices import Price, parse_price, worst
-from weaverant.engines.http.transport import CONNECT_S, Answer, Lost, Transport
+from weaverant.engines.http.key import Key
+from weaverant.engines.http.listing import NotListed, list_models
+from weaverant.engines.http.prices import Price
+from weaverant.engines.http.stream import Stream
+from weaverant.engines.http.structured import Schemas
+from weaverant.engines.http.tariff import find_tariff
+from weaverant.engines.http.transport import Answer, Lost, Transport, acquire, choose, release
 from weaverant.errors import StepFailed, UserError
-from weaverant.message import Reply, Request, Usage
+from weaverant.message import Reply, Request
 
-OPENAI = "api.openai.com"
 GATEWAY = frozenset((408, 502, 504))
 """Statuses of a gateway that gave up on a server which may go on working, and bill."""
 
 MOST_REPLY = 64_000_000
 """Bytes of an answer, after decompression."""
+
+MOST_METRICS = 4_000_000
+"""Bytes of a page of metrics."""
+
+LONGEST_PAUSE_S = 366 * 86_400.0
+"""Seconds that a `Retry-After` may ask for: more is no end of a run that anybody waits for."""
 
 
 class Endpoint:
@@ -32,13 +39,14 @@ class Endpoint:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.model = address.model or _only_model(address)
-        self.price: Price | None = parse_price(address.options.price) if address.options.price else None
+        self.key = find_key(address)
+        self.model = address.model or _only_model(address, self.key)
+        self.tariff = find_tariff(address, self.model, self.key)
         self.hourly = address.options.hourly
-        self._key = find_key(address)
         self._url = address.url("chat/completions")
-        self._headers = _headers(self._key)
-        self._limit_field = "max_completion_tokens" if address.host == OPENAI else "max_tokens"
+        self._headers = _headers(self.key)
+        self._schemas = Schemas(address.options.schema or ("prompt" if address.preset.schema == "prompt" else ""))
+        self._client = choose(address.options.client)
         self._transport: Transport | None = None
 
     @property
@@ -46,43 +54,96 @@ class Endpoint:
         """The server's address, without options, for people."""
         return self.address.base
 
+    @property
+    def price(self) -> Price | None:
+        """None where it is unknown."""
+        return self.tariff.price
+
     async def attempt(self, request: Request, seconds: float) -> Attempt:
-        """One HTTP request. Its body is made only now: twenty thousand that wait would fill the memory."""
-        if self._transport is None:
-            self._transport = Dependable()
+        """One HTTP request. Its body is made only now: twenty thousand that wait would fill the memory.
+
+        Trouble whose blame is `call` and that may go `again` means that the server does not take the schema of the
+        request's output: the next attempt, which may follow at once, has it in the prompt.
+        """
+        options = self.address.options
+        prompted = self._schemas.prompted(request.output)
+        stream = Stream() if options.stream else None
+        idle, on_data = (options.idle, stream.feed) if stream is not None else (0.0, None)
         try:
-            body = self._body(request)
-            answer = await self._transport.send(
-                "POST", self._url, self._headers, body, seconds=seconds, most=MOST_REPLY
+            body = self.body(request, stream=options.stream)
+            answer = await self._connected().send(
+                "POST", self._url, self._headers, body, seconds=seconds, most=MOST_REPLY, idle=idle, on_data=on_data
             )
         except StepFailed as failure:
             return Attempt(Trouble(failure, "call"))
         except Lost as lost:
-            failure = StepFailed(lost.kind, f"{self.name}: {lost.text}")
-            return Attempt(Trouble(failure, "network", not lost.final, lost.sent))
-        outcome = self._judge(answer)
+            if stream is None or not (stream.settled or stream.failed):
+                failure = StepFailed(lost.kind, f"{self.name}: {lost.text}")
+                return Attempt(Trouble(failure, "network", not lost.final, lost.sent))
+            answer = Answer(200, {}, b"")
+        outcome = self.judge(answer) if stream is None else self._judge_stream(answer, stream)
         if isinstance(outcome, Reply):
-            outcome = msgspec.structs.replace(outcome, usage=self._priced(outcome.usage))
+            outcome = msgspec.structs.replace(outcome, usage=self.tariff.priced(outcome.usage))
+        elif not prompted and self._schemas.learn(request.output, outcome, answer.body):
+            outcome = outcome._replace(blame="call", again=True)
         return Attempt(outcome, answer.headers)
 
     def worst(self, request: Request) -> float | None:
         """The most that one such request can cost, in dollars; None where nobody can say."""
-        return None if self.price is None else worst(request, self._body(request), self.price)
+        try:
+            return self.tariff.worst(request, self.body(request))
+        except StepFailed:  # it is never sent
+            return 0.0
+
+    def unbounded(self, request: Request) -> str:
+        """Why `worst` says None, and the way out; empty where it does not."""
+        return self.tariff.unbounded(request)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: str = "",
+        body: bytes = b"",
+        content_type: str = "application/json",
+        seconds: float,
+        most: int,
+    ) -> Answer:
+        """Any other request to the server, or `Lost`. `query` goes behind the address's own."""
+        url = self.address.url(path)
+        if query:
+            url = f"{url}{'&' if self.address.query else '?'}{query}"
+        headers = {**self._headers, "Content-Type": content_type}
+        return await self._connected().send(method, url, headers, body, seconds=seconds, most=most)
+
+    async def metrics(self, seconds: float) -> str | None:
+        """What GET /metrics says, beside /v1 and without the key; empty where there is none, None for no answer."""
+        url = f"{self.address.base.removesuffix('/v1')}/metrics"
+        try:
+            answer = await self._connected().send("GET", url, {}, seconds=seconds, most=MOST_METRICS)
+        except Lost:
+            return None
+        return answer.body.decode(errors="replace") if answer.status == 200 else ""
+
+    def _connected(self) -> Transport:
+        """The client that all endpoints of this event loop share."""
+        if self._transport is None:
+            self._transport = acquire(self._client)
+        return self._transport
+
+    def body(self, request: Request, *, stream: bool = False) -> bytes:
+        """What is sent for the request now; `StepFailed` if it cannot be said in JSON, or not to this provider."""
+        prompted = self._schemas.prompted(request.output)
+        return wire.encode(request, self.model, self.address.preset, schema_in_prompt=prompted, stream=stream)
 
     async def close(self) -> None:
         transport, self._transport = self._transport, None
         if transport is not None:
-            await transport.close()
+            await release(transport)
 
-    def _body(self, request: Request) -> bytes:
-        return wire.encode(request, self.model, limit_field=self._limit_field)
-
-    def _priced(self, usage: Usage) -> Usage:
-        if usage.cost or self.price is None:
-            return usage
-        return msgspec.structs.replace(usage, cost=self.price.cost(usage))
-
-    def _judge(self, answer: Answer) -> Reply | Trouble:
+    def judge(self, answer: Answer) -> Reply | Trouble:
+        """What an answer means that came in one piece; the cost of its usage is only what the server says."""
         status = answer.status
         if 200 <= status < 300:
             status = wire.true_status(answer.body)
@@ -92,83 +153,87 @@ class Endpoint:
         if 300 <= status < 400:
             return Trouble(StepFailed("request", self._redirect(answer)), "call", status=status)
         if status != 200:
-            failure = wire.failure(status, answer.body, self._key)
-            wait = retry_after(answer.headers.get("retry-after"))
-            if status == 429:
-                return Trouble(failure, "limit", True, False, wait, status)
-            if status >= 500 or status == 408:
-                return Trouble(failure, "server", True, status in GATEWAY, wait, status)
-            return Trouble(failure, "call", status=status)
+            return self._failed(status, answer.body, answer.headers)
         try:
-            return wire.decode(answer.body, self._key)
+            return wire.decode(answer.body, self.key)
         except StepFailed as failure:
-            failure.text += (
-                f" (content type {answer.headers.get('content-type', '').partition(';')[0]!r}, from {self.name})"
-            )
-            return Trouble(failure, "server", False, True, None, status)
+            return self._garbled(failure, answer)
+
+    def _judge_stream(self, answer: Answer, stream: Stream) -> Reply | Trouble:
+        if answer.status != 200 or answer.too_large:
+            return self.judge(answer)
+        if not stream.begun and not answer.headers.get("content-type", "").startswith("text/event-stream"):
+            return self.judge(answer._replace(body=stream.raw))
+        if stream.failed is not None:
+            status = wire.event_status(stream.failed)
+            return self._failed(status, stream.failed, answer.headers, billed=stream.spoke)
+        if stream.garbled is not None:
+            failure = StepFailed("server", f"an event of the reply {wire.garbled(stream.garbled)}")
+            return self._garbled(failure, answer)
+        completion = stream.end()
+        if completion is None:
+            text = f"{self.name}: the stream ended before the reply did"
+            return Trouble(StepFailed("connection", text), "network", True, True, None, answer.status)
+        try:
+            return wire.reply(completion, b"", self.key)
+        except StepFailed as failure:
+            return self._garbled(failure, answer)
+
+    def _failed(self, status: int, body: bytes, headers: Mapping[str, str], *, billed: bool = False) -> Trouble:
+        failure = wire.failure(status, body, self.key)
+        wait = retry_after(headers.get("retry-after"))
+        if status == 429:
+            return Trouble(failure, "limit", True, billed, wait, status)
+        if status >= 500 or status == 408:
+            return Trouble(failure, "server", True, billed or status in GATEWAY, wait, status)
+        return Trouble(failure, "call", billed=billed, status=status)
+
+    def _garbled(self, failure: StepFailed, answer: Answer) -> Trouble:
+        kind = answer.headers.get("content-type", "").partition(";")[0]
+        failure.text += f" (content type {kind!r}, from {self.name})"
+        return Trouble(failure, "server", False, True, None, answer.status)
 
     def _redirect(self, answer: Answer) -> str:
-        where = wire.shown(answer.headers.get("location", "").partition("?")[0].encode(), self._key)
+        where = wire.shown(answer.headers.get("location", "").partition("?")[0].encode(), self.key)
         return (
             f"{self.name} redirects ({answer.status}) to {where!r}; a prompt and its key are not sent on. "
             "If you trust it, give that address, without /chat/completions, as the model's URL"
         )
 
 
-class _Model(Struct):
-    id: str
-
-
-class _Models(Struct):
-    data: list[_Model]
-
-
-def _headers(key: str | None) -> dict[str, str]:
+def _headers(key: Key | None) -> dict[str, str]:
     headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "weaverant"}
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
+    if key is not None:
+        headers["Authorization"] = key.bearer()
     return headers
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds, from seconds or an HTTP date."""
+    """Seconds, from seconds or an HTTP date, `LONGEST_PAUSE_S` at most: hundreds of digits are infinite as a float."""
     if header is None:
         return None
     text = header.strip()
     if text.replace(".", "", 1).isdecimal():
-        return float(text)
+        return min(float(text), LONGEST_PAUSE_S)
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        return min(max(0.0, parsedate_to_datetime(text).timestamp() - time.time()), LONGEST_PAUSE_S)
     except (ValueError, OverflowError):
         return None
 
 
-def _only_model(address: Address) -> str:
-    """The one model a server has. Runs in a thread because the caller may already be inside an event loop."""
-    with ThreadPoolExecutor(1) as thread:
-        names = thread.submit(lambda: asyncio.run(_list_models(address))).result()
+def _only_model(address: Address, key: Key | None) -> str:
+    """The one model a server has."""
+    try:
+        names = list_models(address, key)
+    except NotListed as error:
+        raise UserError(
+            f"no model is named after # and {address.base}/models gave no list of models ({error}). "
+            f"Is the server up? Or name the model: {address.base}#NAME"
+        ) from None
     if len(names) == 1:
         return names[0]
     listed = ", ".join(names[:20]) if names else "none"
     example = names[0] if names else "NAME"
     raise UserError(
         f"{address.base} has {len(names)} models ({listed}); expected one to be named: {address.base}#{example}"
-    )
-
-
-async def _list_models(address: Address) -> list[str]:
-    key = find_key(address)
-    transport = Dependable()
-    try:
-        answer = await transport.send("GET", address.url("models"), _headers(key), seconds=CONNECT_S, most=MOST_REPLY)
-        if answer.status == 200:
-            return [model.id for model in msgspec.json.decode(answer.body, type=_Models).data]
-        found = f"status {answer.status}: {wire.shown(answer.body, key)}"
-    except (Lost, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        found = str(error)
-    finally:
-        await transport.close()
-    raise UserError(
-        f"no model is named after # and {address.base}/models gave no list of models ({found}). "
-        f"Is the server up? Or name the model: {address.base}#NAME"
     )

@@ -1,7 +1,7 @@
 """Chat completions as bytes: `encode` a request, `decode` a reply, and say what a failed one means.
 
-Unknown, absent and null fields are tolerated; a reply that is lost or garbled is a `StepFailed`.
-Reasoning is read from replies and never sent back: servers differ on whether they accept it.
+A reply that is lost or garbled is a `StepFailed`. Reasoning is read from replies and never sent back: servers differ
+on whether they accept it.
 """
 
 from __future__ import annotations
@@ -12,35 +12,45 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from weaverant.engines.http.completion import Completion, read
+from weaverant.engines.http.key import Key
+from weaverant.engines.http.presets import OTHER, Preset
+from weaverant.engines.http.structured import in_prompt, response_format
 from weaverant.errors import StepFailed
-from weaverant.message import FinishReason, Message, Reply, Request, TextPart, ToolCall, Usage
+from weaverant.message import Message, Reply, Request, Sampling, TextPart
 
 SHOWN = 300
 """Characters of a server's own words kept in a failure."""
 
 
-def encode(request: Request, model: str, *, limit_field: str = "max_tokens") -> bytes:
-    """The JSON body. `sampling.extra` goes in last, so it can replace any field."""
-    body: dict[str, Any] = {"model": model, "messages": [_said(message) for message in request.messages]}
-    body["seed"] = request.seed
-    sampling = request.sampling
-    if sampling.temperature is not None:
-        body["temperature"] = sampling.temperature
-    if sampling.top_p is not None:
-        body["top_p"] = sampling.top_p
-    if sampling.max_tokens is not None:
-        body[limit_field] = sampling.max_tokens
-    if sampling.stop:
-        body["stop"] = sampling.stop
-    if sampling.logprobs:
-        body["logprobs"] = True
+def encode(
+    request: Request,
+    model: str,
+    preset: Preset = OTHER,
+    *,
+    schema_in_prompt: bool = False,
+    stream: bool = False,
+) -> bytes:
+    """The JSON body, in the provider's dialect. `sampling.extra` goes in last, so it can replace any field.
+
+    An output's schema goes to the server, or into the prompt; a stream is asked to end with the usage.
+    """
+    messages, output = request.messages, request.output
+    if output is not None and schema_in_prompt:
+        messages = in_prompt(messages, output)
+    body: dict[str, Any] = {"model": model, "messages": [_said(message) for message in messages], "seed": request.seed}
+    _sample(body, request.sampling, preset.limit_field)
     if request.tools:
         body["tools"] = [{"type": "function", "function": tool} for tool in request.tools]
-    if request.output is not None:
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", request.output.name)[:64] or "output"
-        schema = {"name": name, "schema": request.output.schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    body.update(sampling.extra)
+    if output is not None and not schema_in_prompt:
+        body["response_format"] = response_format(output)
+    elif output is not None and preset.json_object and output.schema.get("type") == "object":
+        body["response_format"] = {"type": "json_object"}
+    if stream:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+    preset.adapt(body, request)
+    body.update(request.sampling.extra)
     try:
         return _encode(body)
     except UnicodeEncodeError as error:
@@ -51,23 +61,39 @@ def encode(request: Request, model: str, *, limit_field: str = "max_tokens") -> 
         raise StepFailed("request", f"the request cannot be written as JSON: {error}") from None
 
 
-def decode(body: bytes, key: str | None = None) -> Reply:
-    """The first choice as a reply, or `StepFailed` of kind `server`. `usage.requests` is the caller's to set."""
-    answer = _decode(body, key)
-    if not answer.choices:
+def decode(body: bytes, key: Key | None = None) -> Reply:
+    """All choices as a reply, or `StepFailed` of kind `server`. `usage.requests` is the caller's to set."""
+    try:
+        completion = _decode_completion(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise StepFailed("server", f"the reply {garbled(error)}; it reads {shown(body, key)!r}") from None
+    return reply(completion, body, key)
+
+
+def reply(completion: Completion, body: bytes, key: Key | None = None) -> Reply:
+    """As `decode`, of a completion already read; `body` is what is shown of one without choices."""
+    for choice in completion.choices or ():
+        if choice.error is not None:
+            error = shown(str(choice.error).encode(errors="replace"), key)
+            raise StepFailed("server", f"the server broke off within the reply: {error}")
+    found = read(completion)
+    if found is None:
         raise StepFailed("server", f"the reply has no choices; it reads {shown(body, key)!r}")
-    choice = answer.choices[0]
-    said = choice.message
-    calls = tuple(
-        ToolCall(call.id or f"call_{n}", call.function.name, _arguments(call.function.arguments))
-        for n, call in enumerate(said.tool_calls or ())
-    )
-    text = said.content if isinstance(said.content, str) else "".join(p.text or "" for p in said.content or ())
-    message = Message("assistant", text, calls, None, said.reasoning_content or said.reasoning or None)
-    return Reply(message, _usage(answer.usage), answer.model or "", _finish(choice.finish_reason))
+    return found
 
 
-def failure(status: int, body: bytes, key: str | None = None) -> StepFailed:
+def garbled(error: Exception) -> str:
+    """What is wrong with bytes that should have been a chat completion, after "the reply"."""
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8 ({error.reason})"
+    if isinstance(error, msgspec.ValidationError):
+        return f"is no chat completion: {error}"
+    return f"is not JSON: {error}"
+
+
+def failure(status: int, body: bytes, key: Key | None = None) -> StepFailed:
     """What an HTTP status that is not 200 means, in the server's own words."""
     text, code = _complaint(body, key)
     if status == 429:
@@ -90,64 +116,23 @@ def true_status(body: bytes) -> int:
         return 200
     if not isinstance(found.error, _Error) or bytes(found.choices) not in (b"", b"null", b"[]"):
         return 200
-    code = found.error.code
-    return code if isinstance(code, int) and 400 <= code < 600 else 500
+    return _status(found.error.code)
 
 
-def shown(body: bytes, key: str | None) -> str:
+def event_status(data: bytes) -> int:
+    """The status of an error that came as an event of a stream."""
+    try:
+        found = _decode_error(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return 500
+    return _status(found.error.code if isinstance(found.error, _Error) else found.code)
+
+
+def shown(body: bytes, key: Key | None) -> str:
     """The beginning of a body, for people. Some servers repeat the key they were sent; it is not shown."""
-    if key:
-        body = body.replace(key.encode(), b"[key]")
-    text = " ".join(body[: 4 * SHOWN].decode(errors="replace").split())
+    begun = body[: 4 * SHOWN] if key is None else key.hide_in(body, 4 * SHOWN)
+    text = " ".join(begun.decode(errors="replace").split())
     return text[:SHOWN] + "..." if len(text) > SHOWN else text
-
-
-class _Function(Struct):
-    name: str
-    arguments: str | dict[str, Any] | None = None
-
-
-class _Call(Struct):
-    function: _Function
-    id: str | None = None
-
-
-class _Piece(Struct):
-    text: str | None = None
-
-
-class _Said(Struct):
-    content: str | list[_Piece] | None = None
-    tool_calls: list[_Call] | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-
-class _Choice(Struct):
-    message: _Said
-    finish_reason: str | None = None
-
-
-class _PromptDetails(Struct):
-    cached_tokens: int | None = None
-
-
-class _CompletionDetails(Struct):
-    reasoning_tokens: int | None = None
-
-
-class _Spent(Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-    cost: float | None = None
-
-
-class _Completion(Struct):
-    choices: list[_Choice] | None = None
-    usage: _Spent | None = None
-    model: str | None = None
 
 
 class _Error(Struct):
@@ -164,7 +149,7 @@ class _Complaint(Struct):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_completion = msgspec.json.Decoder(_Completion).decode
+_decode_completion = msgspec.json.Decoder(Completion).decode
 _decode_error = msgspec.json.Decoder(_Complaint).decode
 
 _TOO_LONG = re.compile(
@@ -177,13 +162,23 @@ _HINTS = {
     403: ". Name the environment variable that holds the key: ...?key_env=NAME",
     404: ". Check the model name after # and that the address ends as the server expects, often in /v1",
 }
-_FINISHES: dict[str | None, FinishReason] = {
-    "stop": "stop",
-    "length": "length",
-    "tool_calls": "tool_calls",
-    "function_call": "tool_calls",
-    "content_filter": "content_filter",
-}
+
+
+def _sample(body: dict[str, Any], sampling: Sampling, limit_field: str) -> None:
+    if sampling.temperature is not None:
+        body["temperature"] = sampling.temperature
+    if sampling.top_p is not None:
+        body["top_p"] = sampling.top_p
+    if sampling.max_tokens is not None:
+        body[limit_field] = sampling.max_tokens
+    if sampling.stop:
+        body["stop"] = sampling.stop
+    if sampling.n != 1:
+        body["n"] = sampling.n
+    if sampling.logprobs or sampling.top_logprobs:
+        body["logprobs"] = True
+    if sampling.top_logprobs:
+        body["top_logprobs"] = sampling.top_logprobs
 
 
 def _said(message: Message) -> dict[str, Any]:
@@ -205,44 +200,11 @@ def _said(message: Message) -> dict[str, Any]:
     return said
 
 
-def _decode(body: bytes, key: str | None) -> _Completion:
-    try:
-        return _decode_completion(body)
-    except RecursionError:
-        problem = "is nested too deeply"
-    except UnicodeDecodeError as error:
-        problem = f"is not UTF-8 ({error.reason})"
-    except msgspec.ValidationError as error:
-        problem = f"is no chat completion: {error}"
-    except msgspec.DecodeError as error:
-        problem = f"is not JSON: {error}"
-    raise StepFailed("server", f"the reply {problem}; it reads {shown(body, key)!r}")
+def _status(code: str | int | None) -> int:
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
-def _usage(spent: _Spent | None) -> Usage:
-    if spent is None:
-        return Usage()
-    prompt, completion = spent.prompt_tokens_details, spent.completion_tokens_details
-    return Usage(
-        prompt_tokens=spent.prompt_tokens or 0,
-        completion_tokens=spent.completion_tokens or 0,
-        cached_tokens=(prompt.cached_tokens or 0) if prompt else 0,
-        reasoning_tokens=(completion.reasoning_tokens or 0) if completion else 0,
-        cost=spent.cost or 0.0,
-    )
-
-
-def _finish(reason: str | None) -> FinishReason:
-    return _FINISHES.get(reason, "other")
-
-
-def _arguments(arguments: str | dict[str, Any] | None) -> str:
-    if isinstance(arguments, str):
-        return arguments
-    return _encode(arguments or {}).decode()
-
-
-def _complaint(body: bytes, key: str | None) -> tuple[str, str | int | None]:
+def _complaint(body: bytes, key: Key | None) -> tuple[str, str | int | None]:
     try:
         found = _decode_error(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -1,0 +1,70 @@
+"""A pilot's estimate as lines for people."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Iterator
+
+from weaverant.cli.report import exact
+from weaverant.cli.text import table
+from weaverant.pilot import Estimate, Interval
+from weaverant.runtime.progress import short, span
+
+
+def forecast(found: Estimate) -> Iterator[str]:
+    """What the whole input will take, how sure that is, and the budget that would cover it."""
+    whole = f"all {found.total:,} rows" if found.total is not None else "each row"
+    yield ""
+    yield f"estimate for {whole}, from the {found.rows:,} that have ended"
+    if found.unfinished:
+        yield f"  ({found.unfinished:,} that were begun and have not ended are left out)"
+    yield from table(("", "likely", "95 % from", "to"), list(_rows(found)))
+    yield from _time(found)
+    if found.affordable is not None:
+        rows = found.affordable
+        more, few, many = map(_count, (rows.value, rows.low, rows.high))
+        rest = exact(max(0.0, found.budget - found.spent))
+        yield f"  what is left of the budget, {rest}, pays for about {more} rows more ({few} to {many})"
+    if cap := _budget(found):
+        yield ""
+        yield f"with a cap: weaverant resume {shlex.quote(found.directory)}{cap}"
+
+
+def _rows(found: Estimate) -> Iterator[tuple[str, ...]]:
+    yield _row("cost", found.cost, exact)
+    yield _row("calls", found.calls, _count)
+    yield _row("tokens in", found.prompt_tokens, short)
+    yield _row("tokens out", found.completion_tokens, short)
+    yield _row("rows failed", found.failed, _percent)
+    yield _row("rows rejected", found.rejected, _percent)
+
+
+def _row(name: str, interval: Interval, text: Callable[[float], str]) -> tuple[str, ...]:
+    return (name, *(text(part) if part < math.inf else "?" for part in (interval.value, interval.low, interval.high)))
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}" if number < math.inf else "any number of"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _time(found: Estimate) -> Iterator[str]:
+    if found.seconds is None:
+        return
+    low, high = found.seconds
+    most = span(high) if high < math.inf else "nobody knows"
+    yield (
+        f"  time left: {span(low)}, if all {found.allowed:,} calls that are allowed at once stay as fast, to {most}, "
+        f"at the {found.reached:.1f} that there were"
+    )
+
+
+def _budget(found: Estimate) -> str:
+    """A cap at the upper end, where no budget covers that."""
+    if found.total is None or not found.cost.high or found.cost.high == math.inf or found.budget >= found.cost.high:
+        return ""
+    return f" --budget {math.ceil(found.cost.high * 100) / 100:.2f}"

@@ -1,0 +1,44 @@
+"""Money that was set aside for steps whose end is not recorded: what nobody knows the bill of."""
+
+from __future__ import annotations
+
+from weaverant.events import CostReserved, StepEnded
+
+Reserved = tuple[str, str, bytes, int]
+"""A step of a run: task, path, fingerprint, occurrence."""
+
+
+class Reservations:
+    """A fold over `CostReserved` and `StepEnded`."""
+
+    __slots__ = ("open",)
+
+    def __init__(self) -> None:
+        self.open: dict[Reserved, dict[str, CostReserved]] = {}
+        """By step and claim."""
+
+    def add(self, event: CostReserved) -> None:
+        key = (event.task, event.path, event.fingerprint, event.occurrence)
+        self.open.setdefault(key, {})[event.claim] = event
+
+    def close(self, event: StepEnded) -> None:
+        """The step has ended: its usage says what it cost, what was set aside included where nobody knows. One that
+        an earlier run answered says nothing of requests that were sent before."""
+        if self.open and not event.reused:
+            self.open.pop((event.task, event.path, event.fingerprint, event.occurrence), None)
+
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(task for task, *_ in self.open))
+
+    def by_agent(self) -> dict[str, tuple[int, float]]:
+        """How many steps, and how many dollars, by agent."""
+        found: dict[str, tuple[int, float]] = {}
+        for claims in self.open.values():
+            name = next(iter(claims.values())).name
+            steps, dollars = found.get(name, (0, 0.0))
+            found[name] = steps + 1, dollars + sum(event.dollars for event in claims.values())
+        return found
+
+    @property
+    def dollars(self) -> float:
+        return sum(event.dollars for claims in self.open.values() for event in claims.values())

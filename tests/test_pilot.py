@@ -1,0 +1,217 @@
+"""A pilot works on the first rows, says what all will take, and the run goes on from there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from weaverant import Agent, Reply, Request, Stages, StepFailed, Usage, UserError, reject, resume, run, workflow
+from weaverant.message import assistant
+from weaverant.pilot import estimate, mean_of, share_of, student, total_of
+from weaverant.protocols import CallContext
+
+asker = Agent("asker", prompt="{{ n }}", max_tokens=5)
+
+
+@workflow
+async def asked(row: dict[str, Any]) -> Any:
+    said = await asker(n=row["n"])
+    if row["n"] % 10 == 7:
+        return reject("seven")
+    return {"n": row["n"], "said": said}
+
+
+@workflow
+async def doubled(row: dict[str, Any]) -> Any:
+    return [await asker(n=row["n"]), await asker(n=row["n"])]
+
+
+class Teller:
+    """Row n costs `costs[n]` a call and takes 20 ms; the rows in `broken` fail."""
+
+    identity = "teller"
+
+    def __init__(self, costs: dict[int, float], broken: frozenset[int] = frozenset()) -> None:
+        self.costs = costs
+        self.broken = broken
+        self.asked: list[int] = []
+
+    async def generate(self, request: Request, ctx: CallContext) -> Reply:
+        n = int(request.messages[-1].text)
+        self.asked.append(n)
+        await asyncio.sleep(0.02)
+        if n in self.broken:
+            raise StepFailed("server", "broken", usage=Usage(cost=self.costs[n]))
+        return Reply(assistant("yes"), Usage(10 * n, 3, cost=self.costs[n]))
+
+    async def close(self) -> None: ...
+
+
+def rows(count: int) -> list[dict[str, int]]:
+    return [{"n": n} for n in range(count)]
+
+
+def skewed(count: int, seed: int = 0) -> dict[int, float]:
+    chance = Random(seed)
+    return {n: math.exp(chance.gauss(0, 0.8)) for n in range(count)}
+
+
+def test_a_pilot_stops_after_its_rows_and_the_run_goes_on_with_the_next(tmp_path: Path):
+    engine = Teller(skewed(60))
+    piloted = run(asked, rows(60), models=engine, directory=tmp_path / "run", pilot=20, concurrency=8)
+    assert sorted(task.row["n"] for task in piloted) == list(range(20))
+    assert (piloted.state, piloted.exit_code) == ("pilot", 0)
+    assert sorted(engine.asked) == list(range(20))
+    done = resume(tmp_path / "run", workflow=asked, rows=rows(60), models=engine)
+    assert sorted(task.row["n"] for task in done) == list(range(20, 60))
+    assert (done.state, done.exit_code) == ("finished", 0) and sorted(engine.asked) == list(range(60))
+
+
+def test_a_pilot_of_all_rows_just_finishes(tmp_path: Path):
+    for count, pilot in ((5, 5), (5, 9)):
+        done = run(asked, rows(count), models=Teller(skewed(9)), directory=tmp_path / str(pilot), pilot=pilot).wait()
+        assert done.state == "finished"
+    found = estimate(tmp_path / "5")
+    assert found.cost.low == found.cost.high == pytest.approx(math.fsum(skewed(9)[n] for n in range(5)))
+
+
+def test_the_estimate_against_its_arithmetic(tmp_path: Path):
+    costs = skewed(200)
+    engine = Teller(costs, frozenset((3, 4)))
+    done = run(asked, rows(200), models=engine, directory=tmp_path / "run", pilot=40, concurrency=10).wait()
+    assert done.exit_code == 3, "a pilot's rows may fail, and it says so"
+    found = estimate(done)
+    assert (found.rows, found.unfinished, found.total, found.allowed) == (40, 0, 200, 10)
+    seen = [costs[n] for n in range(40)]
+    half = 2.0227 * statistics.stdev(seen) * 160 * math.sqrt(1 / 40 + 1 / 160)  # Student's t for 39
+    likely = math.fsum(seen) + 160 * statistics.fmean(seen)
+    assert found.cost.value == pytest.approx(likely)
+    assert (found.cost.low, found.cost.high) == pytest.approx((likely - half, likely + half), rel=1e-3)
+    assert found.calls == type(found.calls)(200, 200, 200)
+    assert found.completion_tokens.value == pytest.approx(3 * 38 * 5)
+    assert found.failed.value == 2 / 40 and found.rejected.value == 4 / 40
+    assert (found.failed.low, found.failed.high) == pytest.approx((0.01382, 0.16503), abs=1e-4)  # Wilson, by hand
+    assert found.seconds is not None and found.seconds[0] <= found.seconds[1]
+    assert 1 < found.reached <= 10.5
+    assert 160 * 0.02 / 10 * 0.9 < found.seconds[1] < 160 * 0.02 / found.reached * 4
+    assert found.spent == pytest.approx(math.fsum(seen)) and found.affordable is None
+    assert estimate(tmp_path / "run").cost == found.cost, "from the directory alone"
+
+
+def test_costs_of_later_stages_count_for_the_row_they_came_from(tmp_path: Path):
+    engine = Teller(dict.fromkeys(range(60), 1.0))
+    run(Stages(asked, doubled), rows(60), models=engine, directory=tmp_path / "run", pilot=20).wait()
+    found = estimate(tmp_path / "run")
+    assert found.rows == 20
+    # Of the first twenty rows two are rejected with one call; the others have three.
+    assert found.calls.value == pytest.approx((18 * 3 + 2) * 3)
+    assert found.rejected.value == 0.1
+
+
+def test_a_budget_holds_for_the_pilot_and_its_rest_is_told_in_rows(tmp_path: Path):
+    engine = Teller(dict.fromkeys(range(100), 0.5))
+    done = run(asked, rows(100), models=engine, directory=tmp_path / "a", pilot=10, budget=20).wait()
+    found = estimate(done)
+    assert (done.state, found.spent, found.budget) == ("pilot", 5, 20)
+    assert found.affordable is not None and found.affordable.value == pytest.approx(30)
+    # This engine can set nothing aside, as a server that is paid by the hour: the sum itself stops the run.
+    stopped = run(asked, rows(100), models=engine, directory=tmp_path / "b", pilot=50, budget=2, concurrency=1).wait()
+    assert (stopped.state, stopped.exit_code) == ("budget", 5)
+
+
+def test_rows_without_a_known_number_are_judged_one_by_one(tmp_path: Path):
+    engine = Teller(skewed(400))
+    done = run(asked, (row for row in rows(400)), models=engine, directory=tmp_path / "run", pilot=30)
+    assert len(list(done)) == 30 and done.state == "pilot"
+    found = estimate(done)
+    seen = [skewed(400)[n] for n in range(30)]
+    assert found.total is None and found.seconds is None
+    assert found.cost.value == pytest.approx(statistics.fmean(seen))
+    assert found.cost.low < found.cost.value < found.cost.high
+    # What a generator gave ahead is kept, and worked on after a resume, next row first.
+    went_on = [task.row["n"] for task in resume(tmp_path / "run", workflow=asked, rows=iter(()), models=engine)]
+    assert len(went_on) > 200 and sorted(went_on) == list(range(30, 30 + len(went_on)))
+
+
+def test_a_short_generator_just_finishes(tmp_path: Path):
+    done = run(asked, iter(rows(7)), models=Teller(skewed(9)), directory=tmp_path / "run", pilot=7).wait()
+    assert done.state == "finished"
+
+
+def test_trials_of_a_row_belong_to_it(tmp_path: Path):
+    engine = Teller(skewed(9))
+    done = run(asked, rows(9), models=engine, directory=tmp_path / "run", pilot=2, trials=3).wait()
+    assert sorted(engine.asked) == [0, 0, 0, 1, 1, 1] and done.state == "pilot"
+    assert estimate(done).total == 27
+
+
+def test_nothing_is_said_of_a_run_without_rows(tmp_path: Path):
+    with pytest.raises(UserError, match="pilot works on one row at least"):
+        run(asked, rows(3), models="simulated:latency=0", directory=tmp_path / "no", pilot=0)
+    with pytest.raises(UserError, match="needs a journal"):
+        run(asked, rows(3), models="simulated:latency=0", journal=False, pilot=1)
+    run(asked, rows(0), models="simulated:latency=0", directory=tmp_path / "none").wait()
+    with pytest.raises(UserError, match=r"no row .* has ended"):
+        estimate(tmp_path / "none")
+
+
+def test_students_quantiles():
+    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, 29: 2.045, 60: 2.000, 1000: 1.962}
+    for freedom, quantile in table.items():
+        assert student(freedom) == pytest.approx(quantile, rel=2e-3), freedom
+
+
+def test_one_row_tells_a_mean_and_no_bound():
+    assert mean_of([3.0]) == type(mean_of([3.0]))(3.0, 0.0, math.inf)
+    assert share_of(0, 30).high == pytest.approx(0.11352, abs=1e-4)
+
+
+@pytest.mark.parametrize(("pilot", "rest"), [(30, 300), (50, 10_000), (50, 50)])
+def test_the_intervals_hold_what_they_promise(pilot: int, rest: int):
+    """300 runs with skewed costs: how often the true sum of the rest lies inside. 95 % are promised; what skewness
+    takes from Student's interval is allowed for."""
+    chance = Random(pilot + rest)
+    hits = 0
+    for _ in range(300):
+        costs = [math.exp(chance.gauss(0, 0.6)) for _ in range(pilot + rest)]
+        told = total_of(costs[:pilot], rest)
+        hits += told.low <= math.fsum(costs[pilot:]) <= told.high
+    assert 270 <= hits <= 297
+
+
+def test_the_interval_of_a_share_holds_what_it_promises():
+    chance = Random(3)
+    told = [share_of(sum(chance.random() < 0.08 for _ in range(60)), 60) for _ in range(1000)]
+    assert 0.92 <= sum(one.low <= 0.08 <= one.high for one in told) / 1000 <= 0.99
+
+
+def test_the_command_line_prints_the_estimate_and_the_way_on(tmp_path: Path):
+    (tmp_path / "w.py").write_text(
+        'from weaverant import Agent, workflow\nasker = Agent("asker", prompt="{{ n }}")\n'
+        "@workflow\nasync def ask(row):\n    return await asker(n=row['n'])\n"
+    )
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
+    command = [sys.executable, "-m", "weaverant.cli", "run", "w.py", "--input", "rows.jsonl", "--run", "out"]
+    ran = subprocess.run(
+        [*command, "--model", "simulated:latency=0.01", "--pilot", "10"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "COLUMNS": "100"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    for piece in ("the pilot has ended", "left 30", "estimate for all 40 rows, from the 10 that have ended",
+                  "rows failed", "time left:", "weaverant resume out"):  # fmt: skip
+        assert piece in ran.stdout, piece
+    again = subprocess.run(
+        [sys.executable, "-m", "weaverant.cli", "resume", "out"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0 and "done 40" in again.stdout and "estimate" not in again.stdout
