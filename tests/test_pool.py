@@ -702,18 +702,31 @@ def test_a_failure_tells_what_it_may_have_cost(servers: list[MockServer]):
     assert failure.usage.cost == failure.usage.unsure == wallet.asked[0] > 0
 
 
-def test_a_call_that_waits_for_money_holds_no_place(servers: list[MockServer]):
-    async def main(engine: Pool) -> list[Reply]:
-        wallet = Wallet(0.0)
-        poor = asyncio.create_task(paid(engine, 1, wallet))
-        await asyncio.sleep(0.05)
-        rich = await answer(engine, 2)
-        assert not poor.done() and totals(servers)[0] == 1
-        wallet.dollars = 1.0
-        wallet.more.set()
-        return [rich, await poor]
+def test_money_is_set_aside_only_for_calls_that_have_a_place(servers: list[MockServer]):
+    async def main(engine: Pool) -> None:
+        wallet = Wallet(1.0)
+        servers[0].control(scenario="hang")
+        calls = [asyncio.create_task(paid(engine, number, wallet)) for number in range(10)]
+        await asyncio.sleep(0.3)
+        assert len(wallet.asked) == 1 and totals(servers)[0] == 1, "nine wait for the place of the first"
+        servers[0].control(scenario="ok")
+        calls[0].cancel()
+        await asyncio.gather(*calls[1:])
+        assert len(wallet.asked) == 10
 
-    assert len(perform(main, pool(servers[:1], connections=1, price="1000,2000"))) == 2
+    perform(main, pool(servers[:1], connections=1, price="1000,2000"))
+
+
+def test_a_call_that_waits_for_money_gives_its_place_back_when_it_is_cancelled(servers: list[MockServer]):
+    async def main(engine: Pool) -> Reply:
+        poor = asyncio.create_task(paid(engine, 1, Wallet(0.0)))
+        await asyncio.sleep(0.05)
+        poor.cancel()
+        await asyncio.wait([poor])
+        assert poor.cancelled() and totals(servers)[0] == 0
+        return await answer(engine, 2)
+
+    assert perform(main, pool(servers[:1], connections=1, price="1000,2000"))
 
 
 def test_what_has_no_bound_is_refused_under_a_budget(servers: list[MockServer]):

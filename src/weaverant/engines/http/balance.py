@@ -35,22 +35,19 @@ MOST_SESSIONS = 50_000
 
 
 class Balance:
-    """`version` grows when a replica comes or goes."""
+    """The replicas, and which of them a call goes to."""
 
     def __init__(self) -> None:
         self.replicas: list[Replica] = []
-        self.tariffs: list[Replica] = []
-        """One replica for each price among them."""
-        self.version = 0
         self._homes: dict[str, tuple[Replica, Replica]] = {}
 
     def add(self, replica: Replica) -> None:
         self.replicas.append(replica)
-        self._changed()
+        self._homes.clear()
 
     def remove(self, replica: Replica) -> None:
         self.replicas.remove(replica)
-        self._changed()
+        self._homes.clear()
 
     def choose(self, call: Call, now: float) -> Replica | None:
         """The replica for the call; None where none has room for it now."""
@@ -108,14 +105,6 @@ class Balance:
             first, second = sorted(self.replicas, key=lambda each: _rank(key, each.salt))[:2]
             homes = self._homes[session] = (first, second)
         return homes
-
-    def _changed(self) -> None:
-        self.version += 1
-        self._homes.clear()
-        self.tariffs = []
-        for replica in self.replicas:
-            if not any(replica.costs_as(other) for other in self.tariffs):
-                self.tariffs.append(replica)
 
 
 def _worth_leaving(first: Replica, second: Replica, now: float) -> bool:

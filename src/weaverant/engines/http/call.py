@@ -27,8 +27,8 @@ class Call:
     """What a pool knows of a call while it works on it."""
 
     __slots__ = (
-        "agent", "bound", "cost", "ctx", "deadline", "failures", "future", "last", "passed", "request", "requests",
-        "retries", "since", "tokens", "tried", "unsure", "version",
+        "agent", "cost", "ctx", "deadline", "failures", "future", "last", "passed", "request", "requests",
+        "retries", "since", "tokens", "tried", "unsure",
     )  # fmt: skip
 
     def __init__(self, request: Request, ctx: CallContext, now: float) -> None:
@@ -51,10 +51,6 @@ class Call:
         """Dollars that are known: of servers paid by the hour."""
         self.unsure = 0.0
         """The most that requests may cost whose bill nobody knows, in dollars."""
-        self.bound = 0.0
-        """The most that the next request may cost."""
-        self.version = -1
-        """That of the pool's replicas when `bound` was found."""
         self.passed = 0
         """How many calls were given a place in its turn, because they were at home there."""
         self.future: asyncio.Future[Place] | asyncio.Future[None] | None = None

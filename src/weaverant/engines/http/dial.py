@@ -31,14 +31,16 @@ async def dial(protocol: asyncio.Protocol, origin: Origin, proxy: Proxy | None) 
 
 
 async def _connect(protocol: asyncio.Protocol, host: str, port: int, tls: Origin | None) -> asyncio.Transport:
-    transport, _ = await asyncio.get_running_loop().create_connection(
-        lambda: protocol,
-        host,
-        port,
-        ssl=trust() if tls is not None and tls.tls else None,
-        # An address needs no race, and asyncio's race costs tasks.
-        happy_eyeballs_delay=None if ":" in host or host.replace(".", "").isdigit() else HAPPY_EYEBALLS_S,
-    )
+    loop = asyncio.get_running_loop()
+    context = trust() if tls is not None and tls.tls else None
+    # An address needs no race, which costs tasks, and uvloop knows none.
+    address = ":" in host or host.replace(".", "").isdigit()
+    if address or not isinstance(loop, asyncio.BaseEventLoop):
+        transport, _ = await loop.create_connection(lambda: protocol, host, port, ssl=context)
+    else:
+        transport, _ = await loop.create_connection(
+            lambda: protocol, host, port, ssl=context, happy_eyeballs_delay=HAPPY_EYEBALLS_S
+        )
     return transport
 
 

@@ -1,6 +1,6 @@
 """What a model server tells of its own load: a few lines of its Prometheus page (GET /metrics).
 
-Names as of vLLM 0.4 to 0.11 (V0 and V1 engines), SGLang, llama.cpp's llama-server (--metrics) and TGI 2 and 3.
+vLLM (both engines), SGLang (with --enable-metrics), llama.cpp's llama-server (with --metrics) and TGI.
 """
 
 from __future__ import annotations

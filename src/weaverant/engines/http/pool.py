@@ -15,7 +15,6 @@ from weaverant.engines.http.hedge import Hedge
 from weaverant.engines.http.members import Members
 from weaverant.engines.http.replica import Place, Replica, limited
 from weaverant.engines.http.roster import Roster, split
-from weaverant.errors import StepFailed
 from weaverant.message import Reply, Request
 from weaverant.protocols import CallContext
 
@@ -105,12 +104,9 @@ class Pool:
     async def _answer(self, call: Call) -> Reply:
         places, purse = self._places, call.ctx.purse
         while True:
-            if purse is not None:
-                await self._afford(call)
             place = places.enter(call, time.monotonic()) or await places.wait(call)
-            if purse is not None and call.version != self._balance.version:
-                places.leave(place, call, None)  # a replica came that may be dearer
-                continue
+            if purse is not None:
+                await self._afford(place, call)
             outcome, replica = await (self._hedged(place, call) if self._hedge.on else self._send(place, call))
             if isinstance(outcome, Reply):
                 return call.answered(outcome)
@@ -176,13 +172,14 @@ class Pool:
 
     async def _second(self, taken: Replica, call: Call) -> Sent | None:
         """The second request, to another replica; None where that has no room any more."""
-        if call.ctx.purse is not None:
-            await call.ctx.purse.afford(call.cost + call.unsure + 2 * call.bound)
-            if call.version != self._balance.version:
-                return None
         now = time.monotonic()
         replica = self._balance.other(call, taken, now)
-        return None if replica is None else await self._send(self._places.take(replica, call, now), call)
+        if replica is None:
+            return None
+        place = self._places.take(replica, call, now)
+        if call.ctx.purse is not None:
+            await self._afford(place, call, self._bound(call, taken))
+        return await self._send(place, call)
 
     def _before_next(self, call: Call, trouble: Trouble, replica: Replica) -> float:
         """Seconds until the call may queue for its next request. Raises its failure where there is to be none."""
@@ -228,26 +225,28 @@ class Pool:
             self._places.fail(lambda waiting: waiting.ended(trouble, why))
             raise call.ended(trouble, why)
 
-    async def _afford(self, call: Call) -> None:
-        """Have the most set aside that the call can have cost once its next request has been sent."""
-        assert call.ctx.purse is not None
-        call.version = self._balance.version
-        call.bound = 0.0
-        for replica in self._balance.tariffs:
-            try:
-                worst = replica.worst(call.request)
-            except StepFailed as failure:  # it cannot be written down
-                raise call.failed(failure.kind, failure.text) from None
+    async def _afford(self, place: Place, call: Call, besides: float = 0.0) -> None:
+        """Have the most set aside that the call can have cost once it has used its place; `besides` is for a request
+        that is under way. The place is held meanwhile, so that no money is set aside for calls that only wait."""
+        purse, replica = call.ctx.purse, place.replica
+        assert purse is not None
+        afforded = False
+        try:
+            worst = replica.worst(call.request)
             if worst is None:
-                raise call.failed("budget", f"nobody can say what the call may cost: {replica.unbounded(call.request)}")
-            call.bound = max(call.bound, worst)
-        total = call.cost + call.unsure + call.bound
-        if total:
-            await call.ctx.purse.afford(total)
+                why = replica.unbounded(call.request)
+                raise call.failed("budget", f"nobody can say what the call may cost: {why}")
+            if total := call.cost + call.unsure + besides + worst:
+                await purse.afford(total)
+            afforded = True
+        finally:
+            if not afforded:
+                self._places.leave(place, call, None)
+        replica.restart(place, time.monotonic())
 
     def _bound(self, call: Call, replica: Replica) -> float:
-        """The most that a request of the call cost whose bill nobody knows."""
-        return call.bound if call.ctx.purse is not None else replica.worst(call.request) or 0.0
+        """The most that a request of the call cost there, whose bill nobody knows."""
+        return replica.worst(call.request) or 0.0
 
     def _busy(self) -> bool:
         return bool(self._running)

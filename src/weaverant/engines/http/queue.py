@@ -8,12 +8,29 @@ take is not known when it begins: the agent's mean is charged, and put right whe
 
 from __future__ import annotations
 
+import asyncio
 from heapq import heapify, heappop, heappush, heapreplace
+from typing import Any, NamedTuple
 
 from weaverant.engines.http.call import Call
 
 MOST_AGENTS = 1_000
 """Clocks kept of agents that have nothing to do."""
+
+
+class Entry(NamedTuple):
+    """One wait of a call, in the order in which an agent's calls are served. The future is the wait's own: once it is
+    over the call may wait again, for something else, while this entry is still there."""
+
+    again: int
+    order: int
+    number: int
+    call: Call
+    future: asyncio.Future[Any]
+
+    @property
+    def over(self) -> bool:
+        return self.future.done()
 
 
 class Agent:
@@ -25,7 +42,7 @@ class Agent:
         self.clock = clock
         self.mean = 0.0
         self.running = 0
-        self.calls: list[tuple[int, int, int, Call]] = []
+        self.calls: list[Entry] = []
         self.stamp = 0
         """Of its turn in the queue; an older turn of the same agent counts no more."""
 
@@ -45,10 +62,11 @@ class Queue:
         return self._alive
 
     def push(self, call: Call) -> None:
-        """A call waits from now on; one that has been sent before goes before those that have not."""
+        """A call waits from now on, for its future; one that has been sent before goes before those that have not."""
+        assert call.future is not None
         agent = self._agent(call.agent)
         self._count += 1
-        heappush(agent.calls, (0 if call.requests else 1, call.ctx.order, self._count, call))
+        heappush(agent.calls, Entry(0 if call.requests else 1, call.ctx.order, self._count, call, call.future))
         self._alive += 1
         if len(agent.calls) == 1:
             self._line_up(agent)
@@ -59,7 +77,7 @@ class Queue:
         while turns:
             clock, stamp, agent = turns[0]
             calls = agent.calls
-            while calls and not calls[0][3].waiting:
+            while calls and calls[0].over:
                 heappop(calls)
                 self._gone -= 1
             if stamp != agent.stamp or not calls:
@@ -69,12 +87,12 @@ class Queue:
                 agent.stamp = self._count
                 heapreplace(turns, (agent.clock, agent.stamp, agent))
             else:
-                return calls[0][3]
+                return calls[0].call
         return None
 
     def next(self, most: int) -> list[Call]:
         """Some of the calls whose turn is soon, of the same agent as the head's, roughly in order; after `head`."""
-        return [entry[3] for entry in self._turns[0][2].calls[1:most] if entry[3].waiting]
+        return [entry.call for entry in self._turns[0][2].calls[1:most] if not entry.over]
 
     def pop(self) -> None:
         """The head leaves; at once after `head`."""
@@ -87,13 +105,13 @@ class Queue:
         self._gone += 1
         if self._gone > 64 and self._gone > self._alive:
             for agent in self._agents.values():
-                agent.calls = [entry for entry in agent.calls if entry[3].waiting]
+                agent.calls = [entry for entry in agent.calls if not entry.over]
                 heapify(agent.calls)
             self._gone = 0
 
     def waiting(self) -> list[Call]:
         """All that wait, in no order."""
-        return [entry[3] for agent in self._agents.values() for entry in agent.calls if entry[3].waiting]
+        return [entry.call for agent in self._agents.values() for entry in agent.calls if not entry.over]
 
     def begin(self, name: str) -> float:
         """A call of the agent got a place. What is returned is to be given to `end`."""

@@ -81,12 +81,6 @@ class Replica:
             return 0.0
         return self.endpoint.worst(request)
 
-    def costs_as(self, other: Replica) -> bool:
-        """Whether `worst` says the same of every request."""
-        one, another = self.endpoint, other.endpoint
-        same_body = one.model == another.model and one.address.preset == another.address.preset
-        return same_body and one.tariff == another.tariff and bool(one.hourly) == bool(another.hourly)
-
     def unbounded(self, request: Request) -> str:
         """Why `worst` says None, and the way out; empty where it does not."""
         if self._meter is not None and self.endpoint.price is None:
@@ -100,6 +94,12 @@ class Replica:
         self.health.begin(now)
         self.limits.take(tokens, now)
         return Place(self, tokens, now, 0.0 if self._meter is None else self._meter.begin(now))
+
+    def restart(self, place: Place, now: float) -> None:
+        """The request is sent only now: what its place was held for before is no part of the server's latency."""
+        self.window.end(now, place.began, "dropped")
+        self.window.begin(now)
+        place.began = now
 
     def give_back(self, place: Place, attempt: Attempt | None, now: float) -> float:
         """The request is over; None: it was dropped by us. Gives the dollars of its time at a server paid hourly."""

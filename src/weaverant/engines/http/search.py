@@ -9,13 +9,16 @@ FIRST = 4
 OVER = 1.3
 """Requests in flight for each that the server works on: so many that it never idles."""
 
+FILLED = 0.85
+"""Where a client cannot fill a level, so much of the most that it had in flight is tried instead."""
+
 DIP = 0.7
 """From time to time only so much of the load is sent, to see whether that makes replies faster. That is 0.91 of what
 the server works on, so it costs little; and one whose latency grows with its batch is given more for as long as its
 throughput grows by about a quarter of what the load does (1.3 = (1 / 0.7) ** 0.74)."""
 
 DOUBLES = 0.7
-GROWS = 0.9
+GROWS = 0.87
 QUEUES = 1.03
 """The server works on that share of a doubled load: double again. On that share of the usual load: it may take more.
 On that multiple of the dip only: all the rest waited."""
@@ -39,7 +42,8 @@ class Search:
     """
 
     def __init__(self, most: int, now: float) -> None:
-        self._most = most
+        self._most = self._reach = most
+        """`_reach`: what the client has requests for, as far as a level that it could not fill has shown."""
         self._target = float(min(FIRST, most))
         self._doubling = True
         self._settled = self._more = False
@@ -61,12 +65,13 @@ class Search:
         self._doubling = self._settled = False
         self._grown = self._shrunk = self._agreed = self._rest = 0
         self._marks.clear()
+        self._reach = self._most
         self._look_again(now)
 
     def bound(self, most: int, now: float) -> None:
         """Never more than `most` at once. Who was at the old bound follows to a higher one."""
         follows = self._target >= self._most
-        self._most = most
+        self._most = self._reach = most
         if follows or self._target > most:
             self._target = float(most)
         if follows or self._here.level > most:
@@ -86,6 +91,8 @@ class Search:
         if self._other is not None:
             self._other.end(now, began, reply, served)
         if self._here.hungry:
+            if self._here.level > self._cruise:
+                self._reach = max(self._cruise, int(FILLED * self._here.peak))
             self._look_again(now)
         elif self._here.done(now):
             self._learn(now)
@@ -107,7 +114,7 @@ class Search:
     def _partner(self, level: int) -> int:
         """The level to compare with."""
         if self._doubling and level < self._most:
-            return min(2 * level, self._most)
+            return max(level, min(2 * level, self._reach))
         return min(level - 1, max(int(DIP * level), 3)) if level > 1 else min(2, self._most)
 
     def _look_again(self, now: float) -> None:
@@ -142,6 +149,7 @@ class Search:
         self._rest = 0 if drifted else max(0, self._rest - 1)
         level = self._partner(here.level)
         if self._rest or level == here.level:
+            self._reach = min(self._most, 2 * self._reach)
             self._measure(self._cruise, now)
         else:
             self._other = here
@@ -175,7 +183,9 @@ class Search:
             self._target /= OVER ** (self._shrunk - 1)
         else:
             self._target *= ratio ** max(0.25, 1 / (2 + self._agreed))
-            if (ratio > 1.0) != self._more or abs(ratio - 1.0) < NOISE or not self._agreed:
+            if abs(ratio - 1.0) > 2 * NOISE and (ratio > 1.0) == self._more:
+                self._agreed //= 2
+            else:
                 self._agreed += 1
         self._more = ratio > 1.0
         self._settled |= self._agreed > 1

@@ -37,6 +37,8 @@ class Cohort:
     def __init__(self, level: int, now: float, size: float) -> None:
         self.level = level
         self.begun = 0
+        self.peak = 0
+        """The most that were in flight at once."""
         self.short = 0
         """Begun while fewer than `level` were in flight."""
         self.seconds: list[float] = []
@@ -63,6 +65,7 @@ class Cohort:
     def begin(self, now: float, in_flight: int) -> None:
         self._together = self._together + 1 if now == self._last else 1
         self._last = now
+        self.peak = max(self.peak, in_flight)
         if self._until is not None:
             self.begun += now == self._until
         elif self._from is None:
@@ -128,16 +131,17 @@ def slots(low: Cohort, high: Cohort, skew: float) -> float:
     most = cap(low, high)
     short, long = _cut(low, most), _cut(high, most)
     below = sum(value < most for value in short + long) / (len(short) + len(long))
-    found = high.level - high.rate * (fmean(long) - fmean(short)) / (below or 1.0)
+    # Little's law where hardly anything was cut: replies that are alike come in volleys, which are ill counted.
+    rate = high.rate if skew > SKEWED else high.level / (fmean(long) or 1.0)
+    found = high.level - rate * (fmean(long) - fmean(short)) / (below or 1.0)
     found = max(found, min(high.served, SAFE * high.level))
     if skew > SKEWED:
         found = min(found, high.served * (1 + SKIPS / skew**2))
-    # Replies all alike come in volleys, of which a cohort's rate may count one more or less.
     return min(found, low.level * _speedup(low, high)) if skew > ALIKE else found
 
 
 def _speedup(low: Cohort, high: Cohort) -> float:
-    """How much more the server did at the higher load, give or take two standard errors and 10 %; hardly less, unless it
+    """How much more the server did at the higher load, two standard errors and 10 % granted; hardly less, unless it
     became slower meanwhile. It is the noisiest of the signs, and the only one of a queue that is not served in order:
     there some wait for ever, and the median not at all."""
     errors = [pstdev(cohort.seconds) / fmean(cohort.seconds) / len(cohort.seconds) ** 0.5 for cohort in (low, high)]
