@@ -68,7 +68,7 @@ async def saturation(scale: float) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         servers = [stack.enter_context(MockServer(latency=latency, slots=slots, skew=0.8)) for slots, latency in kinds]
         load = Load(Pool(addresses(servers)), 400)
-        await asyncio.sleep(30 * scale)
+        await asyncio.sleep(60 * scale)
         before, began = [server.stats()["busy"] for server in servers], time.monotonic()
         await asyncio.sleep(30 * scale)
         passed = time.monotonic() - began
@@ -87,8 +87,8 @@ async def slow_down(scale: float) -> list[dict[str, Any]]:
     fair then is a twenty-first."""
     with ExitStack() as stack:
         servers = [stack.enter_context(MockServer(latency=0.1, slots=32)) for _ in range(3)]
-        load = Load(Pool(addresses(servers)), 80)
-        await asyncio.sleep(15 * scale)
+        load = Load(Pool(addresses(servers)), 200)
+        await asyncio.sleep(30 * scale)
         servers[0].control(latency=1.0)
         began, moved = time.monotonic(), None
         while moved is None and time.monotonic() - began < 30:
@@ -108,7 +108,7 @@ async def silent_queue(metrics: str, scale: float) -> dict[str, Any]:
     """Requests in flight at a server of 48 slots that queues what is above them and refuses nothing."""
     with MockServer(latency=0.25, slots=48, skew=0.5, metrics=metrics) as server:
         load = Load(Pool(addresses([server])), 600)
-        await asyncio.sleep(30 * scale)
+        await asyncio.sleep(60 * scale)
         seen: list[int] = []
         for _ in range(20):
             await asyncio.sleep(scale / 2)
@@ -154,7 +154,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     rows = asyncio.run(measure(0.3 if parser.parse_args().quick else 1.0))
-    report.table(["what", "value", "goal", "met"], [[r["name"], r["value"], r["goal"] or "", r["met"]] for r in rows])
+    lines = [
+        [r["name"], f"{r['value']:.3f}", r["goal"] or "", {True: "yes", False: "no"}.get(r["met"], "")] for r in rows
+    ]
+    report.table(["what", "value", "goal", "met"], lines)
     report.finish("bench-pool", rows)
 
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from weaverant.events import Event
 from weaverant.message import Reply, Request
+from weaverant.step import Turn
 
 
 class Purse(Protocol):
@@ -31,7 +32,7 @@ class Purse(Protocol):
 class CallContext(Struct, frozen=True):
     """What an engine may know of a call besides the request. `task` and `path` say where it was made, `occurrence`
     counts equal requests in that branch, `order` is the task's age (smaller is older and goes first), `run` tells
-    the run from all others, through all its sessions."""
+    the run from all others, through all its sessions. In `turn` the engine says whether the call still waits."""
 
     task: str
     path: str = ""
@@ -39,6 +40,7 @@ class CallContext(Struct, frozen=True):
     order: int = 0
     run: str = ""
     purse: Purse | None = None
+    turn: Turn | None = None
 
 
 class Engine(Protocol):

@@ -19,6 +19,13 @@ from weaverant.message import Choice, Message, Part, Reply, Request, Tokens, Too
 StepKey = tuple[str, bytes, int]
 
 
+class Turn(msgspec.Struct):
+    """Whether a call still waits inside its engine, nothing having been sent. The engine says so; a run that is
+    stopped takes such calls back at once, and gives its grace to the others."""
+
+    waiting: bool = False
+
+
 class AskState(IntEnum):
     NEW = 0
     LAUNCHED = 1
@@ -28,7 +35,7 @@ class AskState(IntEnum):
 class Ask:
     """One wanted outcome. Mutable while it is open; what is kept of it is the event `StepEnded`."""
 
-    __slots__ = ("future", "handle", "key", "kind", "name", "number", "spec", "started", "state", "work")
+    __slots__ = ("future", "handle", "key", "kind", "name", "number", "spec", "started", "state", "turn", "work")
 
     def __init__(self, kind: StepKind, name: str, spec: str, work: ModelWork | EffectWork) -> None:
         self.kind: StepKind = kind
@@ -42,6 +49,8 @@ class Ask:
         self.started = 0.0
         self.future: asyncio.Future[Any]
         self.handle: asyncio.Task[None] | None = None
+        self.turn: Turn | None = None
+        """Of a model call that its engine works on."""
 
 
 class ModelWork:

@@ -23,7 +23,7 @@ from weaverant.message import FinishReason, Message, Reply, Usage
 from weaverant.protocols import CallContext
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.limits import Limits
-from weaverant.step import Ask, EffectWork, ModelWork
+from weaverant.step import Ask, EffectWork, ModelWork, Turn
 from weaverant.task import TaskRun
 from weaverant.trace import plain
 
@@ -59,8 +59,11 @@ class Slots:
             heappush(self._waiting, (run.row.order, self._arrivals, run, ask))
 
     def park(self) -> None:
-        """Forget what waits."""
+        """Forget what waits, here or inside an engine."""
         self._waiting.clear()
+        for work, (_, ask) in self.running.items():
+            if ask.turn is not None and ask.turn.waiting:
+                work.cancel()
 
     def abandon(self, run: TaskRun) -> None:
         """The task failed while it waited: record its asks in flight as cancelled, and stop working on them."""
@@ -172,7 +175,9 @@ class Calls:
         purse = None
         if self._budget is not None:
             purse = self._budget.purse(row.key, row.order, ask, engine, request)
-        reply = await engine.generate(request, CallContext(row.key, path, occurrence, row.order, self._run, purse))
+        ask.turn = Turn()
+        ctx = CallContext(row.key, path, occurrence, row.order, self._run, purse, ask.turn)
+        reply = await engine.generate(request, ctx)
         return _checked(reply, work.request.model)
 
     async def _effect(self, run: TaskRun, ask: Ask) -> Any:

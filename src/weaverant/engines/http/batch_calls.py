@@ -42,6 +42,12 @@ class Call:
         self.answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._worst = worst
         self._purse = ctx.purse
+        self._turn = ctx.turn
+
+    def waits(self, waiting: bool) -> None:
+        """Whether it waits to become a line for the first time."""
+        if self._turn is not None:
+            self._turn.waiting = waiting and not self.tries
 
     async def afford(self) -> None:
         """Set aside what its lines may cost. A resumed run sets it aside for the same call, and it counts once."""

@@ -36,6 +36,7 @@ class Waiting:
     def add(self, call: Call) -> None:
         self._calls[call.identity] = call
         self._bytes += call.size
+        call.waits(True)
         if len(self._calls) >= self._most_lines or self._bytes >= MOST_BYTES:
             self._due()
         elif self._timer is None:
@@ -44,6 +45,7 @@ class Waiting:
     def drop(self, call: Call) -> None:
         if self._calls.pop(call.identity, None) is not None:
             self._bytes -= call.size
+            call.waits(False)
 
     def refused(self, lines: int) -> None:
         """A batch with so many lines was over the account's limit, by itself if none of ours is under way."""

@@ -50,8 +50,11 @@ class Health:
         self._recent.append(False)
         self._up()
 
-    def failed(self, now: float) -> None:
-        """Server or network trouble."""
+    def failed(self, now: float, doubtful: bool = False) -> None:
+        """Server or network trouble. It is `doubtful` whether it is the replica's where the same call failed before:
+        one that is up and has answered others is none the worse for it."""
+        if doubtful and self.answered and not self._out:
+            return
         self._row += 1
         self._recent.append(True)
         if not self._out and not self._failing():

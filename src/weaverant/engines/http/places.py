@@ -63,6 +63,9 @@ class Places:
             self._arm(now + self.balance.wait(call, now))
             self._look_ahead(now)
         timer = loop.call_later(max(0.0, call.deadline - now), self._late, call) if call.requests else None
+        turn = None if call.requests else call.ctx.turn
+        if turn is not None:
+            turn.waiting = True
         try:
             return await future
         except asyncio.CancelledError:
@@ -72,6 +75,8 @@ class Places:
                 self.leave(future.result(), call, None)
             raise
         finally:
+            if turn is not None:
+                turn.waiting = False
             if timer is not None:
                 timer.cancel()
 
@@ -92,7 +97,7 @@ class Places:
         """The place is free; None: the request was dropped by us. Gives the dollars of its time, see `Replica`."""
         now = time.monotonic()
         replica = place.replica
-        dollars = replica.give_back(place, attempt, now)
+        dollars = replica.give_back(place, attempt, now, again=replica in call.tried)
         self._queue.end(call.agent, place.charged, now - place.began)
         if attempt is not None:
             self._heard(attempt.outcome, now)

@@ -101,8 +101,9 @@ class Replica:
         self.window.begin(now)
         place.began = now
 
-    def give_back(self, place: Place, attempt: Attempt | None, now: float) -> float:
-        """The request is over; None: it was dropped by us. Gives the dollars of its time at a server paid hourly."""
+    def give_back(self, place: Place, attempt: Attempt | None, now: float, again: bool = False) -> float:
+        """The request is over; None: it was dropped by us. `again`: its call has failed here before. Gives the dollars
+        of its time at a server paid hourly."""
         if attempt is None:
             self.window.end(now, place.began, "dropped")
             self.health.dropped(now)
@@ -116,7 +117,7 @@ class Replica:
             if now - self._learned_at >= LEARN_S:
                 self._learn(attempt, now)
         else:
-            self._trouble(place, attempt.outcome, now)
+            self._trouble(place, attempt.outcome, now, again)
             self._learn(attempt, now)
         if self.drained is not None and not self.window.in_flight:
             self.drained.set()
@@ -145,7 +146,7 @@ class Replica:
         self._learned_at = now
         self.limits.learn(attempt.headers, now)
 
-    def _trouble(self, place: Place, trouble: Trouble, now: float) -> None:
+    def _trouble(self, place: Place, trouble: Trouble, now: float, again: bool) -> None:
         if limited(trouble):
             self.window.end(now, place.began, "limited")
             self.health.pause(now, self._pause(place, trouble.retry_after, now))
@@ -157,7 +158,9 @@ class Replica:
                 self.health.dropped(now)
         else:
             self.window.end(now, place.began, "failed")
-            self.health.failed(now)
+            # A prompt that a server cannot stand fails at every try: six of 200 rows kept one out for two minutes.
+            never_sent = trouble.blame == "network" and not trouble.billed
+            self.health.failed(now, doubtful=again and not never_sent)
 
     def _pause(self, place: Place, retry_after: float | None, now: float) -> float:
         """Seconds that all calls keep away. Many refused together are one refusal: it grows only where a request
