@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-slow check format bench train-tiny clean
+.PHONY: help install run test test-all test-slow hostile check format bench train-tiny clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test-all: check test $(VENV)-heavy/.installed  ## format, lint, types, all tests
 
 test-slow: install  ## the long forms: 2,000 random workflows, 200 crash trials, a million rows
 	$(BIN)/python -m pytest -m slow --timeout 3600 -rA
+
+hostile: install  ## real runs against servers that fail in every way: what is lost, late, or asked twice
+	$(BIN)/python tests/test_hostile.py
 
 check: install  ## format, lint, types
 	$(BIN)/ruff format --check .

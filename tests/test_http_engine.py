@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from zlib import crc32
@@ -17,7 +18,7 @@ import pytest
 
 from weaverant.engines import open_engine
 from weaverant.engines.http import Pool
-from weaverant.engines.http.address import parse
+from weaverant.engines.http.address import Options, parse
 from weaverant.engines.http.attempt import Trouble
 from weaverant.engines.http.endpoint import Endpoint
 from weaverant.errors import StepFailed, UserError
@@ -508,3 +509,9 @@ def test_a_model_that_is_not_named_is_asked_for(server: MockServer):
         open_engine(server.root)
     with pytest.raises(UserError, match="gave no list of models"):
         open_engine("http://127.0.0.1:9/v1")
+
+
+def test_every_option_of_an_address_is_documented():
+    text = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    documented = set(re.findall(r"`(\w+)=", text.partition("| option | what |")[2].partition("\n\n")[0]))
+    assert documented == set(Options.__struct_fields__)

@@ -60,6 +60,9 @@ class Estimate(Struct, frozen=True):
     budget: float
     affordable: Interval | None
     """Rows that what is left of the budget pays for."""
+    cap: float
+    """A budget that all rows most likely fit in: the upper end of the cost, and a tenth more, or ten times the dearest
+    call, because the last calls need room for their bounds as well. Infinite where the cost may be."""
 
 
 def estimate(run: Run | str | Path) -> Estimate:
@@ -79,10 +82,10 @@ def estimate(run: Run | str | Path) -> Estimate:
     allowed = run.limits.concurrency if isinstance(run, Run) else config.limits.get("concurrency", Limits().concurrency)
     spent = sum(row.cost for row in seen.rows.values()) + seen.apart + JournalReader(directory).reserved().dollars
     left = max(0.0, seen.budget - spent)
-    mean = mean_of(costs)
+    mean, cost = mean_of(costs), _whole(costs, rest)
     return Estimate(
         str(directory), len(ended), len(seen.rows) - len(ended), config.rows,
-        _whole(costs, rest),
+        cost,
         _whole([row.calls for row in ended], rest),
         _whole([row.prompt_tokens for row in ended], rest),
         _whole([row.completion_tokens for row in ended], rest),
@@ -91,6 +94,7 @@ def estimate(run: Run | str | Path) -> Estimate:
         _time(ended, rest, allowed, seen.reached), allowed, seen.reached, spent, seen.budget,
         Interval(*(left / part if part else math.inf for part in (mean.value, mean.high, mean.low)))
         if seen.budget else None,
+        max(1.1 * cost.high, cost.high + 10 * seen.dearest),
     )  # fmt: skip
 
 
@@ -115,7 +119,7 @@ def share_of(some: int, of: int) -> Interval:
     share = some / of
     centre = (share + Z * Z / (2 * of)) / (1 + Z * Z / of)
     half = Z / (1 + Z * Z / of) * math.sqrt(share * (1 - share) / of + Z * Z / (4 * of * of))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    return Interval(share, max(0.0, centre - half) if some else 0.0, min(1.0, centre + half) if some < of else 1.0)
 
 
 def student(freedom: int) -> float:
@@ -155,6 +159,8 @@ class _Seen:
         self.budget = 0.0
         self.apart = 0.0
         """Dollars of groups."""
+        self.dearest = 0.0
+        """Dollars of one call."""
         self._seconds = self._wall = 0.0
         self._opened = self._last = 0.0
 
@@ -192,6 +198,7 @@ class _Seen:
             return
         seconds = event.clock - event.started
         self._seconds += seconds
+        self.dearest = max(self.dearest, event.usage.cost)
         if "@" in event.task:
             self.apart += event.usage.cost
             return

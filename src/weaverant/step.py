@@ -24,6 +24,8 @@ class Turn(msgspec.Struct):
     stopped takes such calls back at once, and gives its grace to the others."""
 
     waiting: bool = False
+    waited: float = 0.0
+    """Seconds: no part of the model's latency."""
 
 
 class AskState(IntEnum):

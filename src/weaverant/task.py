@@ -270,6 +270,9 @@ class TaskRun:
             model = instead_of.model
         path, fingerprint, occurrence = ask.key
         clock, wall = self._clock(), time.time()
+        if ask.turn is not None:  # what it waited for its turn is no part of its latency
+            ask.started = min(clock, ask.started + ask.turn.waited)
+            ask.turn = None
         event = StepEnded(
             self.row.key, path, fingerprint, occurrence, ask.kind, ask.name, ask.spec, packed_input, kind,
             self._texts.pack(value, blobs), ask.started, clock, wall, usage, model, seed, reused,

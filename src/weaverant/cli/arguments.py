@@ -125,7 +125,12 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
 
 def _limit_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("limits").add_argument
-    add("--concurrency", type=int, metavar="N", help="model calls in flight at once (default: 128)")
+    add(
+        "--concurrency",
+        type=int,
+        metavar="N",
+        help="calls at once for each model, waiting ones included (default: 1024)",
+    )
     add("--in-flight", type=int, metavar="N", help="rows in flight at once (default: four for each call)")
     add("--threads", type=int, metavar="N", help="step functions and tools that run at once (default: 16)")
     add("--grace", type=float, metavar="S", help="seconds that calls in flight are given at Ctrl-C (default: 30)")

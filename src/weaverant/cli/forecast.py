@@ -64,7 +64,7 @@ def _time(found: Estimate) -> Iterator[str]:
 
 
 def _budget(found: Estimate) -> str:
-    """A cap at the upper end, where no budget covers that."""
-    if found.total is None or not found.cost.high or found.cost.high == math.inf or found.budget >= found.cost.high:
+    """A cap that covers all rows, where no budget does."""
+    if found.total is None or not found.cap or found.cap == math.inf or found.budget >= found.cap:
         return ""
-    return f" --budget {math.ceil(found.cost.high * 100) / 100:.2f}"
+    return f" --budget {math.ceil(found.cap * 100) / 100:.2f}"

@@ -46,6 +46,8 @@ def _plan(run: Run, directory: Path | None) -> Iterator[str]:
     rows = "an unknown number of" if config.rows is None else f"{config.rows:,}"
     trials = "" if config.trials == 1 else f", {config.trials} trials of each"
     yield f"input       {config.input}: {rows} rows{trials}"
+    for name, spec in config.models.items():
+        yield f"model       {'all others' if name == '*' else name}: {spec}"
     if run.limits.budget:
         yield f"budget      {money(run.limits.budget)}: no call is made that might pass it"
     yield ""

@@ -42,6 +42,7 @@ def report(summary: Summary) -> Iterator[str]:
     for number, stage in enumerate(summary.ledger.stages):
         yield from _stage(stage, summary.rows if number == 0 else None, len(summary.ledger.stages) > 1)
     yield from _agents(summary)
+    yield from _requests(summary)
     yield from _cost(summary)
     yield from _failures(summary)
     yield from _divergence(summary)
@@ -90,10 +91,23 @@ def _agents(summary: Summary) -> Iterator[str]:
     yield from table(HEADS, rows)
 
 
+def _requests(summary: Summary) -> Iterator[str]:
+    """`requests    413 for 400 calls`, where a call took more than one."""
+    agents = summary.ledger.agents
+    asked = sum(counts.calls - counts.reused for (kind, _), counts in agents.items() if kind == "model")
+    requests = summary.ledger.usage().requests
+    if requests > asked:
+        yield f"requests    {requests:,} for {asked:,} calls: the others were sent again, or twice"
+
+
 def _cost(summary: Summary) -> Iterator[str]:
     """`cost      $1.2345 of $5.00 (of it $0.0400 is a bound: 3 calls whose bill nobody knows)`."""
     spent = summary.ledger.spent()
     if not spent.total and not summary.budget:
+        served = [what for what in summary.config.identities.values() if what.startswith("http:")]
+        if served and summary.ledger.usage().completion_tokens:
+            yield ""
+            yield f"cost        unknown, or nothing: no price for {', '.join(served)} (?price=IN,OUT in its address)"
         return
     cap = f" of {money(summary.budget)}" if summary.budget else ""
     calls = spent.unsure_calls + spent.reserved_calls
@@ -102,6 +116,10 @@ def _cost(summary: Summary) -> Iterator[str]:
     bound = f" (of it {exact(spent.bound)} is a bound: {whose} whose bill nobody knows{yet})" if calls else ""
     yield ""
     yield f"cost        {exact(spent.total)}{cap}{bound}"
+
+
+def _spent(summary: Summary) -> float:
+    return max(summary.budget, summary.ledger.spent().total)
 
 
 def exact(dollars: float) -> str:
@@ -180,11 +198,12 @@ def next_steps(summary: Summary) -> Iterator[str]:
         return
     where = shlex.quote(str(summary.directory))
     if summary.state == "budget":
-        yield f"go on:      weaverant resume {where} --budget DOLLARS   (more than {money(summary.budget)})"
+        yield f"go on:      weaverant resume {where} --budget DOLLARS   (more than {exact(_spent(summary))})"
+    elif summary.state == "fuse":
+        yield f"go on:      weaverant resume {where} --retry failed   (once the cause is mended)"
+        yield "            (with --max-failures 1 failures never stop it)"
     elif summary.state not in ("finished", "running"):
         yield f"go on:      weaverant resume {where}"
-    if summary.state == "fuse":
-        yield "            (with --max-failures 1 failures never stop it)"
     if summary.failures:
         yield f"look:       weaverant show {where} --task {summary.failures[0].key}"
         if summary.state != "running":

@@ -12,7 +12,7 @@ from weaverant.errors import UserError
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every field is a bound that a user may set."""
 
-    concurrency: int = 128
+    concurrency: int = 1024
     """Calls in flight at once for each model, waiting for a place at its server included. The oldest rows go first."""
     in_flight: int = 0
     """Rows in flight at once; 0 means four for each call in flight, and at least 64."""

@@ -77,6 +77,7 @@ class Places:
         finally:
             if turn is not None:
                 turn.waiting = False
+                turn.waited = time.monotonic() - now
             if timer is not None:
                 timer.cancel()
 

@@ -102,7 +102,7 @@ def failure(status: int, body: bytes, key: Key | None = None) -> StepFailed:
         return StepFailed("server", f"the server failed ({status}): {text}")
     if code == "context_length_exceeded" or (status in (400, 413, 422) and _TOO_LONG.search(text)):
         return StepFailed("context", f"the prompt is too long for the model ({status}): {text}")
-    hint = _HINTS.get(status, "")
+    hint = _REFUSED if key is not None and status in (401, 403) else _HINTS.get(status, "")
     return StepFailed("request", f"the server refused the request ({status}): {text}{hint}")
 
 
@@ -157,6 +157,7 @@ _TOO_LONG = re.compile(
     r"|exceeds? .{0,40}\btokens\b",
     re.IGNORECASE,
 )
+_REFUSED = ". A key was sent, and did not open this: is it this server's, and may it use this model?"
 _HINTS = {
     401: ". Name the environment variable that holds the key: ...?key_env=NAME",
     403: ". Name the environment variable that holds the key: ...?key_env=NAME",
