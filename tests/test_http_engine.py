@@ -446,7 +446,7 @@ def test_the_key_is_sent_and_never_shown(server: MockServer, monkeypatch: pytest
     engine = open_engine(f"{server.url}?key_env=MY_KEY#m")
     for shown in (str(failure), repr(failure), repr(failure.detail), repr(engine), engine.identity):
         assert "sk-secret" not in shown
-    assert "[key]" in failure.text and "key_env" in failure.text
+    assert "[key]" in failure.text and "A key was sent" in failure.text
     monkeypatch.setenv("MY_KEY", "sk-secret-123" * 40)  # longer than the part of an error that is shown
     assert "sk-secret" not in str(fail(server.scenario("leak"), key_env="MY_KEY"))
     assert engine.identity == "http:m"
@@ -492,6 +492,61 @@ def test_a_secret_in_an_address_is_refused_without_showing_it(spec: str):
 def test_other_parameters_of_an_address_are_sent(server: MockServer):
     reply = ask(server.url + "/chat/completions?api-version=2")
     assert reply.text == ask(server.url + "/").text
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [
+        ("rpmm", "rpm"),
+        ("Price", "price"),
+        ("RPM", "rpm"),
+        ("time_out", "timeout"),
+        ("retry", "retries"),
+        ("max_retries", "retries"),
+        ("hedging", ""),
+        ("api-version", ""),
+        ("region", ""),
+    ],
+)
+def test_a_parameter_that_is_nearly_an_option_is_refused(slip: str, meant: str):
+    spec = f"http://localhost:1/v1?{slip}=1#m"
+    if not meant:
+        assert parse(spec).query == f"{slip}=1"
+        return
+    with pytest.raises(UserError, match=f"'{slip}': did you mean '{meant}'"):
+        parse(spec)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("rpm=abc", "rpm='abc': expected a number, 0 or more"),
+        ("rpm=-1", "rpm='-1': expected a number, 0 or more"),
+        ("tpm=nan", "tpm='nan': expected a number, 0 or more"),
+        ("hourly=inf", "hourly='inf': expected a number, 0 or more"),
+        ("image=2.5", "image='2.5': expected a whole number, 0 or more"),
+        ("batch=-0.1", "batch='-0.1': expected a number of seconds, 0 or more"),
+        ("timeout=0", "timeout='0': expected a number of seconds, above 0"),
+        ("timeout=1e999", "timeout='1e999': expected a number of seconds, above 0"),
+        ("idle=nan", "idle='nan': expected a number of seconds, above 0"),
+        ("retries=-1", "retries='-1': expected a whole number, 0 or more"),
+        ("connections=many", "connections='many': expected a whole number, 0 or more"),
+        ("hedge=1", "hedge='1': expected a share, 0 or more and below 1"),
+        ("stream=yes", r"stream='yes': expected 1 or 0 \(true or false\)"),
+        ("schema=foo", "schema='foo': expected server or prompt"),
+        ("client=slow", "client='slow': expected fast or dependable"),
+        ("rpm=1&rpm=2", "'rpm' twice"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused_with_what_would(options: str, says: str):
+    with pytest.raises(UserError, match=says):
+        parse(f"http://localhost:1/v1?{options}#m")
+
+
+def test_options_at_the_edge_of_what_fits_are_taken():
+    text = "retries=0&hedge=0&connections=0&rpm=0&tpm=0.5&image=0&hourly=0&batch=0&timeout=0.1&idle=0.1&stream=true"
+    found = parse(f"http://localhost:1/v1?{text}&rpm=0&schema=prompt&client=#m").options
+    assert found == Options(tpm=0.5, timeout=0.1, idle=0.1, stream=True, schema="prompt", retries=0)
 
 
 def test_a_model_that_is_not_named_is_asked_for(server: MockServer):

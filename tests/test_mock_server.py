@@ -11,6 +11,7 @@ import http.client
 import json
 import math
 import random
+import re
 import socket
 import ssl
 import statistics
@@ -29,7 +30,9 @@ import jsonschema
 import pytest
 
 from weaverant.testing.proxy import MockProxy
+from weaverant.testing.scenarios import SCENARIOS
 from weaverant.testing.server import MockServer
+from weaverant.testing.settings import Settings
 
 PLAIN = build_opener(ProxyHandler({}))
 SCHEMA = {
@@ -164,7 +167,7 @@ def test_what_cannot_be_served_gets_an_error(server: MockServer):
         bare.sendall(b"what is this\r\n\r\n")
         assert bare.recv(100).startswith(b"HTTP/1.1 400")
     for wrong in ({"scenario": "no-such"}, {"price": "1"}, {"latency": -1}):
-        with pytest.raises(ValueError, match=r"no scenario|price|not negative"):
+        with pytest.raises(ValueError, match=r"no scenario|price|0 or more"):
             MockServer(**wrong)
     with pytest.raises(TypeError, match="latenzy"):
         MockServer(latenzy=1)
@@ -631,3 +634,44 @@ def test_a_thousand_clients_at_once_are_counted_exactly():
         stats, bill = server.stats(), server.bill()
     assert (stats["total"], stats["answered"], stats["connections"], stats["distinct"]) == (3_000, 3_000, 1_000, 3_000)
     assert stats["in_flight_max"] > 500 and stats["models"] == {"m": 3_000} and len(bill) == 3_000
+
+
+# The command
+
+
+def started(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "weaverant.testing.server", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_its_help_tells_every_setting_and_scenario():
+    done = started("--help")
+    assert done.returncode == 0 and "Seconds of work for a call" in done.stdout
+    settings, _, scenarios = done.stdout.partition("\nsettings:\n")[2].partition("\nscenarios")
+    assert set(re.findall(r"^  (\w+): ", settings, re.MULTILINE)) == set(Settings.__struct_fields__)
+    assert re.findall(r"[\w-]+", scenarios.partition(":\n")[2]) == list(SCENARIOS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ('{"latncy": 1}', "latncy"),
+        ('{"latency": "long"}', "latency"),
+        ('{"latency": -1}', "latency is -1.0; expected a number, 0 or more"),
+        ('{"minute": 0}', "minute is 0.0; expected a number of seconds, above 0"),
+        ('{"price": "cheap"}', "price is 'cheap'; expected IN,OUT"),
+        ('{"scenario": "nosuch"}', "no scenario 'nosuch'; expected one of ok, echo"),
+        ("latency=1", "malformed"),
+    ],
+)
+def test_a_bad_setting_is_one_line(settings: str, says: str):
+    done = started("--settings", settings)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert says in done.stderr and "the settings are: scenario, latency" in done.stderr
+
+
+def test_a_port_that_is_taken_is_one_line():
+    with MockServer() as server:
+        done = started(f"--port={server.port}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"cannot serve at port {server.port}: " in done.stderr

@@ -551,6 +551,25 @@ def test_models_lists_what_a_server_has(server: MockServer):
     assert f"{server.url}#mock" in command(server.url)
 
 
+def test_models_shows_one_model_of_a_provider_or_of_whoever_has_it():
+    price = tables()["openai"].models["gpt-5-mini"]
+    (row,) = json.loads(command("openai:gpt-5-mini", "--json"))["models"]
+    assert (row["model"], row["input"], row["output"]) == ("gpt-5-mini", price.input, price.output)
+    assert "--model openai:gpt-5-mini" in command("openai:gpt-5-mini?rpm=5")
+    (found,) = json.loads(command("gpt-5-mini", "--json"))["models"]
+    assert found == {"provider": "openai", **row}
+    assert "did you mean 'gpt-5-mini'" in command("openai:gpt-5-minni", code=2)
+    shared = [name for name in tables()["groq"].models if name in tables()["together"].models]
+    rows = json.loads(command(shared[0], "--json"))["models"]
+    assert {each["provider"] for each in rows} == {name for name in tables() if shared[0] in tables()[name].models}
+
+
+def test_models_tells_a_server_whose_address_lacks_its_end(server: MockServer):
+    assert f"often ends in /v1: weaverant models {server.root}/v1" in command(server.root, code=1)
+    assert "often ends" not in command(server.url + "/v1", code=1)
+    assert "\n1 model; use one" in command(server.url) and "\n2 models; " in command(server.scenario("two-models"))
+
+
 def test_models_names_what_is_near_to_a_mistake():
     assert "did you mean 'groq'" in command("grok", code=2)
     assert "http" in command("sk-abcdefghijklmnop", code=2)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+from pathlib import Path
 
 import pytest
 
+from weaverant import resume, run, workflow
 from weaverant.runtime.ledger import AgentCounts, Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.progress import Pace, Progress, Snapshot, StageProgress, block, fit, line, money, short, span
@@ -64,10 +66,42 @@ def test_rates_are_those_of_the_last_seconds_and_the_rest_takes_as_long_as_it_di
 def test_a_resumed_run_is_judged_by_this_session():
     run = Watched()
     run.end(done=50)
+    run.ledger.earlier = 50
     pace = Pace(0.0)
     assert pace.look(run, 100, 0.0).eta is None
     run.end(done=5)
     assert pace.look(run, 100, 1.0).eta == pytest.approx(1 / 5 * 45)
+
+
+def test_what_ended_before_the_first_look_counts():
+    run = Watched()
+    pace = Pace(0.0)
+    run.end(done=49)
+    assert pace.look(run, 400, 1.0).eta == pytest.approx(1 / 49 * 351)
+    run.end(done=1)
+    assert pace.look(run, 400, 1.1).eta == pytest.approx(1.1 / 50 * 350)
+
+
+@pytest.mark.parametrize("state", ["ready", "finished", "pilot", "budget", "interrupted"])
+def test_a_run_that_does_not_go_on_has_no_time_left(state: str):
+    run = Watched()
+    pace = Pace(0.0)
+    run.end(done=50)
+    assert pace.look(run, 400, 1.0).eta is not None
+    run.state = state
+    found = pace.look(run, 400, 2.0)
+    assert found.eta is None and "left" not in line(found) + "".join(block(found, 200))
+
+
+def test_a_resumed_run_knows_what_had_ended_before(tmp_path: Path):
+    @workflow
+    async def same(row: int) -> int:
+        return row
+
+    first = run(same, range(40), models="simulated:", directory=tmp_path, pilot=15).wait()
+    assert (first.ledger.earlier, first.ledger.ended_rows) == (0, 15)
+    again = resume(tmp_path, workflow=same, rows=range(40), models="simulated:").wait()
+    assert (again.ledger.earlier, again.ledger.ended_rows) == (15, 40)
 
 
 def test_nobody_knows_when_it_ends_while_the_rows_are_not_known():
@@ -96,7 +130,8 @@ def test_what_engines_tell_stands_in_the_block_four_lines_at_most():
     assert "$1.23 of $5.00" in text[1]
     assert text[2:-1] == [*notes[:4], "and 3 more"]
     assert block(shot(notes=notes[:4]), 200)[2:-1] == list(notes[:4])
-    assert line(shot(notes=notes)).endswith("; server 0: 3 of 8 in flight; and 6 more")
+    assert line(shot(notes=notes)).endswith("; ".join(["", *notes[:4], "and 3 more"]))
+    assert line(shot(notes=notes[:2])).endswith("; ".join(["", *notes[:2]]))
     assert "$1.23 of $5.00;" in line(shot(budget=5.0, cost=1.23))
 
 

@@ -56,6 +56,45 @@ def rows(count: int) -> list[dict[str, int]]:
     return [{"n": n} for n in range(count)]
 
 
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        ([], "models: expected an engine, a spec such as .*; found an empty list"),
+        ({"slow": []}, r"models\['slow'\]: expected an engine.*; found an empty list"),
+        (5, "models: .*found an object of type 'int'"),
+        (None, "models: .*found an object of type 'NoneType'"),
+        (Scripted, "models: .*found an object of type 'type'"),
+        (["simulated:", 5], "models: .*found an object of type 'list'"),
+    ],
+)
+def test_what_is_no_model_is_a_users_error(models: Any, says: str):
+    with pytest.raises(UserError, match=says):
+        run(twice, rows(1), models=models, journal=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("budgett", r"run\(...\) knows no 'budgett'; did you mean 'budget'\?"),
+        ("pilots", "did you mean 'pilot'"),
+        ("trails", "did you mean 'trials'"),
+        ("k", r"run\(...\) knows no 'k'\. The limits"),
+    ],
+)
+def test_a_keyword_that_a_run_does_not_know_is_a_users_error(name: str, says: str, tmp_path: Path):
+    with pytest.raises(UserError, match=says) as caught:
+        run(twice, rows(1), models="simulated:", directory=tmp_path / "run", **{name: 1})
+    for told in ("concurrency, in_flight, threads", "budget; and there is pilot", "parameters={...}"):
+        assert told in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_keyword_that_resume_does_not_know_is_a_users_error(tmp_path: Path):
+    run(twice, rows(1), models="simulated:", directory=tmp_path).wait()
+    with pytest.raises(UserError, match=r"resume\(...\) knows no 'retri'; did you mean 'retry'"):
+        resume(tmp_path, workflow=twice, rows=rows(1), models="simulated:", retri=True)
+
+
 def test_the_oldest_row_is_served_first():
     server = Server()
     tasks = list(run(twice, rows(40), models=server.engine, journal=False, concurrency=2))

@@ -13,9 +13,10 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from queue import Full, Queue
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -198,6 +199,7 @@ class Run:
                 begun = [(task.task, task.row) for task in reader.tasks()]
             reopened: list[TaskReopened] = []
             self.unfinished = recovery.unfinished(self._retry, reopened.append)
+            self.ledger.earlier = self.ledger.stages[0].ended
             self._check_input(reader)
             self._budget = _budget_of(reader, budget)
             journal.append(RunOpened(session, time.time(), config.version, budget))
@@ -293,7 +295,7 @@ def run(
             f"a pilot works on one row at least, and needs a journal to go on from; found pilot={pilot}, "
             f"journal={journal}"
         )
-    bounds = _limits(limits)
+    bounds = _limits(limits, run)
     source = _source(rows)
     binding, own, specs = _bind(models, recipe, overrides or {})
     _check_bounded(binding, bounds)
@@ -346,7 +348,7 @@ def resume(
     binding, own, specs = _bind(models if models is not None else _specs_again(config), recipe, config.overrides)
     found = _config(config.workflow, recipe, binding, specs, source, config.trials, config.limit)
     check_unchanged(path, config, found)
-    bounds = _limits({**config.limits, **_last_budget(path), **limits})
+    bounds = _limits({**config.limits, **_last_budget(path), **limits}, resume)
     _check_bounded(binding, bounds)
     which = None if not retry else Retry(None if retry is True else retry)
     return Run(recipe, config, binding, own, source, bounds, path, resumed=True, retry=which, pilot=pilot)
@@ -427,12 +429,20 @@ def _source(rows: Rows) -> Source:
     return MemoryRows(rows)  # pyright: ignore[reportArgumentType]
 
 
-def _limits(values: Mapping[str, Any]) -> Limits:
+def _limits(values: Mapping[str, Any], asked: Callable[..., Run]) -> Limits:
+    """The limits among the keywords that `asked`, which is `run` or `resume`, does not know itself."""
+    fields = Limits.__struct_fields__
+    for name in values.keys() - set(fields):
+        near = get_close_matches(name, (*fields, *(asked.__kwdefaults__ or ()), "models"), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise UserError(
+            f"{asked.__name__}(...) knows no {name!r}{hint} The limits of a run are: {', '.join(fields)}; and there is "
+            "pilot. A workflow's own parameters are given to run(...) in parameters={...}"
+        )
     try:
         return msgspec.convert(dict(values), Limits)
     except msgspec.ValidationError as error:
-        fields = ", ".join(Limits.__struct_fields__)
-        raise UserError(f"{error}; the limits of a run are: {fields}") from None
+        raise UserError(f"{error}; the limits of a run are: {', '.join(fields)}") from None
 
 
 def _check_bounded(binding: Binding, limits: Limits) -> None:
@@ -468,10 +478,7 @@ def _bind(
 ) -> tuple[Binding, list[Engine], dict[str, str]]:
     """Open what is given as a spec, and bind the agents that the recipe's file defines."""
     named = models if isinstance(models, Mapping) else {"*": models}
-    by_name = {
-        name: pooled(given) if isinstance(given, Sequence) and not isinstance(given, str) else given
-        for name, given in named.items()
-    }
+    by_name = {name: _model(name, given) for name, given in named.items()}
     known = {agent.name for agent in recipe.agents}
     for name in overrides:
         if recipe.agents and name not in known:
@@ -497,6 +504,26 @@ def _bind(
     for agent in recipe.agents:
         binding.bound(agent)
     return binding, own, specs
+
+
+def _model(name: str, given: object) -> Engine | str:
+    """A spec or an engine as it is; several specs are replicas of one model. `UserError` if it is nothing of that."""
+    if isinstance(given, str):
+        return given
+    several = isinstance(given, Sequence)
+    specs = list(cast(Sequence[object], given)) if several else []
+    texts = [spec for spec in specs if isinstance(spec, str)]
+    if texts and len(texts) == len(specs):
+        return pooled(texts)
+    if callable(getattr(given, "generate", None)) and not isinstance(given, type):
+        return cast(Engine, given)
+    # What was given is not shown: it may hold a key.
+    kind = type(given).__name__
+    raise UserError(
+        ("models" if name == "*" else f"models[{name!r}]") + ": expected an engine, a spec such as "
+        "'http://localhost:8000/v1#NAME', a list of specs (servers of one model), or a mapping of models' names to "
+        f"these; found {f'an empty {kind}' if several and not specs else f'an object of type {kind!r}'}"
+    )
 
 
 def _config(

@@ -17,6 +17,8 @@ from weaverant.engines.http.presets import PRESETS, Preset
 from weaverant.engines.http.prices import Price, listed, tables
 from weaverant.errors import UserError, WeaverantError
 
+_PRICED_IN = "Dollars for a million tokens"
+
 
 def models_command(options: argparse.Namespace) -> int:
     where: str | None = options.where
@@ -35,10 +37,14 @@ def models_command(options: argparse.Namespace) -> int:
 def _listed(where: str | None) -> tuple[list[dict[str, Any]], str]:
     if where is None:
         return [_provider(preset) for preset in PRESETS.values()], "Their models and prices: weaverant models PROVIDER"
-    preset = PRESETS.get(where.removesuffix(":"))
+    name, _, model = where.partition(":")
+    preset = PRESETS.get(name)
     if preset is not None:
-        return _of_provider(preset)
+        return _of_model(preset, parse(where).model) if model else _of_provider(preset)
     if "://" not in where:
+        rows = _of_all(where)
+        if rows:
+            return rows, f"{_PRICED_IN}, by provider; use one: --model {rows[0]['provider']}:{where}"
         known = where.isalpha() and len(where) <= 16
         asked = f"there is no provider {where!r}{near(where, PRESETS)}" if known else "that is no provider and no URL"
         raise UserError(f"{asked}; there are: {named(PRESETS)}. Or give a server's URL: http://localhost:8000/v1")
@@ -57,6 +63,24 @@ def _provider(preset: Preset) -> dict[str, Any]:
     }
 
 
+def _of_model(preset: Preset, model: str) -> tuple[list[dict[str, Any]], str]:
+    rows, note = _of_provider(preset)
+    found = [row for row in rows if row["model"] == model]
+    if not found:
+        hint = near(model, (row["model"] for row in rows))
+        raise UserError(
+            f"the price of that model of {preset.name!r} is not known{hint}; those that are: "
+            f"weaverant models {preset.name}. It may be used all the same, with price=IN,OUT where there is a budget"
+        )
+    return found, note.partition("; use one: ")[0] + f"; use it: --model {preset.name}:{model}"
+
+
+def _of_all(model: str) -> list[dict[str, Any]]:
+    """Every provider in the packaged tables that has a model of this name."""
+    prices = {provider: listed(provider, model) for provider in tables()}
+    return [{"provider": name, "model": model, **_priced(price)} for name, price in prices.items() if price is not None]
+
+
 def _of_provider(preset: Preset) -> tuple[list[dict[str, Any]], str]:
     found = tables().get(preset.name)
     use = f"use one: --model {preset.name}:{preset.example}"
@@ -70,7 +94,7 @@ def _of_provider(preset: Preset) -> tuple[list[dict[str, Any]], str]:
         prices = {name: listed(preset.name, name) for name in found.models}
         source = f"of {found.date}, from {found.source}"
     rows = [{"model": name, **_priced(price)} for name, price in sorted(prices.items())]
-    return rows, f"Dollars for a million tokens, {source}; {use}"
+    return rows, f"{_PRICED_IN}, {source}; {use}"
 
 
 def _of_server(address: Address) -> tuple[list[dict[str, Any]], str]:
@@ -79,12 +103,14 @@ def _of_server(address: Address) -> tuple[list[dict[str, Any]], str]:
     try:
         names = list_models(address, find_key(address))
     except NotListed as error:
-        raise WeaverantError(f"{address.base} gave no list of models: {error}") from None
+        lacks = error.status == 404 and not address.base.endswith("/v1")
+        hint = f". A server's address often ends in /v1: weaverant models {address.base}/v1" if lacks else ""
+        raise WeaverantError(f"{address.base} gave no list of models: {error}{hint}") from None
     rows: list[dict[str, Any]] = [{"model": name} for name in names]
     if provider:
         rows = [{**row, **_priced(listed(provider, row["model"]))} for row in rows]
     example = names[0] if names else "NAME"
-    return rows, f"{len(names)} models; use one: --model {address.base}#{example}"
+    return rows, f"{len(names):,} model{'s' * (len(names) != 1)}; use one: --model {address.base}#{example}"
 
 
 def _priced(price: Price | None) -> dict[str, Any]:

@@ -134,6 +134,8 @@ class Ledger:
 
     def __init__(self, stages: list[str]) -> None:
         self.stages = [StageCounts(name) for name in stages]
+        self.earlier = 0
+        """Rows of the first stage that had ended before this session."""
         self.agents: dict[tuple[str, str], AgentCounts] = {}
         """By (kind, name)."""
         self.reserved = Reservations()

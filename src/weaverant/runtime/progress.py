@@ -66,7 +66,7 @@ class StageProgress(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """A run at one moment. Rates are per second; `eta` is seconds, or None while nothing tells."""
+    """A run at one moment. Rates are per second; `eta` is seconds, or None while nothing tells or all has stopped."""
 
     stages: tuple[StageProgress, ...]
     rows_in_flight: int
@@ -88,7 +88,6 @@ class Pace:
 
     def __init__(self, now: float) -> None:
         self._began = now
-        self._first: int | None = None
         self._marks: deque[tuple[float, int, int]] = deque([(now, 0, 0)])
 
     def look(self, watched: Watched, total: int | None, now: float) -> Snapshot:
@@ -98,9 +97,10 @@ class Pace:
         usage = ledger.usage()
         call_rate, token_rate = self._rates(now, ledger.calls, usage.prompt_tokens + usage.completion_tokens)
         rows, calls = watched.in_flight
+        eta = self._eta(stages, ledger.earlier, now) if watched.state == "running" else None
         return Snapshot(
             stages, rows, calls, ledger.calls, call_rate, token_rate, watched.spent, now - self._began,
-            self._eta(stages, now), watched.state, watched.limits.budget, tuple(watched.notes),
+            eta, watched.state, watched.limits.budget, tuple(watched.notes),
         )  # fmt: skip
 
     def _rates(self, now: float, calls: int, tokens: int) -> tuple[float, float]:
@@ -112,12 +112,10 @@ class Pace:
         span = now - then
         return ((calls - calls_then) / span, (tokens - tokens_then) / span) if span > 0 else (0.0, 0.0)
 
-    def _eta(self, stages: Sequence[StageProgress], now: float) -> float | None:
+    def _eta(self, stages: Sequence[StageProgress], earlier: int, now: float) -> float | None:
         """At the pace of this session, for runs of one stage: how many rows a later one gets, nobody knows."""
         first = stages[0]
-        if self._first is None:
-            self._first = first.ended
-        ended = first.ended - self._first
+        ended = first.ended - earlier
         if len(stages) > 1 or not first.known or ended <= 0 or first.ended == first.rows:
             return None
         return (now - self._began) / ended * (first.rows - first.ended)
@@ -154,7 +152,7 @@ def line(shot: Snapshot) -> str:
         for stage in shot.stages
     )
     left = "" if shot.eta is None else f", about {span(shot.eta)} left"
-    notes = "".join(f"; {text}" for text in _first(shot.notes, 1))
+    notes = "".join(f"; {text}" for text in _first(shot.notes, NOTES))
     return (
         f"{stages}; {shot.rows_in_flight:,} rows in flight; {shot.calls:,} calls, {shot.call_rate:,.1f}/s, "
         f"{short(shot.token_rate)} tokens/s, {_cost(shot)}; {span(shot.elapsed)} elapsed{left}{notes}"

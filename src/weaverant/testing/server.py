@@ -3,7 +3,7 @@
 `python -m weaverant.testing.server` prints its port as its first line. Replies are a function of the request's body
 (its seed included). GET /stats tells what was asked so far, GET /bill what it costs; POST /reset forgets both; POST
 /control changes settings. A scenario (see `scenarios.py`) is chosen by the path (/scenario/NAME/v1), the header
-X-Scenario, the model's name, or --scenario, in this order.
+X-Scenario, the model's name, or the settings, in this order.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import ssl
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +23,9 @@ import msgspec
 from weaverant.testing import tls as certificates
 from weaverant.testing.bill import Item
 from weaverant.testing.child import Child, live
-from weaverant.testing.scenarios import find
+from weaverant.testing.scenarios import SCENARIOS, find
 from weaverant.testing.service import Service
-from weaverant.testing.settings import Settings
+from weaverant.testing.settings import Settings, described
 
 BACKLOG = 16_384
 
@@ -120,17 +121,42 @@ async def serve(service: Service, port: int, certificate: Path | None, with_pare
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m weaverant.testing.server", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m weaverant.testing.server",
+        description=__doc__,
+        epilog=_told(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--certificate", type=Path, help="speak https: a PEM file with a key and its certificates")
     parser.add_argument("--settings", default="{}", help='JSON, like {"latency": 0.1, "slots": 8, "scenario": "echo"}')
     parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")
     found = parser.parse_args()
-    service = Service(msgspec.json.decode(found.settings, type=Settings))
+    try:
+        service = Service(msgspec.json.decode(found.settings, type=Settings))
+    except ValueError as error:
+        names = ", ".join(Settings.__struct_fields__)
+        parser.exit(2, f"--settings {found.settings}: {error}; the settings are: {names}; --help tells more\n")
     try:
         asyncio.run(serve(service, found.port, found.certificate, found.with_parent))
+    except OSError as error:
+        parser.exit(2, f"cannot serve at port {found.port}: {error}\n")
     except KeyboardInterrupt:
         pass
+
+
+def _told() -> str:
+    """The settings and the scenarios, for --help."""
+    settings = [
+        textwrap.fill(f"{name}: {text}", 100, initial_indent="  ", subsequent_indent="      ")
+        for name, text in described().items()
+    ]
+    names = textwrap.fill(
+        ", ".join(SCENARIOS), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
+    return "\n".join(
+        ["settings:", *settings, "", "scenarios (NAME*N is NAME for the first N times a body comes):", names]
+    )
 
 
 if __name__ == "__main__":

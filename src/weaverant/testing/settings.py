@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
 from typing import Literal
 
@@ -37,9 +39,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """Whose /metrics to serve; empty: none."""
 
     def __post_init__(self) -> None:
-        if min(self.latency, self.skew, self.slots, self.tokens, self.rpm, self.tpm) < 0 or self.minute <= 0:
-            raise ValueError(f"expected numbers that are not negative and a minute above 0, found {self}")
-        if self.price and len(self.prices) not in (2, 3):
+        for name in ("latency", "skew", "slots", "tokens", "rpm", "tpm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number, 0 or more")
+        if not 0 < self.minute < math.inf:
+            raise ValueError(f"minute is {self.minute}; expected a number of seconds, above 0")
+        if self.price and not _is_price(self.price):
             raise ValueError(f"price is {self.price!r}; expected IN,OUT or IN,OUT,CACHED, like 0.5,1.5")
 
     @property
@@ -54,3 +59,31 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         second = int.from_bytes(digest[4:8], "big") / 2**32
         normal = math.sqrt(-2.0 * math.log(first)) * math.cos(2.0 * math.pi * second)
         return self.latency * math.exp(self.skew * normal)
+
+
+def described() -> dict[str, str]:
+    """What each setting means: its default, and the text that stands under it."""
+    (body,) = ast.parse(inspect.getsource(Settings)).body
+    assert isinstance(body, ast.ClassDef)
+    told: dict[str, str] = {}
+    name = ""
+    for line in body.body:
+        match line:
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                pass
+            case ast.Expr(value=ast.Constant(value=str(text))) if name:
+                told[name] = f"{' '.join(text.split())} (by default {getattr(DEFAULTS, name)!r})"
+            case _:
+                pass
+    return told
+
+
+DEFAULTS = Settings()
+
+
+def _is_price(text: str) -> bool:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        return False
+    return len(numbers) in (2, 3) and all(0 <= number < math.inf for number in numbers)

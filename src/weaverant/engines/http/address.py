@@ -6,9 +6,11 @@ names of `Options` are ours; all others are the server's, and are sent.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
@@ -60,6 +62,48 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     """Who is told the schema of an output: the `server`, or the model, in its `prompt`; by default whoever takes it."""
     batch: float = 0.0
     """Seconds to gather calls for the server's batch API, at half the price and within a day; 0: ask at once."""
+
+
+class _Fit(NamedTuple):
+    """What fits an option; all other options are texts."""
+
+    kind: type[Any]
+    expected: str
+    test: Callable[[Any], bool]
+
+
+def _from_0(value: float) -> bool:
+    return 0 <= value < math.inf
+
+
+def _above_0(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _below_1(value: float) -> bool:
+    return 0 <= value < 1
+
+
+_COUNT = _Fit(int, "a whole number, 0 or more", _from_0)
+_AMOUNT = _Fit(float, "a number, 0 or more", _from_0)
+_SECONDS = _Fit(float, "a number of seconds, above 0", _above_0)
+_FITS = {
+    "client": _Fit(str, "fast or dependable", ("", "fast", "dependable").__contains__),
+    "timeout": _SECONDS,
+    "retries": _COUNT,
+    "hedge": _Fit(float, "a share, 0 or more and below 1", _below_1),
+    "connections": _COUNT,
+    "rpm": _AMOUNT,
+    "tpm": _AMOUNT,
+    "image": _COUNT,
+    "hourly": _AMOUNT,
+    "stream": _Fit(bool, "1 or 0 (true or false)", (True, False).__contains__),
+    "idle": _SECONDS,
+    "schema": _Fit(str, "server or prompt", ("", "server", "prompt").__contains__),
+    "batch": _Fit(float, "a number of seconds, 0 or more", _from_0),
+}
+_ELSEWHERE = {"retry": "retries", "max_retries": "retries"}
+"""What other clients call an option of ours, where the names are not alike enough."""
 
 
 class Address(Struct, frozen=True):
@@ -134,9 +178,15 @@ def _parameters(query: str, host: str) -> tuple[dict[str, str], list[tuple[str, 
             # A file's name may be anything, and the variable's is looked at where it is read.
             if name not in ("key_env", "key_file") and looks_random(value):
                 raise UserError(f"the URL of {host!r} has in {name!r} what looks like a key. {_WAY_OUT}")
-            own[name] = value
+            if own.setdefault(name, value) != value:
+                raise UserError(f"the URL of {host!r} has {name!r} twice, with different values; expected one")
         elif looks_random(name) or looks_random(value):
             raise UserError(f"the URL of {host!r} has a parameter that looks like a key. {_WAY_OUT}")
+        elif meant := _meant(name):
+            raise UserError(
+                f"the URL of {host!r} has a parameter {name!r}: did you mean {meant!r}? Parameters that are no options "
+                "are sent to the server, and this one is too near to one of them to be sent unasked"
+            )
         elif _SECRET.search(name):
             raise UserError(f"the URL of {host!r} has a parameter {name!r}, which looks secret. {_WAY_OUT}")
         else:
@@ -144,16 +194,34 @@ def _parameters(query: str, host: str) -> tuple[dict[str, str], list[tuple[str, 
     return own, kept
 
 
+def _meant(name: str) -> str:
+    """The option that a parameter is a slip of the pen from, or nothing."""
+    lower = name.lower()
+    near = get_close_matches(lower, Options.__struct_fields__, 1, 0.8)
+    return _ELSEWHERE.get(lower) or (near[0] if near else "")
+
+
 def _options(own: dict[str, str], host: str) -> Options:
-    try:
-        options = msgspec.convert(own, Options, strict=False)
-    except msgspec.ValidationError as error:
-        raise UserError(f"the URL of {host!r}: {error}") from None
+    options = Options(**{name: _value(name, text, host) for name, text in own.items()})
     if options.preset and options.preset not in PRESETS:
         near = get_close_matches(options.preset, PRESETS, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(f"no provider is called {options.preset!r}.{hint} Expected one of {', '.join(PRESETS)}")
     return options
+
+
+def _value(name: str, text: str, host: str) -> Any:
+    fit = _FITS.get(name)
+    if fit is None:
+        return text
+    value: object
+    try:
+        value = msgspec.convert(text, fit.kind, strict=False)
+    except msgspec.ValidationError:
+        value = None
+    if value is None or not fit.test(value):
+        raise UserError(f"the URL of {host!r}: {name}={text[:40]!r}: expected {fit.expected}")
+    return value
 
 
 def _no_url(spec: str) -> str:

@@ -22,7 +22,11 @@ T = TypeVar("T")
 
 
 class NotListed(Exception):
-    """The server gave no list. The text says what came instead."""
+    """The server gave no list. The text says what came instead; `status` is that of its answer, 0 without one."""
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class _Model(Struct):
@@ -51,7 +55,7 @@ async def _get(address: Address, key: Key | None, path: str, kind: type[T]) -> T
     try:
         answer = await client.send("GET", address.url(path), headers, seconds=CONNECT_S, most=LONGEST)
         if answer.status != 200:
-            raise NotListed(f"status {answer.status}: {shown(answer.body, key)}")
+            raise NotListed(f"status {answer.status}: {shown(answer.body, key)}", answer.status)
         return msgspec.json.decode(answer.body if key is None else key.hide(answer.body), type=kind)
     except (Lost, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise NotListed(str(error)) from None
