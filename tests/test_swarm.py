@@ -115,7 +115,7 @@ def test_a_stop_sends_nothing_of_what_still_waits_for_a_place():
         stopped = run(twice, rows(60), models=f"{mock.url}?connections=2#big", journal=False, concurrency=50)
         threading.Timer(0.8, stopped.stop).start()
         stopped.wait()
-        assert stopped.state == "interrupted" and stopped.ledger.stages[0].done == 0
+        assert stopped.state == "interrupted" and stopped.ledger.stages[0].left >= 48
         stats = mock.stats()
         assert stats["total"] == stats["answered"] == stopped.ledger.calls <= 4, "those in flight ended, no other began"
 

@@ -10,26 +10,35 @@ import asyncio
 import gc
 import math
 import secrets
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from queue import Full, Queue
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from weaverant.agent import Binding
-from weaverant.engines import open_engine, pooled
+from weaverant.blocking import Blocking
 from weaverant.errors import JournalError, RunChanged, UserError, WeaverantError
 from weaverant.events import RunOpened, TaskReopened
+from weaverant.given import (
+    Models,
+    Rows,
+    bind,
+    check_bounded,
+    config_given,
+    limits_given,
+    recipe_given,
+    recipe_of_run,
+    source_given,
+    specs_again,
+)
 from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
 from weaverant.protocols import Engine, Journal, Source, Unreadable
-from weaverant.recipe import Recipe, is_loading, load_recipe, recipe_of
+from weaverant.recipe import Recipe, is_loading, recipe_of
 from weaverant.row import source_key
 from weaverant.rundir import RunConfig, check_unchanged, default_directory, load_config, save_config
-from weaverant.runtime.budget import Budget, unbounded
+from weaverant.runtime.budget import Budget
 from weaverant.runtime.feed import Feed, as_row
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
@@ -44,9 +53,6 @@ from weaverant.workflow import Stages, Workflow
 
 GC_THRESHOLDS = (200_000, 50, 100)
 """Collector thresholds while a run goes on: default ones cost 15 % at 1,000 tasks in flight and half at 20,000."""
-
-Rows = Source | Iterable[Any] | str | Path
-Models = Mapping[str, Engine | str | Sequence[str]] | Sequence[str] | Engine | str
 
 EXIT_CODES = {
     "finished": 0, "pilot": 0, "interrupted": 4, "fuse": 4, "journal": 4, "closed": 4, "budget": 5, "source": 1
@@ -165,7 +171,7 @@ class Run:
             gc.set_threshold(*thresholds)
 
     def __iter__(self) -> Iterator[Task]:
-        return iter(_Blocking(self))
+        return iter(Blocking(self, self.leave))
 
     def wait(self) -> Run:
         """Run to the end and keep nothing but the counts."""
@@ -287,7 +293,7 @@ def run(
             "this file starts a run while it is being loaded, so every command that loads it would run it again. "
             "Put run(...) under: if __name__ == '__main__':"
         )
-    recipe = _recipe(workflow).with_parameters(dict(parameters or {}))
+    recipe = recipe_given(workflow).with_parameters(dict(parameters or {}))
     if trials < 1 or (limit is not None and limit < 0):
         raise UserError(f"trials must be at least 1 and limit not negative; found trials={trials}, limit={limit}")
     if pilot is not None and (pilot < 1 or not journal):
@@ -295,11 +301,11 @@ def run(
             f"a pilot works on one row at least, and needs a journal to go on from; found pilot={pilot}, "
             f"journal={journal}"
         )
-    bounds = _limits(limits, run)
-    source = _source(rows)
-    binding, own, specs = _bind(models, recipe, overrides or {})
-    _check_bounded(binding, bounds)
-    config = _config(recipe.given, recipe, binding, specs, source, trials, limit)
+    bounds = limits_given(limits, "run", run.__kwdefaults__)
+    source = source_given(rows)
+    binding, own, specs = bind(models, recipe, overrides or {})
+    check_bounded(binding, bounds)
+    config = config_given(recipe.given, recipe, binding, specs, source, trials, limit)
     config = msgspec.structs.replace(
         config,
         overrides={agent: dict(fields) for agent, fields in (overrides or {}).items()},
@@ -344,113 +350,14 @@ def resume(
         # What standard input brought is in the journal; there is nothing more to read.
         source = MemoryRows([], "-") if config.input == "-" else open_source(config.input)
     else:
-        source = _source(rows)
-    binding, own, specs = _bind(models if models is not None else _specs_again(config), recipe, config.overrides)
-    found = _config(config.workflow, recipe, binding, specs, source, config.trials, config.limit)
+        source = source_given(rows)
+    binding, own, specs = bind(models if models is not None else specs_again(config), recipe, config.overrides)
+    found = config_given(config.workflow, recipe, binding, specs, source, config.trials, config.limit)
     check_unchanged(path, config, found)
-    bounds = _limits({**config.limits, **_last_budget(path), **limits}, resume)
-    _check_bounded(binding, bounds)
+    bounds = limits_given({**config.limits, **_last_budget(path), **limits}, "resume", resume.__kwdefaults__)
+    check_bounded(binding, bounds)
     which = None if not retry else Retry(None if retry is True else retry)
     return Run(recipe, config, binding, own, source, bounds, path, resumed=True, retry=which, pilot=pilot)
-
-
-class _Blocking:
-    """Iterates over a run from a thread without an event loop: the run has one of its own, in a thread of its own."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._tasks: Queue[Task | BaseException | None] = Queue(1_000)
-
-    def __iter__(self) -> Iterator[Task]:
-        thread = threading.Thread(target=self._work, name="weaverant-run")
-        thread.start()
-        try:
-            while (got := self._tasks.get()) is not None:
-                if isinstance(got, BaseException):
-                    raise got
-                yield got
-        finally:
-            self._run.leave()
-            while thread.is_alive():
-                self._drain()
-                thread.join(0.01)
-
-    def _drain(self) -> None:
-        while not self._tasks.empty():
-            self._tasks.get_nowait()
-
-    def _work(self) -> None:
-        try:
-            asyncio.run(self._feed())
-        except BaseException as error:  # handed to the thread that iterates
-            self._tasks.put(error)
-        self._tasks.put(None)
-
-    async def _feed(self) -> None:
-        async for task in self._run:
-            try:
-                self._tasks.put_nowait(task)
-            except Full:  # wait apart: the loop serves the calls in flight
-                await asyncio.to_thread(self._tasks.put, task)
-
-
-def _recipe(workflow: Workflow | Stages | Recipe | str | Path) -> Recipe:
-    if isinstance(workflow, Recipe):
-        return workflow
-    return recipe_of(workflow) if isinstance(workflow, Workflow | Stages) else load_recipe(str(workflow))
-
-
-def recipe_of_run(config: RunConfig) -> Recipe:
-    """The recipe that a run was made from, as its file is now. `UserError` if it was made from objects."""
-    _, _, chosen = config.workflow.partition(".py:")
-    file = Path(config.file)
-    if not chosen and not config.workflow.endswith(".py") and file.name != "recipe.py":
-        raise UserError(
-            f"the run was made in Python from the workflow {config.workflow!r} of {config.file!r}: "
-            "go on with it there, weaverant.resume(DIRECTORY, workflow=..., rows=..., models=...)"
-        )
-    if not file.is_file():
-        return load_recipe(config.workflow)
-    return load_recipe(f"{file}:{chosen}" if chosen else str(file))
-
-
-def _specs_again(config: RunConfig) -> Mapping[str, str]:
-    objects = [name for name, spec in config.models.items() if spec.startswith("object:")]
-    if objects:
-        raise UserError(f"the run was made with engine objects for {objects}: give them again, models=...")
-    return config.models
-
-
-def _source(rows: Rows) -> Source:
-    if isinstance(rows, str | Path):
-        return open_source(str(rows))
-    if hasattr(rows, "rows") and hasattr(rows, "rereadable"):
-        return rows  # pyright: ignore[reportReturnType]
-    return MemoryRows(rows)  # pyright: ignore[reportArgumentType]
-
-
-def _limits(values: Mapping[str, Any], asked: Callable[..., Run]) -> Limits:
-    """The limits among the keywords that `asked`, which is `run` or `resume`, does not know itself."""
-    fields = Limits.__struct_fields__
-    for name in values.keys() - set(fields):
-        near = get_close_matches(name, (*fields, *(asked.__kwdefaults__ or ()), "models"), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise UserError(
-            f"{asked.__name__}(...) knows no {name!r}{hint} The limits of a run are: {', '.join(fields)}; and there is "
-            "pilot. A workflow's own parameters are given to run(...) in parameters={...}"
-        )
-    try:
-        return msgspec.convert(dict(values), Limits)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{error}; the limits of a run are: {', '.join(fields)}") from None
-
-
-def _check_bounded(binding: Binding, limits: Limits) -> None:
-    """Under a budget everybody must know what a call costs at most, before the first one is made."""
-    for bound in binding.all() if limits.budget else ():
-        engine = binding.engine(bound.agent.model)
-        if engine is not None and (why := unbounded(engine, bound.request(()))):
-            raise UserError(f"agent {bound.agent.name!r} cannot work under a budget: {why}")
 
 
 def _last_budget(directory: Path) -> dict[str, float]:
@@ -471,104 +378,6 @@ def _status(engine: Engine) -> list[str]:
     """What the engine has to tell, where it has."""
     tell: Callable[[], list[str]] | None = getattr(engine, "status", None)
     return [] if tell is None else tell()
-
-
-def _bind(
-    models: Models, recipe: Recipe, overrides: Mapping[str, Mapping[str, Any]]
-) -> tuple[Binding, list[Engine], dict[str, str]]:
-    """Open what is given as a spec, and bind the agents that the recipe's file defines."""
-    named = models if isinstance(models, Mapping) else {"*": models}
-    by_name = {name: _model(name, given) for name, given in named.items()}
-    known = {agent.name for agent in recipe.agents}
-    for name in overrides:
-        if recipe.agents and name not in known:
-            raise UserError(f"there is no agent {name!r} to set; there are: {', '.join(sorted(known))}")
-    engines: dict[str, Engine] = {}
-    own: list[Engine] = []
-    for name, given in by_name.items():
-        engine = open_engine(given) if isinstance(given, str) else given
-        if isinstance(given, str):
-            own.append(engine)
-        engines[name] = engine
-    asked = {agent.model for agent in recipe.agents}
-    unused = sorted(set(by_name) - asked - {"*"})
-    if asked and unused:
-        raise UserError(
-            f"no agent asks for the model {unused[0]!r}; they ask for: {', '.join(sorted(map(repr, asked)))}. "
-            "A model without a name serves all others"
-        )
-    specs = {
-        name: given if isinstance(given, str) else f"object:{engines[name].identity}" for name, given in by_name.items()
-    }
-    binding = Binding(engines, overrides)
-    for agent in recipe.agents:
-        binding.bound(agent)
-    return binding, own, specs
-
-
-def _model(name: str, given: object) -> Engine | str:
-    """A spec or an engine as it is; several specs are replicas of one model. `UserError` if it is nothing of that."""
-    if isinstance(given, str):
-        return given
-    several = isinstance(given, Sequence)
-    specs = list(cast(Sequence[object], given)) if several else []
-    texts = [spec for spec in specs if isinstance(spec, str)]
-    if texts and len(texts) == len(specs):
-        return pooled(texts)
-    if callable(getattr(given, "generate", None)) and not isinstance(given, type):
-        return cast(Engine, given)
-    # What was given is not shown: it may hold a key.
-    kind = type(given).__name__
-    raise UserError(
-        ("models" if name == "*" else f"models[{name!r}]") + ": expected an engine, a spec such as "
-        "'http://localhost:8000/v1#NAME', a list of specs (servers of one model), or a mapping of models' names to "
-        f"these; found {f'an empty {kind}' if several and not specs else f'an object of type {kind!r}'}"
-    )
-
-
-def _config(
-    workflow: str,
-    recipe: Recipe,
-    binding: Binding,
-    specs: dict[str, str],
-    source: Source,
-    trials: int,
-    limit: int | None,
-) -> RunConfig:
-    from weaverant import __version__
-
-    rows = source.count()
-    if rows is not None:
-        rows = (rows if limit is None else min(rows, limit)) * trials
-    return RunConfig(
-        workflow=workflow,
-        file=str(recipe.path),
-        stages=[stage.name for stage in recipe.stages],
-        input=_absolute(source.name),
-        models=specs,
-        identities={name: engine.identity for name, engine in binding.models.items()},
-        agents=_specs_by_name(binding),
-        code=recipe.code,
-        trials=trials,
-        limit=limit,
-        rows=rows,
-        input_identity=source.identity(),
-        version=__version__,
-        created=time.time(),
-    )
-
-
-def _specs_by_name(binding: Binding) -> dict[str, str]:
-    """The agents' specs; several agents of one name count together."""
-    specs: dict[str, list[str]] = {}
-    for bound in binding.all():
-        specs.setdefault(bound.agent.name, []).append(bound.spec)
-    return {name: "+".join(sorted(own)) for name, own in specs.items()}
-
-
-def _absolute(name: str) -> str:
-    """A file's path as it can be found again from anywhere."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _no_blob(key: bytes) -> str:

@@ -14,8 +14,8 @@ from weaverant.cli.options import named, near
 from weaverant.cli.show import storyteller
 from weaverant.errors import UserError
 from weaverant.export import GENERIC, messages, open_sink, row_order
+from weaverant.given import recipe_of_run
 from weaverant.journal import JournalReader
-from weaverant.launch import recipe_of_run
 from weaverant.recipe import StoryExporter, samples_of
 from weaverant.rundir import RunConfig, load_config
 from weaverant.summary import has_finished

@@ -14,6 +14,9 @@ FEWEST = 10
 
 LONGEST_PROBE_S = 30.0
 
+ALIVE_S = 1.0
+"""Seconds after a reply for which a replica is not to blame for a request that it got."""
+
 
 class Health:
     """Up, paused (it said when to come back), or out (it kept failing; one call at a time probes it).
@@ -24,6 +27,7 @@ class Health:
 
     def __init__(self, now: float) -> None:
         self.answered = False
+        self._replied_at = -math.inf
         self._recent: deque[bool] = deque(maxlen=RECENT)  # True: failed
         self._row = 0
         self._out = False
@@ -46,14 +50,18 @@ class Health:
 
     def reply(self, now: float) -> None:
         self.answered = True
+        self._replied_at = now
         self._row = 0
         self._recent.append(False)
         self._up()
 
-    def failed(self, now: float, doubtful: bool = False) -> None:
-        """Server or network trouble. It is `doubtful` whether it is the replica's where the same call failed before:
-        one that is up and has answered others is none the worse for it."""
-        if doubtful and self.answered and not self._out:
+    def failed(self, now: float, arrived: bool = False, again: bool = False) -> None:
+        """Server or network trouble. `arrived`: the request reached it; `again`: the same call had failed here before.
+
+        A prompt that a server cannot stand fails at every try and says nothing of the server: six such rows of 200
+        kept one out for two minutes that answered all others. So while it answers, these do not count.
+        """
+        if arrived and not self._out and ((again and self.answered) or now - self._replied_at < ALIVE_S):
             return
         self._row += 1
         self._recent.append(True)
@@ -61,7 +69,8 @@ class Health:
             return
         # Requests sent before it went out may fail long after: they are no verdict of the probe.
         if not self._out or self._probing:
-            self._gap = min(2 * self._gap, LONGEST_PROBE_S) if self._gap else 1.0
+            longer = self._gap if again and arrived else 2 * self._gap
+            self._gap = min(longer, LONGEST_PROBE_S) if self._gap else 1.0
             self._probe_at = now + self._gap
         self._out = True
         self._probing = False

@@ -158,9 +158,8 @@ class Replica:
                 self.health.dropped(now)
         else:
             self.window.end(now, place.began, "failed")
-            # A prompt that a server cannot stand fails at every try: six of 200 rows kept one out for two minutes.
-            never_sent = trouble.blame == "network" and not trouble.billed
-            self.health.failed(now, doubtful=again and not never_sent)
+            arrived = trouble.blame == "server" or trouble.billed
+            self.health.failed(now, arrived, again)
 
     def _pause(self, place: Place, retry_after: float | None, now: float) -> float:
         """Seconds that all calls keep away. Many refused together are one refusal: it grows only where a request

@@ -1,0 +1,182 @@
+"""What a caller gave (a workflow, rows, models, limits), checked and opened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from weaverant.agent import Binding
+from weaverant.engines import open_engine, pooled
+from weaverant.errors import UserError
+from weaverant.protocols import Engine, Source
+from weaverant.recipe import Recipe, load_recipe, recipe_of
+from weaverant.rundir import RunConfig
+from weaverant.runtime.budget import unbounded
+from weaverant.runtime.limits import Limits
+from weaverant.sources import MemoryRows, open_source
+from weaverant.workflow import Stages, Workflow
+
+Rows = Source | Iterable[Any] | str | Path
+Models = Mapping[str, Engine | str | Sequence[str]] | Sequence[str] | Engine | str
+
+
+def recipe_given(workflow: Workflow | Stages | Recipe | str | Path) -> Recipe:
+    if isinstance(workflow, Recipe):
+        return workflow
+    return recipe_of(workflow) if isinstance(workflow, Workflow | Stages) else load_recipe(str(workflow))
+
+
+def recipe_of_run(config: RunConfig) -> Recipe:
+    """The recipe that a run was made from, as its file is now. `UserError` if it was made from objects."""
+    _, _, chosen = config.workflow.partition(".py:")
+    file = Path(config.file)
+    if not chosen and not config.workflow.endswith(".py") and file.name != "recipe.py":
+        raise UserError(
+            f"the run was made in Python from the workflow {config.workflow!r} of {config.file!r}: "
+            "go on with it there, weaverant.resume(DIRECTORY, workflow=..., rows=..., models=...)"
+        )
+    if not file.is_file():
+        return load_recipe(config.workflow)
+    return load_recipe(f"{file}:{chosen}" if chosen else str(file))
+
+
+def specs_again(config: RunConfig) -> Mapping[str, str]:
+    objects = [name for name, spec in config.models.items() if spec.startswith("object:")]
+    if objects:
+        raise UserError(f"the run was made with engine objects for {objects}: give them again, models=...")
+    return config.models
+
+
+def source_given(rows: Rows) -> Source:
+    if isinstance(rows, str | Path):
+        return open_source(str(rows))
+    if hasattr(rows, "rows") and hasattr(rows, "rereadable"):
+        return rows  # pyright: ignore[reportReturnType]
+    return MemoryRows(rows)  # pyright: ignore[reportArgumentType]
+
+
+def limits_given(values: Mapping[str, Any], function: str, known: Iterable[str] | None) -> Limits:
+    """The limits among the keywords of `run` or `resume`, of which it knows the `known` itself."""
+    fields = Limits.__struct_fields__
+    for name in values.keys() - set(fields):
+        near = get_close_matches(name, (*fields, *(known or ()), "models"), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise UserError(
+            f"{function}(...) knows no {name!r}{hint} The limits of a run are: {', '.join(fields)}; and there is "
+            "pilot. A workflow's own parameters are given to run(...) in parameters={...}"
+        )
+    try:
+        return msgspec.convert(dict(values), Limits)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{error}; the limits of a run are: {', '.join(fields)}") from None
+
+
+def check_bounded(binding: Binding, limits: Limits) -> None:
+    """Under a budget everybody must know what a call costs at most, before the first one is made."""
+    for bound in binding.all() if limits.budget else ():
+        engine = binding.engine(bound.agent.model)
+        if engine is not None and (why := unbounded(engine, bound.request(()))):
+            raise UserError(f"agent {bound.agent.name!r} cannot work under a budget: {why}")
+
+
+def bind(
+    models: Models, recipe: Recipe, overrides: Mapping[str, Mapping[str, Any]]
+) -> tuple[Binding, list[Engine], dict[str, str]]:
+    """Open what is given as a spec, and bind the agents that the recipe's file defines."""
+    named = models if isinstance(models, Mapping) else {"*": models}
+    by_name = {name: _model(name, given) for name, given in named.items()}
+    known = {agent.name for agent in recipe.agents}
+    for name in overrides:
+        if recipe.agents and name not in known:
+            raise UserError(f"there is no agent {name!r} to set; there are: {', '.join(sorted(known))}")
+    engines: dict[str, Engine] = {}
+    own: list[Engine] = []
+    for name, given in by_name.items():
+        engine = open_engine(given) if isinstance(given, str) else given
+        if isinstance(given, str):
+            own.append(engine)
+        engines[name] = engine
+    asked = {agent.model for agent in recipe.agents}
+    unused = sorted(set(by_name) - asked - {"*"})
+    if asked and unused:
+        raise UserError(
+            f"no agent asks for the model {unused[0]!r}; they ask for: {', '.join(sorted(map(repr, asked)))}. "
+            "A model without a name serves all others"
+        )
+    specs = {
+        name: given if isinstance(given, str) else f"object:{engines[name].identity}" for name, given in by_name.items()
+    }
+    binding = Binding(engines, overrides)
+    for agent in recipe.agents:
+        binding.bound(agent)
+    return binding, own, specs
+
+
+def _model(name: str, given: object) -> Engine | str:
+    """A spec or an engine as it is; several specs are replicas of one model. `UserError` if it is nothing of that."""
+    if isinstance(given, str):
+        return given
+    several = isinstance(given, Sequence)
+    specs = list(cast(Sequence[object], given)) if several else []
+    texts = [spec for spec in specs if isinstance(spec, str)]
+    if texts and len(texts) == len(specs):
+        return pooled(texts)
+    if callable(getattr(given, "generate", None)) and not isinstance(given, type):
+        return cast(Engine, given)
+    # What was given is not shown: it may hold a key.
+    kind = type(given).__name__
+    raise UserError(
+        ("models" if name == "*" else f"models[{name!r}]") + ": expected an engine, a spec such as "
+        "'http://localhost:8000/v1#NAME', a list of specs (servers of one model), or a mapping of models' names to "
+        f"these; found {f'an empty {kind}' if several and not specs else f'an object of type {kind!r}'}"
+    )
+
+
+def config_given(
+    workflow: str,
+    recipe: Recipe,
+    binding: Binding,
+    specs: dict[str, str],
+    source: Source,
+    trials: int,
+    limit: int | None,
+) -> RunConfig:
+    from weaverant import __version__
+
+    rows = source.count()
+    if rows is not None:
+        rows = (rows if limit is None else min(rows, limit)) * trials
+    return RunConfig(
+        workflow=workflow,
+        file=str(recipe.path),
+        stages=[stage.name for stage in recipe.stages],
+        input=_absolute(source.name),
+        models=specs,
+        identities={name: engine.identity for name, engine in binding.models.items()},
+        agents=_specs_by_name(binding),
+        code=recipe.code,
+        trials=trials,
+        limit=limit,
+        rows=rows,
+        input_identity=source.identity(),
+        version=__version__,
+        created=time.time(),
+    )
+
+
+def _specs_by_name(binding: Binding) -> dict[str, str]:
+    """The agents' specs; several agents of one name count together."""
+    specs: dict[str, list[str]] = {}
+    for bound in binding.all():
+        specs.setdefault(bound.agent.name, []).append(bound.spec)
+    return {name: "+".join(sorted(own)) for name, own in specs.items()}
+
+
+def _absolute(name: str) -> str:
+    """A file's path as it can be found again from anywhere."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
