@@ -163,6 +163,20 @@ def test_the_number_at_which_a_server_rejects_is_found_and_kept_to(slots: int, s
     assert seen.rejects < 0.01
 
 
+class Shut(Server):
+    """Rejects everything for 30 s, as it starts and once more, however little it has to do."""
+
+    def send(self, now: float) -> bool:
+        return False if now < 30.0 or 300.0 <= now < 330.0 else super().send(now)
+
+
+@pytest.mark.parametrize("reject", [False, True])
+def test_a_time_in_which_all_is_rejected_is_forgotten(reject: bool):
+    seen = drive(Shut(64, 1.0, 0.5, seed=3, reject=reject), 400.0)
+    assert min(now for now, size in seen.sizes if now >= 30.0 and size >= 60) < 60.0
+    assert min(now for now, size in seen.sizes if now >= 330.0 and size >= 30) < 340.0
+
+
 @pytest.mark.parametrize("latency", [0.05, 1.0, 20.0])
 @pytest.mark.parametrize("slots", [1, 4, 32, 256])
 def test_a_server_that_tells_its_queue_is_filled_just_so(slots: int, latency: float):
@@ -219,6 +233,12 @@ def test_a_client_with_little_to_do_keeps_the_window_it_found():
     meanwhile = [size for now, size in seen.sizes if 200 < now < 1000]
     assert min(meanwhile) >= 0.9 * 32 and max(meanwhile) <= 1.6 * 32
     assert seen.busy >= 0.95
+
+
+@pytest.mark.parametrize("few", [3, 6, 12, 100])
+def test_a_client_with_little_to_do_from_the_start_never_waits_for_a_place(few: int):
+    seen = drive(Server(10**6, 1.0, 0.3, seed=7), 200.0, demand=lambda now: few)
+    assert min(size for now, size in seen.sizes if now > 50.0) >= few
 
 
 def test_some_failures_do_not_shrink_the_window_and_many_do():

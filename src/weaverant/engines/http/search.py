@@ -9,9 +9,6 @@ FIRST = 4
 OVER = 1.3
 """Requests in flight for each that the server works on: so many that it never idles."""
 
-FILLED = 0.85
-"""Where a client cannot fill a level, so much of the most that it had in flight is tried instead."""
-
 DIP = 0.7
 """From time to time only so much of the load is sent, to see whether that makes replies faster. That is 0.91 of what
 the server works on, so it costs little; and one whose latency grows with its batch is given more for as long as its
@@ -38,12 +35,11 @@ LOSS = 0.01
 class Search:
     """Doubles the load until latencies say that requests wait, then keeps `OVER` times what the server works on.
 
-    Nothing is concluded while the client has too few requests to fill the level; the level stays.
+    Nothing is concluded while the client has too few requests to fill the level; the level stays, a doubled one too.
     """
 
     def __init__(self, most: int, now: float) -> None:
-        self._most = self._reach = most
-        """`_reach`: what the client has requests for, as far as a level that it could not fill has shown."""
+        self._most = most
         self._target = float(min(FIRST, most))
         self._doubling = True
         self._settled = self._more = False
@@ -65,17 +61,22 @@ class Search:
         self._doubling = self._settled = False
         self._grown = self._shrunk = self._agreed = self._rest = 0
         self._marks.clear()
-        self._reach = self._most
         self._look_again(now)
 
     def bound(self, most: int, now: float) -> None:
         """Never more than `most` at once. Who was at the old bound follows to a higher one."""
         follows = self._target >= self._most
-        self._most = self._reach = most
+        self._most = most
         if follows or self._target > most:
             self._target = float(most)
         if follows or self._here.level > most:
             self._look_again(now)
+
+    def unbound(self, most: int, level: int, now: float) -> None:
+        """The last bound was none, and `most` holds again: go on from the level before."""
+        self._most = most
+        self._target = float(min(level, most))
+        self._look_again(now)
 
     def begin(self, now: float, in_flight: int) -> None:
         """A request is sent, the `in_flight`-th."""
@@ -91,8 +92,9 @@ class Search:
         if self._other is not None:
             self._other.end(now, began, reply, served)
         if self._here.hungry:
-            if self._here.level > self._cruise:
-                self._reach = max(self._cruise, int(FILLED * self._here.peak))
+            if self._doubling and self._other is not None:
+                # What the client has fits into the doubled load, so to go back would only make some of it wait.
+                self._target = float(self._here.level)
             self._look_again(now)
         elif self._here.done(now):
             self._learn(now)
@@ -114,7 +116,7 @@ class Search:
     def _partner(self, level: int) -> int:
         """The level to compare with."""
         if self._doubling and level < self._most:
-            return max(level, min(2 * level, self._reach))
+            return min(2 * level, self._most)
         return min(level - 1, max(int(DIP * level), 3)) if level > 1 else min(2, self._most)
 
     def _look_again(self, now: float) -> None:
@@ -149,7 +151,6 @@ class Search:
         self._rest = 0 if drifted else max(0, self._rest - 1)
         level = self._partner(here.level)
         if self._rest or level == here.level:
-            self._reach = min(self._most, 2 * self._reach)
             self._measure(self._cruise, now)
         else:
             self._other = here

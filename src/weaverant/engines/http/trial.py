@@ -37,8 +37,6 @@ class Cohort:
     def __init__(self, level: int, now: float, size: float) -> None:
         self.level = level
         self.begun = 0
-        self.peak = 0
-        """The most that were in flight at once."""
         self.short = 0
         """Begun while fewer than `level` were in flight."""
         self.seconds: list[float] = []
@@ -65,7 +63,6 @@ class Cohort:
     def begin(self, now: float, in_flight: int) -> None:
         self._together = self._together + 1 if now == self._last else 1
         self._last = now
-        self.peak = max(self.peak, in_flight)
         if self._until is not None:
             self.begun += now == self._until
         elif self._from is None:

@@ -40,6 +40,9 @@ class Window:
         self._ceiling = most
         self._floor = 0
         self._step = 1
+        self._before = most, 1
+        self._proved = True
+        self._proof_from = now
         self._quiet = 0
         self._limited_at = self._changed_at = now
         self._failures = 0.0
@@ -69,7 +72,7 @@ class Window:
         """It is over; `began` is when it was sent."""
         self.in_flight -= 1
         if how == "reply":
-            self._reply(now, now - began)
+            self._reply(now, began)
         elif how == "limited":
             self._limit(now, began)
         elif how == "failed":
@@ -104,7 +107,10 @@ class Window:
             self._told = min(self._most, max(size + 1, int((1.25 if self._waited else 2.0) * size)))
             self._hold = now + min(max(1.0, self._seconds / 4), 5.0)
 
-    def _reply(self, now: float, seconds: float) -> None:
+    def _reply(self, now: float, began: float) -> None:
+        if not self._proved:
+            self._prove(now, began)
+        seconds = now - began
         self._seconds = seconds if not self._seconds else self._seconds + 0.1 * (seconds - self._seconds)
         self._failures *= 0.9
         self._quiet += self.in_flight + 1 >= self._ceiling
@@ -123,10 +129,22 @@ class Window:
         if 2 * held < self.size:
             return
         if began >= self._changed_at:
+            if self._proved:
+                self._proved, self._proof_from, self._before = False, self._changed_at, (self._ceiling, self.size)
             self._changed_at, self._floor = now, self.size // 2
         self._ceiling = max(1, self._floor, min(self._ceiling, held))
         self._quiet, self._limited_at, self._step = 0, now, 1
         self._search.bound(self._ceiling, now)
+
+    def _prove(self, now: float, began: float) -> None:
+        """A ceiling that was found by rejections is one if the server answered others of the same round. Where it
+        rejected all of them, for a minute or as long as it was starting, their number was no reason."""
+        if began >= self._changed_at:
+            self._proved = True
+            self._ceiling, level = self._before
+            self._search.unbound(self._ceiling, level, now)
+        elif began >= self._proof_from:
+            self._proved = True
 
     def _fail(self, now: float, began: float) -> None:
         """Half the load, at most once a round: where several of the last requests failed, not for a single one."""
