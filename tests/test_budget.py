@@ -232,6 +232,27 @@ def test_calls_that_the_workflow_cancels_are_charged_what_they_may_have_cost(tmp
     assert done.spent == pytest.approx(found["spent"]["total"])
 
 
+def test_replies_that_do_not_say_what_they_used_are_charged_what_they_may_have_cost(tmp_path: Path):
+    with MockServer("absurd-usage", price=PRICE) as server:
+        stopped = run(once, rows(100), models=models(server)["first"], directory=tmp_path / "run", budget=0.2).wait()
+        bill = billed(server)
+    found = spent(tmp_path / "run")
+    assert stopped.exit_code == 5
+    assert bill <= found["unsure"] == found["total"] <= 0.2
+
+
+def test_a_second_request_that_the_budget_has_no_room_for_stops_nothing(tmp_path: Path):
+    with MockServer(price=PRICE, latency=0.02, skew=1.0) as one, MockServer(price=PRICE, latency=0.02, skew=1.0) as two:
+        specs = [models(server, hedge=0.5)["first"] for server in (one, two)]
+        stopped = run(
+            once, rows(300), models={"*": specs}, directory=tmp_path / "run", budget=0.2, concurrency=1
+        ).wait()
+        bill = billed(one) + billed(two)
+    found = spent(tmp_path / "run")
+    assert stopped.exit_code == 5 and bill <= found["total"] <= 0.2
+    assert found["reserved"] == 0, "the call in flight was cut off, and would be paid twice"
+
+
 # The queue for money, with an engine that says what it sets aside
 
 

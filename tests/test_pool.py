@@ -664,6 +664,9 @@ class Wallet:
         self.asked: list[float] = []
         self.more = asyncio.Event()
 
+    def affords(self, dollars: float) -> bool:
+        return dollars <= self.dollars
+
     async def afford(self, dollars: float, claim: str = "") -> None:
         self.asked.append(dollars)
         while dollars > self.dollars:

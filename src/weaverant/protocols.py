@@ -28,6 +28,11 @@ class Purse(Protocol):
         """
         ...
 
+    def affords(self, dollars: float) -> bool:
+        """Whether so much in all would be set aside at once. Asked before a request that is not needed: to wait for
+        its money may end the run."""
+        ...
+
 
 class CallContext(Struct, frozen=True):
     """What an engine may know of a call besides the request. `task` and `path` say where it was made, `occurrence`

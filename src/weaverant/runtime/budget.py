@@ -71,6 +71,11 @@ class Account:
                 await self._budget.set_aside(self, more, claim)
                 self.here[claim] = self.here.get(claim, 0.0) + more
 
+    def affords(self, dollars: float) -> bool:
+        """See `Purse`."""
+        more = dollars - sum(self.here.values())
+        return more <= 0.0 or self._budget.has_room(more)
+
 
 class Wish:
     """A call's wish for `more` dollars. `durable` is done once they are set aside in the journal."""
@@ -130,6 +135,10 @@ class Budget:
     def waiting(self) -> int:
         """Calls that wait for money."""
         return sum(wish.waits for _, _, wish in self._wishes)
+
+    def has_room(self, more: float) -> bool:
+        """Whether `more` dollars would be set aside at once."""
+        return not self._parked and not self.waiting and self.spent + self._set_aside + more <= self._most
 
     def purse(self, task: str, order: int, ask: Ask, engine: Engine, request: Request) -> Account | None:
         """For a call that begins now. `StepFailed` where nobody can say what it costs at most."""

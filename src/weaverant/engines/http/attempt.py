@@ -33,3 +33,5 @@ class Attempt(NamedTuple):
 
     outcome: Reply | Trouble
     headers: Mapping[str, str] = {}
+    untold: bool = False
+    """The reply does not say what it used, so that it may cost more than it seems to."""

@@ -11,6 +11,7 @@ import msgspec
 from weaverant.engines.http.attempt import Trouble
 from weaverant.engines.http.batch_api import BatchState, seconds_since
 from weaverant.engines.http.batch_files import Line
+from weaverant.engines.http.completion import told
 from weaverant.errors import StepFailed
 from weaverant.message import Reply, Request, Usage, digest
 from weaverant.protocols import CallContext
@@ -56,7 +57,7 @@ class Call:
 
     def settle(self, reply: Reply, cost: float) -> None:
         if not self.answer.done():
-            unsure = self._worst * self.lost
+            unsure = self._worst * self.lost + (0.0 if told(reply) else max(0.0, self._worst - cost))
             used = msgspec.structs.replace(reply.usage, cost=cost + unsure, requests=self.tries, unsure=unsure)
             self.answer.set_result(msgspec.structs.replace(reply, usage=used))
 

@@ -114,6 +114,19 @@ def read(completion: Completion) -> Reply | None:
     return Reply(first.message, usage, model, first.finish, first.tokens, tuple(more))
 
 
+def told(reply: Reply) -> bool:
+    """Whether a reply says what it used. Some servers tell nothing, nonsense, or nothing in streams."""
+    usage = reply.usage
+    if usage.cost:
+        return True
+    silent = not any(_words(choice.message) for choice in reply.choices)
+    return usage.prompt_tokens > 0 and (usage.completion_tokens > 0 or silent)
+
+
+def _words(message: Message) -> bool:
+    return bool(message.content or message.tool_calls or message.reasoning)
+
+
 def arguments_text(arguments: str | dict[str, Any] | None) -> str:
     """A call's arguments as JSON text: some servers send the object itself."""
     return arguments if isinstance(arguments, str) else msgspec.json.encode(arguments or {}).decode()

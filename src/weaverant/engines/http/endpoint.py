@@ -11,6 +11,7 @@ import msgspec
 from weaverant.engines.http import wire
 from weaverant.engines.http.address import Address, find_key
 from weaverant.engines.http.attempt import Attempt, Trouble
+from weaverant.engines.http.completion import told
 from weaverant.engines.http.key import Key
 from weaverant.engines.http.listing import NotListed, list_models
 from weaverant.engines.http.prices import Price
@@ -83,8 +84,9 @@ class Endpoint:
             answer = Answer(200, {}, b"")
         outcome = self.judge(answer) if stream is None else self._judge_stream(answer, stream)
         if isinstance(outcome, Reply):
-            outcome = msgspec.structs.replace(outcome, usage=self.tariff.priced(outcome.usage))
-        elif not prompted and self._schemas.learn(request.output, outcome, answer.body):
+            priced = msgspec.structs.replace(outcome, usage=self.tariff.priced(outcome.usage))
+            return Attempt(priced, answer.headers, not told(outcome))
+        if not prompted and self._schemas.learn(request.output, outcome, answer.body):
             outcome = outcome._replace(blame="call", again=True)
         return Attempt(outcome, answer.headers)
 

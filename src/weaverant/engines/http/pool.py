@@ -105,8 +105,8 @@ class Pool:
         places, purse = self._places, call.ctx.purse
         while True:
             place = places.enter(call, time.monotonic()) or await places.wait(call)
-            if purse is not None:
-                await self._afford(place, call)
+            if purse is not None and not await self._afford(place, call):
+                continue  # the money is there now, but the place is not
             outcome, replica = await (self._hedged(place, call) if self._hedge.on else self._send(place, call))
             if isinstance(outcome, Reply):
                 return call.answered(outcome)
@@ -131,6 +131,8 @@ class Pool:
         if isinstance(outcome, Reply):
             if self._hedge.on:
                 self._hedge.seen(time.monotonic() - place.began)
+            if attempt.untold:
+                call.unsure += max(0.0, self._bound(call, replica) - outcome.usage.cost)
         elif outcome.billed:
             call.unsure += self._bound(call, replica)
         return Sent(outcome, replica)
@@ -171,14 +173,17 @@ class Pool:
         )
 
     async def _second(self, taken: Replica, call: Call) -> Sent | None:
-        """The second request, to another replica; None where that has no room any more."""
-        now = time.monotonic()
+        """The second request, to another replica; None where that, or the budget, has no room any more."""
+        purse, now = call.ctx.purse, time.monotonic()
         replica = self._balance.other(call, taken, now)
         if replica is None:
             return None
+        bounds = self._bound(call, taken) + self._bound(call, replica)
+        if purse is not None and not purse.affords(call.cost + call.unsure + bounds):
+            return None
         place = self._places.take(replica, call, now)
-        if call.ctx.purse is not None:
-            await self._afford(place, call, self._bound(call, taken))
+        if purse is not None and not await self._afford(place, call, self._bound(call, taken)):
+            return None
         return await self._send(place, call)
 
     def _before_next(self, call: Call, trouble: Trouble, replica: Replica) -> float:
@@ -225,24 +230,32 @@ class Pool:
             self._places.fail(lambda waiting: waiting.ended(trouble, why))
             raise call.ended(trouble, why)
 
-    async def _afford(self, place: Place, call: Call, besides: float = 0.0) -> None:
+    async def _afford(self, place: Place, call: Call, besides: float = 0.0) -> bool:
         """Have the most set aside that the call can have cost once it has used its place; `besides` is for a request
-        that is under way. The place is held meanwhile, so that no money is set aside for calls that only wait."""
+        that is under way. The place is held while the journal takes it down, so that no money is set aside for calls
+        that only wait; where money itself has to be waited for it is given back first, and False comes back: whoever
+        has the money may be waiting for that place."""
         purse, replica = call.ctx.purse, place.replica
         assert purse is not None
-        afforded = False
+        kept = False
         try:
             worst = replica.worst(call.request)
             if worst is None:
                 why = replica.unbounded(call.request)
                 raise call.failed("budget", f"nobody can say what the call may cost: {why}")
-            if total := call.cost + call.unsure + besides + worst:
-                await purse.afford(total)
-            afforded = True
+            total = call.cost + call.unsure + besides + worst
+            if not total or purse.affords(total):
+                if total:
+                    await purse.afford(total)
+                kept = True
         finally:
-            if not afforded:
+            if not kept:
                 self._places.leave(place, call, None)
-        replica.restart(place, time.monotonic())
+        if kept:
+            replica.restart(place, time.monotonic())
+        else:
+            await purse.afford(total)
+        return kept
 
     def _bound(self, call: Call, replica: Replica) -> float:
         """The most that a request of the call cost there, whose bill nobody knows."""
