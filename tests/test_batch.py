@@ -280,6 +280,17 @@ def test_a_server_that_refuses_fails_the_calls_at_once(server: MockServer, route
     assert stats(server.root)["requests"][route] == 1
 
 
+@pytest.mark.parametrize(
+    ("route", "paid"), [("GET /batches", False), ("POST /files", False), ("GET /batches/{id}", True)]
+)
+def test_only_calls_that_may_have_been_worked_on_are_charged(server: MockServer, route: str, paid: bool):
+    control(server.root, troubles={route: ["403"] * 4})
+    found = ask(spec(server, price="2,8"))
+    assert kinds(found) == ["request"] * 4
+    used = [each.usage for each in found if isinstance(each, StepFailed) and each.usage is not None]
+    assert len(used) == 4 and all((usage.cost == usage.unsure > 0) == paid for usage in used)
+
+
 def test_a_server_that_never_answered_is_given_up_soon():
     with MockServer() as gone:
         address = spec(gone, retries=1)
@@ -316,6 +327,21 @@ def interrupted(address: str, numbers: range, until: Callable[[], bool], run: st
         await engine.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("gather", [0.05, 1.0])
+def test_an_engine_goes_on_with_a_run_in_another_event_loop(server: MockServer, gather: float):
+    """As where a run is left, and resumed with the same engine."""
+    engine = Batched(parse(spec(server, gather=gather)))
+
+    async def main(seconds: float) -> list[Reply | StepFailed]:
+        return await asyncio.wait_for(outcomes(engine, range(4)), seconds)
+
+    control(server.root, seconds=1.0)
+    with pytest.raises(TimeoutError):
+        asyncio.run(main(0.5))
+    assert kinds(asyncio.run(main(20.0))) == ["reply"] * 4
+    assert set(stats(server.root)["lines"].values()) == {1}
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1.5])

@@ -678,6 +678,42 @@ def paid(engine: Pool, number: int, wallet: Wallet, tokens: int | None = 16) -> 
     return engine.generate(request(number, tokens=tokens), CallContext(str(number), purse=wallet))
 
 
+@pytest.mark.parametrize("client", ["fast", "dependable"])
+def test_one_engine_serves_several_event_loops_one_after_the_other(servers: list[MockServer], client: str):
+    engine = Pool([f"{servers[0].url}?client={client}&rpm=6000#m"])
+
+    async def main(first: int) -> int:
+        calls = [
+            asyncio.ensure_future(engine.generate(request(n), CallContext(str(n)))) for n in range(first, first + 60)
+        ]
+        done, rest = await asyncio.wait(calls, timeout=0.3 if first == 100 else None)
+        for call in rest:  # as a run does that is left
+            call.cancel()
+        return sum(call.exception() is None for call in done)
+
+    async def last() -> int:
+        try:
+            return await main(200)
+        finally:
+            await engine.close()
+
+    servers[0].control(latency=0.05)
+    assert [asyncio.run(work) for work in (main(0), main(100), last())][::2] == [60, 60]
+
+
+def test_a_server_that_refuses_and_names_no_time_is_not_asked_all_the_time(servers: list[MockServer]):
+    async def main(engine: Pool) -> list[BaseException | Reply]:
+        await many(engine, 4, 4)
+        servers[0].control(scenario="fault-429-retry-after-0")
+        return await asyncio.gather(
+            *(engine.generate(request(n), CallContext(str(n))) for n in range(100, 110)), return_exceptions=True
+        )
+
+    ends = perform(main, pool(servers[:1], timeout=4))
+    assert all(isinstance(end, StepFailed) and end.kind == "rate_limit" for end in ends)
+    assert totals(servers)[0] < 40
+
+
 def test_money_is_set_aside_before_each_request_and_unknown_bills_count(servers: list[MockServer]):
     servers[0].control(scenario="fault-504*1")
     wallet = Wallet(1.0)

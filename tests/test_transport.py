@@ -24,6 +24,7 @@ from weaverant.testing.server import MockServer
 from weaverant.testing.tls import Certificate, Kind, context
 
 MOST = 60_000_000
+BODY = b'{"model": "m", "messages": [{"role": "user", "content": "x"}]}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -92,6 +93,19 @@ async def read(reader: asyncio.StreamReader) -> tuple[str, bytes]:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     length = [line.partition(":")[2] for line in head.split("\r\n") if line.lower().startswith("content-length:")]
     return head, await reader.readexactly(int(length[0])) if length else b""
+
+
+def test_a_connection_that_took_long_to_open_is_used(client: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("weaverant.engines.http.connection.IDLE_S", 0.3)
+    with MockServer(tls=True) as server:
+        monkeypatch.setenv("SSL_CERT_FILE", str(server.ca))
+
+        async def main(transport: Transport) -> list[int]:
+            server.pause(1.0)
+            asking = [post(transport, f"{server.url}/chat/completions", BODY) for _ in range(200)]
+            return [answer.status for answer in await asyncio.gather(*asking)]
+
+        assert run(client, main) == [200] * 200
 
 
 def answers(*pieces: bytes, pause: float = 0.0, again: bool = True) -> Play:

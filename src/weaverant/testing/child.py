@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -42,6 +44,13 @@ class Child:
             raise RuntimeError(f"{self._module} ended with {process.returncode}; its error is above")
         self._process = process
         self.port = int(line)
+
+    def pause(self, seconds: float) -> None:
+        """Freeze the process for so long: connections to it are opened by the kernel, and nothing answers."""
+        process = self._process
+        if process is not None:
+            process.send_signal(signal.SIGSTOP)
+            threading.Timer(seconds, process.send_signal, (signal.SIGCONT,)).start()
 
     def stop(self) -> None:
         """Kill the process: connections break as they do when a server dies."""

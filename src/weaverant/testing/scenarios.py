@@ -163,6 +163,7 @@ SCENARIOS: dict[str, Scenario] = {
     "two-models": ok,
     **{f"fault-{status}": faults.fault(status) for status in (400, 401, 403, 404, 408, 422, 429, 500, 502, 503, 504)},
     "fault-429-retry-after": faults.fault(429, {"Retry-After": "1"}),
+    "fault-429-retry-after-0": faults.fault(429, {"Retry-After": "0"}),
     "fault-429-retry-after-date": faults.rate_limited_until,
     "fault-429-retry-after-long": faults.fault(429, {"Retry-After": "3600"}),
     "fault-429-retry-after-endless": faults.fault(429, {"Retry-After": "9" * 400}),

@@ -38,7 +38,7 @@ class Batched:
         worst = (self._endpoint.worst(request) or 0.0) * self._share
         call = Call(custom_id(request, body, ctx), request, len(body), ctx, worst)
         run = self._runs.get(ctx.run)
-        if run is None:
+        if run is None or run.forsaken():
             run = self._runs[ctx.run] = RunBatches(self._endpoint, ctx.run, self._share)
         return await run.reply(call)
 

@@ -20,7 +20,7 @@ from weaverant.engines.http.batch_past import Mark, look_back
 from weaverant.engines.http.batch_waiting import Waiting
 from weaverant.engines.http.endpoint import Endpoint
 from weaverant.errors import StepFailed
-from weaverant.message import Reply, digest
+from weaverant.message import Reply, Usage, digest
 
 SLICE = 100
 """Lines made or read at a stretch, between which live calls get their turn."""
@@ -31,6 +31,9 @@ CROWDED = "token_limit_exceeded"
 """How OpenAI says that an account's limit of enqueued tokens is reached."""
 
 GONE = (404, 410)
+
+NOTHING = Usage(requests=0)
+"""What a call used whose line was never sent."""
 
 _ENDS = {
     "completed": "completed without a line for this call",
@@ -61,6 +64,7 @@ class RunBatches:
         self._batches: list[Asked] = []
         self._past: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
         _living.add(session)
 
     async def reply(self, call: Call) -> Reply:
@@ -88,6 +92,13 @@ class RunBatches:
             said.append(self._api.trouble)
         return [f"{self._endpoint.model}: {line}" for line in said]
 
+    def forsaken(self) -> bool:
+        """Whether its event loop was another, with which its tasks have ended: what it asked is to be adopted."""
+        if self._loop is asyncio.get_running_loop():
+            return False
+        _living.discard(self._mark.session)
+        return True
+
     async def close(self) -> None:
         """Let go of all calls. The batches go on at the server."""
         _living.discard(self._mark.session)
@@ -109,7 +120,8 @@ class RunBatches:
         try:
             await asyncio.shield(self._past)
         except Refused as refused:
-            raise refused.failure from None
+            failure = refused.failure  # one for all that wait, so each call gets its own
+            raise StepFailed(failure.kind, failure.text, {"requests": 0, "status": refused.status}, NOTHING) from None
 
     async def _look_back(self) -> None:
         for state, identities in await look_back(self._api, self._mark, _living):
@@ -287,10 +299,11 @@ class RunBatches:
             self._again(call, Trouble(failure, "limit", again=True))
 
     def _fail(self, batch: Asked, refused: Refused) -> None:
-        """What stood and is gone may have been paid for, and is asked again; what was refused is not."""
-        gone = batch.state is not None and refused.status in GONE
+        """What stood may have been paid for. Where it is gone it is asked again; what was refused is not."""
+        stood = batch.state is not None
+        gone = stood and refused.status in GONE
         for call in batch.take():
-            call.lost += gone
+            call.lost += stood
             self._again(call, Trouble(refused.failure, "server", again=gone, status=refused.status))
 
     def _shown(self, text: str) -> str:

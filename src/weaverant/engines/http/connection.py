@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any, cast
 
 from weaverant.engines.http import tcp
@@ -35,7 +36,7 @@ class Connection(asyncio.Protocol):
         self._deadline = self._idle = 0.0
         self.gone: asyncio.Future[None] = loop.create_future()
         """Done when the connection is closed."""
-        self.until = loop.time() + IDLE_S
+        self.until = math.inf
         """When `expire` is due, on the loop's clock."""
 
     async def ask(self, head: bytes, body: bytes, reader: Reader, deadline: float, idle: float) -> Answer:
@@ -90,6 +91,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._socket = transport.get_extra_info("socket")
+        self.until = self._loop.time() + IDLE_S  # and not since the dialling began: that may have taken longer
         self._home.add(self)
 
     def data_received(self, data: bytes) -> None:

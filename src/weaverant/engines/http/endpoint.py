@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -49,6 +50,7 @@ class Endpoint:
         self._schemas = Schemas(address.options.schema or ("prompt" if address.preset.schema == "prompt" else ""))
         self._client = choose(address.options.client)
         self._transport: Transport | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def name(self) -> str:
@@ -129,9 +131,11 @@ class Endpoint:
         return answer.body.decode(errors="replace") if answer.status == 200 else ""
 
     def _connected(self) -> Transport:
-        """The client that all endpoints of this event loop share."""
-        if self._transport is None:
-            self._transport = acquire(self._client)
+        """The client that all endpoints of this event loop share. An engine may serve several runs, each with a loop
+        of its own, one after the other."""
+        loop = asyncio.get_running_loop()
+        if self._transport is None or self._loop is not loop:
+            self._transport, self._loop = acquire(self._client), loop
         return self._transport
 
     def body(self, request: Request, *, stream: bool = False) -> bytes:

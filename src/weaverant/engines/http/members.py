@@ -90,6 +90,11 @@ class Members:
         self._leaving.discard(replica)
         await replica.endpoint.close()
 
+    def forsake(self) -> None:
+        """What looked after them belonged to another event loop, which may have ended with it."""
+        self._watch, self._watched = None, True
+        self._tasks.clear()
+
     async def close(self) -> None:
         """Stop looking and let go of the connections."""
         watch, self._watch = self._watch, None

@@ -38,6 +38,8 @@ class Pool:
         self._hedge = Hedge(self._options.hedge)
         self._running: set[asyncio.Task[Any]] = set()
         """Those that are inside `generate`."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The one it was used in last."""
         self._epoch = 0
         """How often it was closed."""
         self._given_up = False
@@ -65,6 +67,10 @@ class Pool:
             call.retries = self._options.retries  # one request, to see whether somebody is there by now
         task, epoch = asyncio.current_task(), self._epoch
         assert task is not None
+        if self._loop is not (loop := task.get_loop()):
+            self._loop = loop
+            self._places.close()
+            self._members.forsake()
         self._running.add(task)
         self._members.look_after(self._busy)
         try:

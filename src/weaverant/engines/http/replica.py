@@ -22,6 +22,9 @@ from weaverant.message import Reply, Request
 LONGEST_METRICS_S = 2.0
 """Seconds a server is given to tell its gauges."""
 
+SHORTEST_S = 0.5
+"""A `Retry-After` of less says as much as none: some servers send 0 as long as they refuse."""
+
 LEARN_S = 0.1
 """Seconds between two looks at the rate limits in replies' headers."""
 
@@ -164,7 +167,7 @@ class Replica:
     def _pause(self, place: Place, retry_after: float | None, now: float) -> float:
         """Seconds that all calls keep away. Many refused together are one refusal: it grows only where a request
         was refused that had been sent after the last pause began."""
-        if retry_after is not None:
+        if retry_after is not None and retry_after >= SHORTEST_S:
             self._limited_at = now
             return retry_after + random.uniform(0, 0.1 * retry_after + 0.05)
         if place.began < self._limited_at:
