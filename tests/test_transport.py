@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -106,6 +107,35 @@ def test_a_connection_that_took_long_to_open_is_used(client: str, monkeypatch: p
             return [answer.status for answer in await asyncio.gather(*asking)]
 
         assert run(client, main) == [200] * 200
+
+
+def test_what_came_unasked_while_the_loop_was_busy_is_no_answer(client: str):
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        one, _ = listener.accept()
+        with one:
+            one.recv(65_536)
+            one.sendall(OK)
+            time.sleep(0.05)
+            one.sendall(OK.replace(b"hello", b"stray"))
+            two, _ = listener.accept()
+            with two:
+                two.recv(65_536)
+                two.sendall(OK)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+
+    async def main(transport: Transport) -> bytes:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        await post(transport, url)
+        time.sleep(0.2)  # noqa: ASYNC251 - a busy loop is the point
+        return (await post(transport, url)).body
+
+    with listener:
+        assert run(client, main) == b"hello"
+        thread.join()
 
 
 def answers(*pieces: bytes, pause: float = 0.0, again: bool = True) -> Play:

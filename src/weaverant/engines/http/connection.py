@@ -43,7 +43,8 @@ class Connection(asyncio.Protocol):
         """The answer to one request, or `Lost`; not `sent` where it is certain that nobody has read of it."""
         transport = self._transport
         self._state = tcp.state(self._socket)
-        if transport is None or transport.is_closing() or not tcp.is_open(self._state):
+        stray = self._deadline > 0.0 and tcp.untidy(self._socket)  # a new one of TLS may have session tickets to read
+        if transport is None or transport.is_closing() or stray or not tcp.is_open(self._state):
             self.abort()
             raise Lost("connection", "the server closed the connection", sent=False)
         self._reader, self._idle, self._deadline, self.until = reader, idle, deadline, deadline
