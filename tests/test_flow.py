@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from weaverant.engines.http.bucket import Bucket, RateLimits
+from weaverant.engines.http.endpoint import retry_after
 from weaverant.engines.http.gauges import Gauges, parse_gauges
 from weaverant.engines.http.health import Health
 from weaverant.engines.http.quota import Quota, requests_quota, tokens_quota
@@ -372,6 +373,13 @@ def test_settling_owes_what_was_too_little_and_returns_nothing():
     assert bucket.wait(98.0, 0.0) == before
     bucket.settle(98.0, 98.0 + 980.0, 0.0)
     assert bucket.wait(98.0, 0.0) == pytest.approx(before + 10.0)
+
+
+def test_a_pause_until_a_moment_goes_by_the_servers_clock():
+    moment, wrong = "Sat, 21 Nov 2026 12:00:07 GMT", "Sat, 21 Nov 2026 12:00:00 GMT"
+    assert retry_after({"retry-after": moment, "date": wrong}) == 7.0
+    assert retry_after({"retry-after": moment, "date": "yesterday"}) is None
+    assert retry_after({"retry-after": " 2.5 "}) == 2.5 and retry_after({}) is None
 
 
 def test_an_announced_pause_is_kept_and_never_shortened():

@@ -236,7 +236,7 @@ class BatchApi:
         self._answered = True
         status = answer.status
         if not 200 <= status < 300:
-            wait = retry_after(answer.headers.get("retry-after"))
+            wait = retry_after(answer.headers)
             final = status < 500 and status not in (408, 429)
             return _Setback(wire.failure(status, answer.body, self._endpoint.key), status, wait, final)
         try:

@@ -187,7 +187,7 @@ class Endpoint:
 
     def _failed(self, status: int, body: bytes, headers: Mapping[str, str], *, billed: bool = False) -> Trouble:
         failure = wire.failure(status, body, self.key)
-        wait = retry_after(headers.get("retry-after"))
+        wait = retry_after(headers)
         if status == 429:
             return Trouble(failure, "limit", True, billed, wait, status)
         if status >= 500 or status == 408:
@@ -214,17 +214,20 @@ def _headers(key: Key | None) -> dict[str, str]:
     return headers
 
 
-def retry_after(header: str | None) -> float | None:
-    """Seconds, from seconds or an HTTP date, `LONGEST_PAUSE_S` at most: hundreds of digits are infinite as a float."""
-    if header is None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from seconds or an HTTP date by the server's own clock, which may not be ours; `LONGEST_PAUSE_S` at
+    most: hundreds of digits are infinite as a float."""
+    text = headers.get("retry-after", "").strip()
+    if not text:
         return None
-    text = header.strip()
     if text.replace(".", "", 1).isdecimal():
         return min(float(text), LONGEST_PAUSE_S)
     try:
-        return min(max(0.0, parsedate_to_datetime(text).timestamp() - time.time()), LONGEST_PAUSE_S)
+        until = parsedate_to_datetime(text).timestamp()
+        now = parsedate_to_datetime(headers["date"]).timestamp() if "date" in headers else time.time()
     except (ValueError, OverflowError):
         return None
+    return min(max(0.0, until - now), LONGEST_PAUSE_S)
 
 
 def _only_model(address: Address, key: Key | None) -> str:
