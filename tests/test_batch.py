@@ -452,6 +452,9 @@ class Claims:
     def __init__(self) -> None:
         self.dollars: dict[str, list[float]] = {}
 
+    def affords(self, dollars: float) -> bool:
+        return True
+
     async def afford(self, dollars: float, claim: str = "") -> None:
         self.dollars.setdefault(claim, []).append(dollars)
 

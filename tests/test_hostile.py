@@ -496,37 +496,40 @@ PASSING = tuple(f"{scenario}*{times}" for scenario in BROKEN for times in (1, RE
 LASTING = {**dict.fromkeys(GARBLED, "server"), **BROKEN}
 
 
-def drawn(seed: int, rows: int, bad: Iterable[str], share: float) -> list[str]:
-    """A scenario for each row; that share of them bad ones, the rest answered or refused."""
+def drawn(seed: int, agents: int, bad: Iterable[str], share: float) -> list[str]:
+    """A scenario for each agent; that share of them bad ones, the rest answered or refused. Since places are shared
+    fairly among agents, all get as many rows."""
     rng = random.Random(seed)
     good, worse = (*DONE, *REFUSED), tuple(bad)
-    return [rng.choice(worse if rng.random() < share else good) for _ in range(rows)]
+    return [rng.choice(worse if rng.random() < share else good) for _ in range(agents)]
 
 
 def storm_at_one(folder: Path, seed: int, rows: int) -> list[str]:
     """Both clients, each at a server of its own, which does to each row what is drawn for it: a quarter of them fail,
-    for good or at first. What is wrong, in words."""
-    scenarios = drawn(seed, rows, (*LASTING, *PASSING, *(f"{name}*1" for name in LIMITED)), 0.25)
-    ends = {**dict.fromkeys(scenarios, "done"), **REFUSED, **LASTING}
+    for good or at first. All end alike. What does not, in words."""
+    found = drawn(seed, rows // 3, (*LASTING, *PASSING, *(f"{name}*1" for name in LIMITED)), 0.25)
+    ends = {**dict.fromkeys(found, "done"), **REFUSED, **LASTING}
     weave = Weave(folder)
     with ExitStack() as stack:
         servers = [stack.enter_context(MockServer()) for _ in CLIENTS]
         models = [weave.model(s.url, client=c, timeout=90, retries=4) for c, s in zip(CLIENTS, servers, strict=True)]
-        agents = [{name: weave.agent(model, name) for name in sorted(set(scenarios))} for model in models]
+        agents = [[weave.agent(model, scenario) for scenario in found] for model in models]
         for names in agents:
-            weave.rows([names[scenario] for scenario in scenarios])
+            weave.rows(names * 3)
         ended = weave.go()
         counts = [counted(server) for server in servers]
     ended.check()
     wrong: list[str] = []
     for names, came in zip(agents, counts, strict=True):
-        for scenario, name in names.items():
-            found, calls = set(ended.ends(name)), ended.calls(name)
+        told: Counter[str] = Counter()
+        for scenario, name in zip(found, names, strict=True):
+            requests = [call.requests for call in ended.calls(name)]
             again = 4 if scenario in BROKEN else int(scenario.partition("*")[2] or 0)
-            if found != {ends[scenario]} or {call.requests for call in calls} != {1 + again}:
-                wrong.append(f"{name}: {found} with {[call.requests for call in calls]} requests")
-            if ended.requests([name]) != came[scenario]:
-                wrong.append(f"{name}: {ended.requests([name])} requests are told, {came[scenario]} came")
+            if set(ended.ends(name)) != {ends[scenario]} or set(requests) != {1 + again}:
+                wrong.append(f"{name}: {ended.ends(name)} with {requests} requests")
+            told[scenario] += sum(requests)
+        if told != came:
+            wrong.append(f"requests: {told} are told, {came} came")
     return wrong
 
 
@@ -535,25 +538,25 @@ def storm_at_three(folder: Path, seed: int, rows: int) -> list[str]:
     them fail, some for a long time, and some take all connections of the server with them."""
     streams = {name: reason for name, reason in STREAMS.items() if name != "stream-stall"}
     hopeless = {**LIMITED, **LASTING, **streams, "hang": "timeout", "slow-drip": "timeout", "reset-storm": "connection"}
-    scenarios = drawn(seed, rows, (*hopeless, *PASSING, "fault-429-retry-after-long"), 0.5)
+    found = drawn(seed, rows // 3, (*hopeless, *PASSING, "fault-429-retry-after-long"), 0.5)
     weave, asked = Weave(folder), dict[str, str]()
     with ExitStack() as stack:
         healthy, *hostile = (stack.enter_context(MockServer(latency=0.02)) for _ in range(3))
         bases = [healthy.scenario("ok"), *(server.url for server in hostile)]
         for client in CLIENTS:
             model = weave.model(*bases, client=client, timeout=6, retries=4, stream=1)
-            names = {name: weave.agent(model, name) for name in sorted(set(scenarios))}
-            asked |= {name: scenario for scenario, name in names.items()}
-            weave.rows([names[scenario] for scenario in scenarios])
+            names = [weave.agent(model, scenario) for scenario in found]
+            asked |= dict(zip(names, found, strict=True))
+            weave.rows(names * 3)
         ended = weave.go()
         came = sum(server.stats()["total"] for server in (healthy, *hostile))
     ended.check()
     wrong: list[str] = []
     for name, scenario in asked.items():
         allowed = {"done", {**REFUSED, **hopeless}.get(scenario.partition("*")[0], "done")}
-        found = Counter(ended.ends(name))
-        if not set(found) <= allowed:
-            wrong.append(f"{name}: {dict(found)}, expected only {allowed}")
+        ends = Counter(ended.ends(name))
+        if not set(ends) <= allowed:
+            wrong.append(f"{name}: {dict(ends)}, expected only {allowed}")
         long = max(call.requests for call in ended.calls(name))
         if scenario in REFUSED and long > 1 + 4:
             wrong.append(f"{name}: {long} requests for a call")
