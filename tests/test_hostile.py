@@ -198,7 +198,7 @@ def counted(server: MockServer) -> Counter[str]:
 
 # What servers do, and what is to become of it
 
-DONE = ("ok", "reasoning", "logprobs", "cost", "chunked", "gzip", "absurd-usage")
+DONE = ("ok", "reasoning", "logprobs", "cost", "chunked", "gzip", "absurd-usage", "absurd-limits")
 REFUSED = {
     **{f"fault-{status}": "request" for status in (400, 401, 403, 404, 422)},
     "redirect": "request",

@@ -151,7 +151,7 @@ def test_the_share_of_a_replica_that_slows_down_moves_to_the_others(servers: lis
         return [now - then for now, then in zip(totals(servers, "answered"), before, strict=True)]
 
     slow, *others = perform(main, pool(servers, connections=16))
-    assert min(others) > 0 and slow < 0.15 * (slow + sum(others))
+    assert min(others) > 0 and slow < 0.2 * (slow + sum(others)), "a third would be its share"
 
 
 def where(reply: Reply) -> str:
@@ -462,7 +462,7 @@ def test_rate_limits_are_kept_without_being_refused(servers: list[MockServer], w
 
 def test_a_second_request_saves_calls_from_a_stuck_replica(servers: list[MockServer]):
     async def main(engine: Pool) -> tuple[list[Reply], float]:
-        await many(engine, 400, 4)
+        await many(engine, 2_000, 4)  # so many that the hedges of chance do not use up what is allowed
         for server in servers:
             server.reset()
         servers[0].control(scenario="hang")
@@ -784,7 +784,7 @@ def test_the_second_request_is_set_aside_for_as_well(servers: list[MockServer]):
     wallet = Wallet(1.0)
 
     async def main(engine: Pool) -> list[Reply]:
-        await many(engine, 400, 4)
+        await many(engine, 2_000, 4)
         servers[0].control(scenario="hang")
         return await asyncio.gather(*(paid(engine, number, wallet) for number in range(1_000, 1_008)))
 

@@ -44,6 +44,12 @@ def absurd_usage(call: Call) -> Answer:
     return Answer(completion(call), body=whole.replace(b'"usage":{}', told))
 
 
+def absurd_limits(call: Call) -> Answer:
+    """A good reply, with headers that tell of a rate limit what cannot be."""
+    told = {"limit": "100000", "remaining": "7", "reset": "Mon, 01 Jan 2024 00:00:00 +99999999999999999"}
+    return Answer(completion(call), headers={f"x-ratelimit-{what}-requests": text for what, text in told.items()})
+
+
 def deep(call: Call) -> Answer:
     return Answer(completion(call), body=b'{"x": ' + b"[" * 200_000)
 

@@ -186,6 +186,7 @@ SCENARIOS: dict[str, Scenario] = {
     "html": faults.html,
     "no-choices": faults.no_choices,
     "absurd-usage": faults.absurd_usage,
+    "absurd-limits": faults.absurd_limits,
     "deep": faults.deep,
     "error-in-200": faults.error_in_200,
     "fenced": fenced,
