@@ -781,7 +781,7 @@ def test_what_has_no_bound_is_refused_under_a_budget(servers: list[MockServer]):
 
 
 def test_the_second_request_is_set_aside_for_as_well(servers: list[MockServer]):
-    wallet = Wallet(1.0)
+    wallet = Wallet(10.0)
 
     async def main(engine: Pool) -> list[Reply]:
         await many(engine, 1_000, 4)

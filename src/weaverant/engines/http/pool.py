@@ -150,14 +150,17 @@ class Pool:
         tasks: list[asyncio.Task[Sent | None]] = [first]
         try:
             await asyncio.wait(tasks, timeout=min(delay, self._options.timeout))
-            while not first.done() and not self._may_hedge(place.replica, call):
+            while not first.done():
+                if self._may_hedge(place.replica, call):
+                    second = asyncio.create_task(self._second(place.replica, call))
+                    tasks[1:] = [second]
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    if not second.done() or second.exception() is not None or second.result() is not None:
+                        break  # else the room was gone: later, perhaps
                 delay *= 2
-                await asyncio.wait(tasks, timeout=delay)
-            if not first.done():
-                tasks.append(asyncio.create_task(self._second(place.replica, call)))
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                if not any(_replied(task) for task in tasks):
-                    await asyncio.wait(tasks)
+                await asyncio.wait([first], timeout=delay)
+            if not any(_replied(task) for task in tasks):
+                await asyncio.wait(tasks)
         finally:
             if len(tasks) > 1 or not first.done():
                 for task in tasks:
