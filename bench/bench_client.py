@@ -23,7 +23,7 @@ import aiohttp
 import report
 
 from weaverant import Agent, run, workflow
-from weaverant.engines.http import transport
+from weaverant.engines.http.client import transport
 
 CALLS_A_ROW = 8
 GOALS = {"fast": 0.12, "dependable": 0.30}

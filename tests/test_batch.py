@@ -46,8 +46,8 @@ def server(running: MockServer) -> MockServer:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weaverant.engines.http.batch_run.FIRST_POLL_S", 0.05)
-    monkeypatch.setattr("weaverant.engines.http.batch_api.FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr("weaverant.engines.http.batch.session.FIRST_POLL_S", 0.05)
+    monkeypatch.setattr("weaverant.engines.http.batch.api.FIRST_WAIT_S", 0.05)
 
 
 def spec(server: MockServer, model: str = "m", gather: float = 0.05, **options: Any) -> str:
@@ -124,7 +124,7 @@ def test_a_call_that_comes_later_than_the_gathering_goes_into_the_next_batch(ser
 
 
 def test_a_full_batch_does_not_wait(server: MockServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.batch_waiting.MOST_LINES", 10)
+    monkeypatch.setattr("weaverant.engines.http.batch.waiting.MOST_LINES", 10)
     control(server.root, seconds=0.1)
     began = time.monotonic()
     assert kinds(ask(spec(server, gather=30), range(20))) == ["reply"] * 20
@@ -133,7 +133,7 @@ def test_a_full_batch_does_not_wait(server: MockServer, monkeypatch: pytest.Monk
 
 
 def test_a_batch_is_bounded_in_bytes(server: MockServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.batch_waiting.MOST_BYTES", 1_000)
+    monkeypatch.setattr("weaverant.engines.http.batch.waiting.MOST_BYTES", 1_000)
     assert kinds(ask(spec(server), range(30))) == ["reply"] * 30
     after = stats(server.root)
     assert len(after["batches"]) > 2 and set(after["lines"].values()) == {1}
@@ -234,7 +234,7 @@ def test_a_line_whose_failure_may_pass_is_asked_again(server: MockServer):
 
 
 def test_over_the_limit_of_enqueued_tokens_batches_get_smaller(server: MockServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.batch_waiting.CROWDED_S", 0.1)
+    monkeypatch.setattr("weaverant.engines.http.batch.waiting.CROWDED_S", 0.1)
     control(server.root, most_lines=8, seconds=0.1)
     assert kinds(ask(spec(server), range(25))) == ["reply"] * 25
     after = stats(server.root)
@@ -243,7 +243,7 @@ def test_over_the_limit_of_enqueued_tokens_batches_get_smaller(server: MockServe
 
 
 def test_one_line_over_that_limit_fails_in_the_end(server: MockServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.batch_waiting.CROWDED_S", 0.05)
+    monkeypatch.setattr("weaverant.engines.http.batch.waiting.CROWDED_S", 0.05)
     control(server.root, most_lines=-1, seconds=0.1)
     (found,) = ask(spec(server, retries=1), range(1))
     assert isinstance(found, StepFailed) and found.kind == "rate_limit" and "token_limit_exceeded" in found.text
@@ -505,7 +505,7 @@ def test_a_line_that_may_have_been_paid_for_is_set_aside_twice(server: MockServe
 
 
 def test_it_asks_seldom_and_says_how_far_it_is(server: MockServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.batch_run.FIRST_POLL_S", 1.0)
+    monkeypatch.setattr("weaverant.engines.http.batch.session.FIRST_POLL_S", 1.0)
     control(server.root, seconds=4.0)
     said: set[str] = set()
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from weaverant.engines.http.bucket import Bucket, RateLimits
 from weaverant.engines.http.endpoint import retry_after
-from weaverant.engines.http.gauges import Gauges, parse_gauges
-from weaverant.engines.http.health import Health
-from weaverant.engines.http.quota import Quota, requests_quota, tokens_quota
-from weaverant.engines.http.window import Window
+from weaverant.engines.http.flow.bucket import Bucket, RateLimits
+from weaverant.engines.http.flow.gauges import Gauges, parse_gauges
+from weaverant.engines.http.flow.health import Health
+from weaverant.engines.http.flow.quota import Quota, requests_quota, tokens_quota
+from weaverant.engines.http.flow.window import Window
 
 
 class Server:

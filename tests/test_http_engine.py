@@ -82,7 +82,7 @@ def fail(url: str, **options) -> StepFailed:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weaverant.engines.http.call.FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr("weaverant.engines.http.pool.call.FIRST_WAIT_S", 0.02)
 
 
 def echoed(server: MockServer, request: Request, **options) -> dict:

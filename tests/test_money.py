@@ -19,13 +19,13 @@ from typing import ClassVar
 import pytest
 
 from weaverant.engines import KINDS, open_engine
-from weaverant.engines.http import prices as prices_module
 from weaverant.engines.http.address import parse
 from weaverant.engines.http.attempt import Attempt
 from weaverant.engines.http.endpoint import Endpoint
-from weaverant.engines.http.meter import Meter
+from weaverant.engines.http.money import prices as prices_module
+from weaverant.engines.http.money.meter import Meter
+from weaverant.engines.http.money.prices import Long, Price, listed, parse_price, tables
 from weaverant.engines.http.presets import OTHER, PRESETS
-from weaverant.engines.http.prices import Long, Price, listed, parse_price, tables
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import ImagePart, Message, OutputSchema, Reply, Request, Sampling, ToolSpec, Usage, user
 from weaverant.protocols import CallContext

@@ -21,8 +21,8 @@ from weaverant import Agent, run, workflow
 from weaverant.cli.options import models_of
 from weaverant.engines import open_engine
 from weaverant.engines.http import Pool
-from weaverant.engines.http.call import Call
-from weaverant.engines.http.queue import Queue
+from weaverant.engines.http.pool.call import Call
+from weaverant.engines.http.pool.queue import Queue
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import Reply, Request, Sampling, user
 from weaverant.protocols import CallContext

@@ -363,8 +363,8 @@ def test_no_traceback_with_all_variables_and_no_log_shows_a_key(folder: Path, pa
 
 CUT = """
 import asyncio, sys, traceback
-from weaverant.engines.http.dependable import Dependable
-from weaverant.engines.http.fast import Fast
+from weaverant.engines.http.client.dependable import Dependable
+from weaverant.engines.http.client.fast import Fast
 from weaverant.engines.http.key import Key
 
 def hook(kind, error, trace):

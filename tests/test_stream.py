@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from weaverant.engines.http import wire
-from weaverant.engines.http.sse import Event, Events
-from weaverant.engines.http.stream import Stream
+from weaverant.engines.http.chat import wire
+from weaverant.engines.http.chat.sse import Event, Events
+from weaverant.engines.http.chat.stream import Stream
 from weaverant.message import Reply, Tokens, ToolCall
 
 

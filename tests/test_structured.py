@@ -15,8 +15,9 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from weaverant import Agent, Reply, resume, run, workflow
-from weaverant.engines.http import Pool, wire
-from weaverant.engines.http.structured import strict
+from weaverant.engines.http import Pool
+from weaverant.engines.http.chat import wire
+from weaverant.engines.http.chat.structured import strict
 from weaverant.engines.scripted import Scripted
 from weaverant.events import StepEnded
 from weaverant.journal import JournalReader

@@ -19,7 +19,7 @@ from ssl import SSLContext
 
 import pytest
 
-from weaverant.engines.http.transport import MOST_HEAD, Answer, Lost, Transport, acquire, choose, release
+from weaverant.engines.http.client.transport import MOST_HEAD, Answer, Lost, Transport, acquire, choose, release
 from weaverant.errors import UserError
 from weaverant.testing.server import MockServer
 from weaverant.testing.tls import Certificate, Kind, context
@@ -97,7 +97,7 @@ async def read(reader: asyncio.StreamReader) -> tuple[str, bytes]:
 
 
 def test_a_connection_that_took_long_to_open_is_used(client: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.connection.IDLE_S", 0.3)
+    monkeypatch.setattr("weaverant.engines.http.client.connection.IDLE_S", 0.3)
     with MockServer(tls=True) as server:
         monkeypatch.setenv("SSL_CERT_FILE", str(server.ca))
 
@@ -325,7 +325,7 @@ def test_a_bomb_is_cut_off_before_it_fills_the_memory():
     """Two gigabytes of zeros in two megabytes, in a process that may have one."""
     script = """
 import asyncio, gzip, resource
-from weaverant.engines.http.transport import acquire, release
+from weaverant.engines.http.client.transport import acquire, release
 packed = gzip.compress(bytes(1 << 28)) * 8
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 async def serve(reader, writer):
@@ -616,7 +616,7 @@ def test_a_request_that_meets_a_closing_connection_is_never_served_twice(client:
 
 
 def test_idle_connections_are_closed(client: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(f"weaverant.engines.http.{'connection' if client == 'fast' else client}.IDLE_S", 0.3)
+    monkeypatch.setattr(f"weaverant.engines.http.client.{'connection' if client == 'fast' else client}.IDLE_S", 0.3)
     closed = asyncio.Event()
 
     async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -797,7 +797,7 @@ def test_the_fast_client_is_taken_where_it_is_installed_and_missed_in_words():
     assert (choose(""), choose("dependable"), choose("fast")) == ("fast", "dependable", "fast")
     script = (
         "import sys; sys.modules['httptools'] = None\n"
-        "from weaverant.engines.http.transport import choose\n"
+        "from weaverant.engines.http.client.transport import choose\n"
         "assert choose('') == 'dependable'\n"
         "choose('fast')"
     )

@@ -9,8 +9,8 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 
-from weaverant.engines.http.reader import Reader
-from weaverant.engines.http.transport import Answer, Lost, acquire, release
+from weaverant.engines.http.client.reader import Reader
+from weaverant.engines.http.client.transport import Answer, Lost, acquire, release
 
 CASES = 2_000
 MOST = 3_000

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from weaverant.engines.http.transport import Answer, Lost, acquire, release
+from weaverant.engines.http.client.transport import Answer, Lost, acquire, release
 from weaverant.testing.proxy import MockProxy
 from weaverant.testing.server import MockServer
 

@@ -1,4 +1,5 @@
-"""Makes src/weaverant/engines/http/prices.json from the price list that the package litellm ships (MIT; facts only).
+"""Makes src/weaverant/engines/http/money/prices.json from the price list that the package litellm ships (MIT;
+facts only).
 
 To refresh it, and to look at what changed (`git diff --stat`, then the tests of tests/test_money.py):
 
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 LIST = "litellm/model_prices_and_context_window_backup.json"
-OUT = Path(__file__).parent.parent / "src/weaverant/engines/http/prices.json"
+OUT = Path(__file__).parent.parent / "src/weaverant/engines/http/money/prices.json"
 
 PROVIDERS = {
     "openai": ("openai", "https://developers.openai.com/api/docs/pricing"),

@@ -9,12 +9,12 @@ from typing import Any
 
 from weaverant.cli.options import named, near
 from weaverant.cli.text import table
-from weaverant.engines.http import openrouter
 from weaverant.engines.http.address import Address, find_key, parse
 from weaverant.engines.http.key import is_set
 from weaverant.engines.http.listing import NotListed, list_models
+from weaverant.engines.http.money import openrouter
+from weaverant.engines.http.money.prices import Price, listed, tables
 from weaverant.engines.http.presets import PRESETS, Preset
-from weaverant.engines.http.prices import Price, listed, tables
 from weaverant.errors import UserError, WeaverantError
 
 _PRICED_IN = "Dollars for a million tokens"

@@ -1,8 +1,8 @@
 """Models behind OpenAI-compatible servers: one client, one server (`endpoint`), many replicas (`pool`)."""
 
 from weaverant.engines.http.address import parse
-from weaverant.engines.http.batch import Batched
-from weaverant.engines.http.pool import Pool
+from weaverant.engines.http.batch.batched import Batched
+from weaverant.engines.http.pool.pool import Pool
 from weaverant.protocols import Engine
 
 __all__ = ["Batched", "Pool", "open_served"]

@@ -9,17 +9,17 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from weaverant.engines.http import wire
 from weaverant.engines.http.address import Address, find_key
 from weaverant.engines.http.attempt import Attempt, Trouble
-from weaverant.engines.http.completion import told
+from weaverant.engines.http.chat import wire
+from weaverant.engines.http.chat.completion import told
+from weaverant.engines.http.chat.stream import Stream
+from weaverant.engines.http.chat.structured import Schemas
+from weaverant.engines.http.client.transport import Answer, Lost, Transport, acquire, choose, release
 from weaverant.engines.http.key import Key
 from weaverant.engines.http.listing import NotListed, list_models
-from weaverant.engines.http.prices import Price
-from weaverant.engines.http.stream import Stream
-from weaverant.engines.http.structured import Schemas
-from weaverant.engines.http.tariff import find_tariff
-from weaverant.engines.http.transport import Answer, Lost, Transport, acquire, choose, release
+from weaverant.engines.http.money.prices import Price
+from weaverant.engines.http.money.tariff import find_tariff
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import Reply, Request
 

@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Struct
 
 from weaverant.engines.http.address import Address
+from weaverant.engines.http.chat.wire import shown
+from weaverant.engines.http.client.transport import CONNECT_S, Lost, acquire, release
 from weaverant.engines.http.key import Key
-from weaverant.engines.http.transport import CONNECT_S, Lost, acquire, release
-from weaverant.engines.http.wire import shown
 
 LONGEST = 64_000_000
 """Bytes of a list."""

@@ -1,0 +1,1 @@
+"""Chat completions as bytes: requests, replies, streams, schemas."""

@@ -1,0 +1,1 @@
+"""One HTTP request: the seam `transport.py`, and two clients behind it."""

@@ -1,0 +1,151 @@
+"""One connection of the fast client: a request goes out, an answer comes back, one pair at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any, cast
+
+from weaverant.engines.http.client import tcp
+from weaverant.engines.http.client.body import Garbled
+from weaverant.engines.http.client.network import reason
+from weaverant.engines.http.client.reader import Reader
+from weaverant.engines.http.client.transport import IDLE_S, Answer, Lost
+
+ONE_WRITE = 65_536
+"""Bytes of a body that are joined to the head, to be one write; a longer one is written after it, uncopied."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Is in `home`, the set of all connections, while it is open, and in `kept` while it waits for a request."""
+
+    __slots__ = (
+        *(
+            "_buffer",
+            "_deadline",
+            "_home",
+            "_idle",
+            "_kept",
+            "_loop",
+            "_reader",
+            "_socket",
+            "_state",
+            "_transport",
+            "_waiter",
+        ),
+        *("gone", "until"),
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        home: set[Connection],
+        kept: dict[Connection, None],
+        buffer: memoryview,
+    ) -> None:
+        """`buffer` is read into: one serves all connections of a loop, since what came is used up before the next."""
+        self._loop = loop
+        self._home = home
+        self._kept = kept
+        self._buffer = buffer
+        self._transport: asyncio.Transport | None = None
+        self._socket: Any = None
+        self._state = b""
+        self._reader: Reader | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._deadline = self._idle = 0.0
+        self.gone: asyncio.Future[None] = loop.create_future()
+        """Done when the connection is closed."""
+        self.until = math.inf
+        """When `expire` is due, on the loop's clock."""
+
+    async def ask(self, head: bytes, body: bytes, reader: Reader, deadline: float, idle: float) -> Answer:
+        """The answer to one request, or `Lost`; not `sent` where it is certain that nobody has read of it."""
+        transport = self._transport
+        self._state = tcp.state(self._socket)
+        stray = self._deadline > 0.0 and tcp.untidy(self._socket)  # a new one of TLS may have session tickets to read
+        if transport is None or transport.is_closing() or stray or not tcp.is_open(self._state):
+            self.abort()
+            raise Lost("connection", "the server closed the connection", sent=False)
+        self._reader, self._idle, self._deadline, self.until = reader, idle, deadline, deadline
+        self._waiter = self._loop.create_future()
+        if len(body) <= ONE_WRITE:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            transport.write(memoryview(body))
+        try:
+            await self._waiter
+            return reader.answer()
+        except Garbled as error:
+            raise Lost("connection", f"no whole answer: {error}", sent=True) from None
+        finally:
+            self._waiter = self._reader = None
+            reader.close()
+            # A server may answer before it has read all, and what is yet to be written cannot be taken back.
+            if reader.keep and not transport.is_closing() and not transport.get_write_buffer_size():
+                self.until = self._loop.time() + IDLE_S
+                self._kept[self] = None
+            else:
+                self.abort()
+
+    def expire(self) -> None:
+        """`until` has passed: nobody needed the connection for too long, or the answer takes too long."""
+        silent = self.until < self._deadline
+        text = f"the answer stopped for {self._idle:g} s" if silent else "no answer in time"
+        self.fail(Lost("timeout", text, sent=True))
+        self.abort()
+
+    def fail(self, lost: Lost) -> None:
+        """End the request under way."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(lost)
+
+    def abort(self) -> None:
+        """Close at once, whatever is yet to be written."""
+        self._kept.pop(self, None)
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._socket = transport.get_extra_info("socket")
+        self.until = self._loop.time() + IDLE_S  # and not since the dialling began: that may have taken longer
+        self._home.add(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        reader, waiter = self._reader, self._waiter
+        if reader is None or waiter is None or waiter.done():  # nobody asked: a server that is about to close
+            self.abort()
+            return
+        if self._idle:
+            self.until = min(self._deadline, self._loop.time() + self._idle)
+        if reader.feed(self._buffer[:nbytes]):
+            waiter.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._home.discard(self)
+        self._kept.pop(self, None)
+        reader, waiter = self._reader, self._waiter
+        if reader is not None and waiter is not None and not waiter.done():
+            if reader.begun and exc is None:
+                reader.end()
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(self._lost(reader, exc))
+        self._transport = None
+        self.gone.set_result(None)
+
+    def _lost(self, reader: Reader, error: Exception | None) -> Lost:
+        why = reason(error)[0] if isinstance(error, OSError) else "the server closed it"
+        if reader.begun:
+            return Lost("connection", f"the connection broke in the middle of the answer ({why})", sent=True)
+        # A write that fails with EPIPE was preceded by a FIN, too.
+        closed = error is None or isinstance(error, BrokenPipeError)
+        unread = closed and tcp.unread(self._state, tcp.state(self._socket))
+        return Lost("connection", f"the connection broke before an answer came ({why})", sent=not unread)

@@ -1,0 +1,140 @@
+"""The fast HTTP client: HTTP/1.1 on asyncio's transports and httptools' parser."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from weaverant.engines.http.client.connection import Connection
+from weaverant.engines.http.client.dial import dial
+from weaverant.engines.http.client.network import ACCEPT_ENCODING, Origin, header_lines, locate
+from weaverant.engines.http.client.proxies import proxy_for
+from weaverant.engines.http.client.reader import Reader
+from weaverant.engines.http.client.transport import CLOSED, CONNECT_S, Answer, Lost
+from weaverant.engines.http.key import ShyBytes
+
+TICK_S = 0.1
+"""Seconds between two looks at what has taken too long. One look for all costs less than a timer for each."""
+
+READ_BYTES = 262_144
+"""What is read at once at most. asyncio's own reading makes that much room anew each time: 4 us more a reply."""
+
+DIALS = 64
+"""Connections to one server that are opened at once: more overflow the queue of many servers, and wait a second."""
+
+
+class Fast:
+    """See `Transport`. Connections are kept per server; the one used last is used first, so that those a lighter
+    load has no need of grow old and are closed."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._places: dict[Origin, _Place] = {}
+        self._connections: set[Connection] = set()
+        self._dials: set[asyncio.Task[Connection]] = set()
+        self._tick: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._buffer = memoryview(bytearray(READ_BYTES))
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes = b"",
+        *,
+        seconds: float,
+        most: int,
+        idle: float = 0.0,
+        on_data: Callable[[bytes], None] | None = None,
+    ) -> Answer:
+        deadline = self._loop.time() + seconds
+        origin, target = locate(url)
+        place = self._places.get(origin) or self._place(origin)
+        head = place.head(method, target, headers, len(body))
+        while place.kept and not self._closed:
+            connection, _ = place.kept.popitem()
+            try:
+                return await connection.ask(head, body, Reader(most, on_data), deadline, idle)
+            except Lost as lost:  # closed by the server while nobody used it
+                if lost.sent:
+                    raise
+        connection = await self._open(place, deadline)
+        return await connection.ask(head, body, Reader(most, on_data), deadline, idle)
+
+    async def close(self) -> None:
+        self._closed = True
+        ends: list[asyncio.Future[Any]] = [*self._dials]
+        for dialing in self._dials:
+            dialing.cancel()
+        for connection in tuple(self._connections):
+            ends.append(connection.gone)
+            connection.fail(Lost("connection", CLOSED, sent=True))
+            connection.abort()
+        if ends:
+            await asyncio.wait(ends)
+        if self._tick is not None:
+            self._tick.cancel()
+
+    def _place(self, origin: Origin) -> _Place:
+        place = self._places[origin] = _Place(origin)
+        return place
+
+    async def _open(self, place: _Place, deadline: float) -> Connection:
+        """A connection that nobody else may use. Cancelling the caller closes it."""
+        if self._closed:
+            raise Lost("connection", CLOSED, sent=False)
+        task = self._loop.create_task(self._dial(place, deadline))
+        self._dials.add(task)
+        task.add_done_callback(self._dials.discard)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if task.cancelled():
+                if self._closed:
+                    raise Lost("connection", CLOSED, sent=False) from None
+            elif task.exception() is None:
+                task.result().abort()
+            raise
+
+    async def _dial(self, place: _Place, deadline: float) -> Connection:
+        connection = Connection(self._loop, self._connections, place.kept, self._buffer)
+        limit = CONNECT_S
+        try:
+            async with asyncio.timeout_at(deadline), place.dials:
+                limit = min(CONNECT_S, deadline - self._loop.time())
+                async with asyncio.timeout(CONNECT_S):
+                    await dial(connection, place.origin, place.proxy)
+        except TimeoutError:
+            raise Lost("timeout", f"no connection within {limit:.2g} s", sent=False) from None
+        if self._tick is None:
+            self._tick = self._loop.call_later(TICK_S, self._look)
+        return connection
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        for connection in [one for one in self._connections if one.until <= now]:
+            connection.expire()
+        self._tick = self._loop.call_later(TICK_S, self._look) if self._connections else None
+
+
+class _Place:
+    """A server: its connections, and how requests to it begin."""
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+        self.proxy = proxy_for(origin)
+        self.kept: dict[Connection, None] = {}
+        self.dials = asyncio.Semaphore(DIALS)
+        host = f"Host: {origin.authority}\r\nAccept-Encoding: {ACCEPT_ENCODING}\r\n"
+        if self.proxy is None or origin.tls:
+            self._before, self._after = "", f" HTTP/1.1\r\n{host}"
+        else:  # such a proxy is told the whole URL
+            self._before = f"http://{origin.authority}"
+            self._after = f" HTTP/1.1\r\n{host}{header_lines(self.proxy.headers)}"
+
+    def head(self, method: str, target: str, headers: Mapping[str, str], length: int) -> bytes:
+        sized = f"Content-Length: {length}\r\n\r\n" if length or method != "GET" else "\r\n"
+        text = f"{method} {self._before}{target}{self._after}{header_lines(headers)}{sized}"
+        return ShyBytes(text.encode("latin-1"))

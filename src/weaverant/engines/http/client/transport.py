@@ -1,0 +1,136 @@
+"""The seam to an HTTP client: one request with a deadline over pooled connections, and what may become of it.
+
+`fast.py` is our own HTTP/1.1 on httptools, `dependable.py` is aiohttp. Both never follow a redirect, never keep a
+cookie, verify certificates against the system's trust store (and SSL_CERT_FILE), and use the proxies of the
+environment (HTTPS_PROXY, HTTP_PROXY, NO_PROXY). All endpoints of an event loop share one client of a kind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import NamedTuple, Protocol
+from weakref import WeakKeyDictionary
+
+from weaverant.errors import UserError
+
+CONNECT_S = 10.0
+"""Seconds until a connection must stand, TLS and proxy included."""
+
+IDLE_S = 4.0
+"""Seconds after which a connection that nobody uses is closed: before the server does it, since a request that meets
+a closing connection may be lost. uvicorn (vLLM, SGLang), Node and llama.cpp close after 5."""
+
+MOST_HEAD = 65_536
+"""Bytes of an answer's status line and headers."""
+
+CLOSED = "the client was closed"
+
+
+class Answer(NamedTuple):
+    """A whole answer. `headers` have names in lower case, of a repeated one the last; `body` is decompressed."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    too_large: bool = False
+    """The body went past the limit: it was cut off, and the connection closed."""
+
+
+class Lost(Exception):
+    """No whole answer came.
+
+    `kind` is `timeout` or `connection`. `sent`: the request may have reached the server, which may have worked on it
+    and bill it. `final`: another try would end the same way (a certificate that is not trusted).
+    """
+
+    def __init__(self, kind: str, text: str, *, sent: bool, final: bool = False) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+        self.sent = sent
+        self.final = final
+
+
+class Transport(Protocol):
+    """Belongs to the event loop that made it."""
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes = b"",
+        *,
+        seconds: float,
+        most: int,
+        idle: float = 0.0,
+        on_data: Callable[[bytes], None] | None = None,
+    ) -> Answer:
+        """The answer, within `seconds`, or `Lost`; `ValueError` for a header with a line break.
+
+        A body longer than `most` bytes, after decompression, is cut off. `idle` is how many seconds may pass without
+        a byte once the answer has begun (0: any). With `on_data` the pieces of a body of status 200 go there as they
+        come, and not into the answer; what it raises ends the request. Cancelling closes the connection. A request
+        is sent once more only where it is certain that nobody has read the first (see `tcp.py`).
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close all connections. Requests in flight are `Lost`, of kind `connection`; so is every later one."""
+        ...
+
+
+class _Shared:
+    def __init__(self, client: str) -> None:
+        self.transport: Transport = _KINDS[client]()
+        self.users = 0
+
+
+def choose(client: str) -> str:
+    """`fast` or `dependable`: as asked, or the fast one where it can be imported. `UserError` where it cannot."""
+    try:
+        import_module("httptools")
+    except ModuleNotFoundError:
+        if client == "fast":
+            raise UserError(
+                "client=fast needs the package httptools, which is not installed. "
+                "Install it (pip install httptools), or take client=dependable"
+            ) from None
+        return "dependable"
+    return client or "fast"
+
+
+def acquire(client: str = "") -> Transport:
+    """The client of this kind that the running event loop shares; the caller must `release` it in the same loop."""
+    clients = _clients.setdefault(asyncio.get_running_loop(), {})
+    kind = choose(client)
+    shared = clients.get(kind)
+    if shared is None:
+        shared = clients[kind] = _Shared(kind)
+    shared.users += 1
+    return shared.transport
+
+
+async def release(transport: Transport) -> None:
+    """Give back what `acquire` gave. When the last user has done so, the client is closed."""
+    clients = _clients.get(asyncio.get_running_loop(), {})
+    for kind, shared in tuple(clients.items()):
+        if shared.transport is transport:
+            shared.users -= 1
+            if not shared.users:
+                del clients[kind]
+                await transport.close()
+
+
+def _fast() -> Transport:
+    return import_module("weaverant.engines.http.client.fast").Fast()
+
+
+def _dependable() -> Transport:
+    return import_module("weaverant.engines.http.client.dependable").Dependable()
+
+
+_KINDS: dict[str, Callable[[], Transport]] = {"fast": _fast, "dependable": _dependable}
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = WeakKeyDictionary()

@@ -1,0 +1,155 @@
+"""How many requests one replica gets at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from weaverant.engines.http.flow.gauges import Gauges
+from weaverant.engines.http.flow.search import Search
+
+How = Literal["reply", "limited", "failed", "refused", "dropped"]
+"""`reply`: 200. `limited`: 429, or 503 with Retry-After. `failed`: 5xx, network, timeouts. `refused`: other 4xx.
+`dropped`: cancelled by us."""
+
+QUIET_REPLIES = 400
+QUIET_S = 30.0
+"""So many replies and seconds without a rejection, and one more than the known ceiling is tried."""
+
+FRESH_S = 10.0
+"""For so long the server's own gauges count, and nothing is tried out."""
+
+FAILING = 0.5
+"""That share of the last ten or so requests, and the load is halved: overload, not an odd failure."""
+
+SMALL_QUEUE = 0.1
+"""Waiting requests at a server that tells, for each running one: more are too many."""
+
+
+class Window:
+    """How many requests one replica gets at once: found by watching it, bounded by `most`.
+
+    What is known of the server, in the order in which it counts: the number at which it rejects (a ceiling, raised
+    carefully), what it says of its own queue, and what latencies say (`Search`).
+    """
+
+    def __init__(self, most: int, now: float) -> None:
+        self.in_flight = 0
+        self._most = most
+        self._search = Search(most, now)
+        self._seconds = 0.0
+        self._ceiling = most
+        self._floor = 0
+        self._step = 1
+        self._before = most, 1
+        self._proved = True
+        self._proof_from = now
+        self._quiet = 0
+        self._limited_at = self._changed_at = now
+        self._failures = 0.0
+        self._told = 0
+        self._told_at = -FRESH_S
+        self._full = 0
+        self._waited = False
+        self._hold = now
+
+    @property
+    def size(self) -> int:
+        """How many may be in flight now, at least 1."""
+        return max(1, min(self._told or self._search.level, self._ceiling))
+
+    @property
+    def room(self) -> bool:
+        return self.in_flight < self.size
+
+    def begin(self, now: float) -> None:
+        """A request is sent."""
+        self.in_flight += 1
+        self._full = max(self._full, self.in_flight)
+        if not self._told:
+            self._search.begin(now, self.in_flight)
+
+    def end(self, now: float, began: float, how: How) -> None:
+        """It is over; `began` is when it was sent."""
+        self.in_flight -= 1
+        if how == "reply":
+            self._reply(now, began)
+        elif how == "limited":
+            self._limit(now, began)
+        elif how == "failed":
+            self._fail(now, began)
+        if self._told and now - self._told_at > FRESH_S:
+            self._search.restart(self._told, now)
+            self._told = 0
+        if not self._told:
+            self._search.end(now, began, how == "reply")
+
+    def seconds(self) -> float:
+        """Smoothed latency of replies; 0.0 before the first."""
+        return self._seconds
+
+    def gauge(self, now: float, gauges: Gauges) -> None:
+        """What the server says of itself, told every second or so while there are requests.
+
+        More where hardly any wait and the client filled its window; a tenth more than our share of those running
+        where others wait, then no more for ten latencies: at one slot, a second request always waits.
+        """
+        size, full, self._full = self.size, self._full, self.in_flight
+        self._told_at, self._told = now, size
+        everybody = gauges.running + gauges.waiting
+        if gauges.waiting > SMALL_QUEUE * gauges.running:
+            self._waited = True
+            share = self.in_flight / max(everybody, self.in_flight, 1.0)
+            wanted = max(1, int((1 + SMALL_QUEUE) * gauges.running * share + 0.5))
+            if wanted < size:
+                self._told = wanted
+                self._hold = now + 10 * max(1.0, self._seconds)
+        elif full >= size and now >= self._hold:
+            self._told = min(self._most, max(size + 1, int((1.25 if self._waited else 2.0) * size)))
+            self._hold = now + min(max(1.0, self._seconds / 4), 5.0)
+
+    def _reply(self, now: float, began: float) -> None:
+        if not self._proved:
+            self._prove(now, began)
+        seconds = now - began
+        self._seconds = seconds if not self._seconds else self._seconds + 0.1 * (seconds - self._seconds)
+        self._failures *= 0.9
+        self._quiet += self.in_flight + 1 >= self._ceiling
+        if self._ceiling < self._most and self._quiet > QUIET_REPLIES and now - self._limited_at > QUIET_S:
+            self._ceiling = min(self._ceiling + self._step, self._most)
+            self._search.bound(self._ceiling, now)
+            self._step *= 2
+            self._quiet = QUIET_REPLIES - max(10, self._ceiling)
+
+    def _limit(self, now: float, began: float) -> None:
+        """Rejected while `in_flight` others were not: if that is about the window, it is the server's ceiling.
+
+        With far fewer in flight the server limits a rate, and it is the pause which it asks for that helps.
+        """
+        held = max(1, self.in_flight)
+        if 2 * held < self.size:
+            return
+        if began >= self._changed_at:
+            if self._proved:
+                self._proved, self._proof_from, self._before = False, self._changed_at, (self._ceiling, self.size)
+            self._changed_at, self._floor = now, self.size // 2
+        self._ceiling = max(1, self._floor, min(self._ceiling, held))
+        self._quiet, self._limited_at, self._step = 0, now, 1
+        self._search.bound(self._ceiling, now)
+
+    def _prove(self, now: float, began: float) -> None:
+        """A ceiling that was found by rejections is one if the server answered others of the same round. Where it
+        rejected all of them, for a minute or as long as it was starting, their number was no reason."""
+        if began >= self._changed_at:
+            self._proved = True
+            self._ceiling, level = self._before
+            self._search.unbound(self._ceiling, level, now)
+        elif began >= self._proof_from:
+            self._proved = True
+
+    def _fail(self, now: float, began: float) -> None:
+        """Half the load, at most once a round: where several of the last requests failed, not for a single one."""
+        self._failures = 0.9 * self._failures + 0.1
+        if self._failures > FAILING and began >= self._changed_at:
+            self._changed_at, self._failures = now, 0.0
+            self._told = (self._told + 1) // 2
+            self._search.restart(self._search.level / 2, now)

@@ -1,0 +1,109 @@
+"""One call of the engine: its requests so far, what they cost, and what is left of its time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from weaverant.engines.http.attempt import Trouble
+from weaverant.errors import StepFailed
+from weaverant.message import Message, Reply, Request, TextPart, Usage
+from weaverant.protocols import CallContext
+
+if TYPE_CHECKING:
+    from weaverant.engines.http.pool.replica import Place, Replica
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+
+UNBOUNDED_TOKENS = 500
+"""Tokens a reply is taken to have, for pacing only, where the agent has no `max_tokens`; corrected once it came."""
+
+
+class Call:
+    """What a pool knows of a call while it works on it."""
+
+    __slots__ = (
+        "agent", "cost", "ctx", "deadline", "failures", "future", "last", "passed", "request", "requests",
+        "retries", "since", "tokens", "tried", "unsure",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, ctx: CallContext, now: float) -> None:
+        self.request = request
+        self.ctx = ctx
+        self.agent = request.agent
+        self.since = now
+        self.tokens = estimate(request)
+        self.deadline = math.inf
+        """Until the first request is sent."""
+        self.requests = 0
+        self.failures = 0
+        """Requests that failed by the fault of a server or the network."""
+        self.retries = 0
+        """Those of them that count against the option `retries`."""
+        self.tried: frozenset[Replica] = frozenset()
+        """Replicas that failed it."""
+        self.last: Trouble | None = None
+        self.cost = 0.0
+        """Dollars that are known: of servers paid by the hour."""
+        self.unsure = 0.0
+        """The most that requests may cost whose bill nobody knows, in dollars."""
+        self.passed = 0
+        """How many calls were given a place in its turn, because they were at home there."""
+        self.future: asyncio.Future[Place] | asyncio.Future[None] | None = None
+        """What it waits for: a place, or the time of its next try."""
+
+    @property
+    def waiting(self) -> bool:
+        return self.future is not None and not self.future.done()
+
+    def answered(self, reply: Reply) -> Reply:
+        """The reply, with what all requests of the call used."""
+        usage = reply.usage
+        if self.requests == usage.requests and not self.unsure and not self.cost:
+            return reply
+        usage = msgspec.structs.replace(
+            usage,
+            requests=self.requests,
+            cost=usage.cost + self.cost + self.unsure,
+            unsure=usage.unsure + self.unsure,
+        )
+        return msgspec.structs.replace(reply, usage=usage)
+
+    def failed(self, kind: str, text: str, status: int = 0) -> StepFailed:
+        """The call's failure."""
+        if self.requests > 1:
+            text += f"; tried {self.requests} times"
+        detail = {"requests": self.requests, "status": status}
+        usage = Usage(requests=self.requests, cost=self.cost + self.unsure, unsure=self.unsure)
+        return StepFailed(kind, text, detail, usage)
+
+    def ended(self, trouble: Trouble, why: str = "") -> StepFailed:
+        """The call's failure by its last trouble."""
+        failure = trouble.failure
+        ended = self.failed(failure.kind, failure.text, trouble.status)
+        ended.text += why
+        return ended
+
+
+def backoff(failures: int) -> float:
+    """Seconds until the next try. The chance in it keeps what failed together from coming back together."""
+    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(30, failures - 1))
+    return random.uniform(longest / 2, longest)
+
+
+def estimate(request: Request) -> float:
+    """Tokens of the prompt, at four characters each, and of the longest reply: as servers count at admission."""
+    sampling = request.sampling
+    reply = UNBOUNDED_TOKENS if sampling.max_tokens is None else sampling.max_tokens
+    return sum(map(_characters, request.messages)) / 4 + reply
+
+
+def _characters(message: Message) -> int:
+    content = message.content
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part.text) if isinstance(part, TextPart) else 0 for part in content)

@@ -1,0 +1,279 @@
+"""Replicas of one model behind one name: an engine that picks a replica, tries again, and keeps to all limits."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from weaverant.engines.http.address import parse
+from weaverant.engines.http.attempt import Attempt, Trouble
+from weaverant.engines.http.pool.call import FIRST_WAIT_S, LONGEST_WAIT_S, Call, backoff
+from weaverant.engines.http.pool.hedge import Hedge
+from weaverant.engines.http.pool.members import Members
+from weaverant.engines.http.pool.replica import Place, Replica, limited
+from weaverant.engines.http.pool.roster import Roster, split
+from weaverant.message import Reply, Request
+from weaverant.protocols import CallContext
+
+
+class Sent(NamedTuple):
+    """One request's end."""
+
+    outcome: Reply | Trouble
+    replica: Replica
+
+
+class Pool:
+    """An engine over the replicas at these addresses. What each may do stands in its address, see `Options`."""
+
+    def __init__(self, addresses: Sequence[str], roster: Roster | None = None) -> None:
+        """With a `roster` the addresses are those of its file, and follow it."""
+        self._members = Members([parse(address) for address in addresses], roster)
+        self._options = self._members.options
+        self._places = self._members.places
+        self._balance = self._places.balance
+        self._hedge = Hedge(self._options.hedge)
+        self._running: set[asyncio.Task[Any]] = set()
+        """Those that are inside `generate`."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The one it was used in last."""
+        self._epoch = 0
+        """How often it was closed."""
+        self._given_up = False
+        """A call has failed because nothing had ever answered."""
+        self._failing_since = math.inf
+
+    @classmethod
+    def open(cls, spec: str) -> Pool:
+        """A pool of one server."""
+        return cls([spec])
+
+    @classmethod
+    def gather(cls, spec: str) -> Pool:
+        """`URL,URL`, or a file of addresses that is read again whenever it changes."""
+        addresses = split(spec)
+        return cls([], Roster(spec)) if addresses is None else cls(addresses)
+
+    @property
+    def identity(self) -> str:
+        return self._members.identity
+
+    async def generate(self, request: Request, ctx: CallContext) -> Reply:
+        call = Call(request, ctx, time.monotonic())
+        if self._given_up and not self._balance.answered:
+            call.retries = self._options.retries  # one request, to see whether somebody is there by now
+        task, epoch = asyncio.current_task(), self._epoch
+        assert task is not None
+        if self._loop is not (loop := task.get_loop()):
+            self._loop = loop
+            self._places.close()
+            self._members.forsake()
+        self._running.add(task)
+        self._members.look_after(self._busy)
+        try:
+            return await self._answer(call)
+        except asyncio.CancelledError:
+            if epoch != self._epoch and task.uncancel() == 0:  # by `close` and nobody else
+                raise call.failed("connection", "the engine was closed") from None
+            raise
+        finally:
+            self._running.discard(task)
+
+    def unbounded(self, request: Request) -> str:
+        """See `Costly`."""
+        return next(filter(None, (replica.unbounded(request) for replica in self._balance.replicas)), "")
+
+    def status(self) -> list[str]:
+        """See `Observed`."""
+        waiting = f"{len(self._places):,} waiting for a place"
+        return self._members.describe(time.monotonic()) + ([waiting] if len(self._places) else [])
+
+    async def add(self, url: str) -> None:
+        """One more replica, from now on. `UserError` where it would not answer as the others do."""
+        await self._members.join(parse(url))
+
+    async def remove(self, url: str) -> None:
+        """The replica gets no more calls. Returns once those it has have ended."""
+        await self._members.part(parse(url))
+
+    async def close(self) -> None:
+        """Calls that wait or are in flight fail. A later call opens it again."""
+        self._epoch += 1
+        for task in self._running - {asyncio.current_task()}:
+            task.cancel()
+        self._places.close()
+        await self._members.close()
+
+    async def _answer(self, call: Call) -> Reply:
+        places, purse = self._places, call.ctx.purse
+        while True:
+            place = places.enter(call, time.monotonic()) or await places.wait(call)
+            if purse is not None and not await self._afford(place, call):
+                continue  # the money is there now, but the place is not
+            outcome, replica = await (self._hedged(place, call) if self._hedge.on else self._send(place, call))
+            if isinstance(outcome, Reply):
+                return call.answered(outcome)
+            seconds = self._before_next(call, outcome, replica)
+            if seconds:
+                await places.sleep(call, seconds)
+
+    async def _send(self, place: Place, call: Call) -> Sent:
+        """One request. The place is given back, whatever happens."""
+        if not call.requests:
+            call.deadline = place.began + self._options.timeout
+        call.requests += 1
+        replica = place.replica
+        ended: Attempt | None = None
+        try:
+            ended = attempt = await replica.endpoint.attempt(call.request, max(0.01, call.deadline - place.began))
+        finally:
+            call.cost += self._places.leave(place, call, ended)
+            if ended is None and self._hedge.on:  # cut off, but the call may live on in its other request
+                call.unsure += self._bound(call, replica)
+        outcome = attempt.outcome
+        if isinstance(outcome, Reply):
+            if self._hedge.on:
+                self._hedge.seen(time.monotonic() - place.began)
+            if attempt.untold:
+                call.unsure += max(0.0, self._bound(call, replica) - outcome.usage.cost)
+        elif outcome.billed:
+            call.unsure += self._bound(call, replica)
+        return Sent(outcome, replica)
+
+    async def _hedged(self, place: Place, call: Call) -> Sent:
+        """A request and, where it takes long, a second one elsewhere: the first reply wins, the other is cut off."""
+        delay, requests = self._hedge.delay(), call.requests
+        first = asyncio.create_task(self._send(place, call))
+        tasks: list[asyncio.Task[Sent | None]] = [first]
+        try:
+            await asyncio.wait(tasks, timeout=min(delay, self._options.timeout))
+            while not first.done():
+                if self._may_hedge(place.replica, call):
+                    second = asyncio.create_task(self._second(place.replica, call))
+                    tasks[1:] = [second]
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    if not second.done() or second.exception() is not None or second.result() is not None:
+                        break  # else the room was gone: later, perhaps
+                delay *= 2
+                await asyncio.wait([first], timeout=delay)
+            if not any(_replied(task) for task in tasks):
+                await asyncio.wait(tasks)
+        finally:
+            if len(tasks) > 1 or not first.done():
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+            if call.requests == requests:  # the first was cancelled before it ran a line
+                self._places.leave(place, call, None)
+        ends = [sent for task in tasks if not task.cancelled() and (sent := task.result()) is not None]
+        won, *lost = sorted(ends, key=lambda sent: not isinstance(sent.outcome, Reply))
+        call.cost += sum(sent.outcome.usage.cost for sent in lost if isinstance(sent.outcome, Reply))
+        return won
+
+    def _may_hedge(self, taken: Replica, call: Call) -> bool:
+        """Whether a second request would take no other call's place, and is not one too many."""
+        return (
+            not len(self._places)
+            and self._balance.other(call, taken, time.monotonic()) is not None
+            and self._hedge.allow()
+        )
+
+    async def _second(self, taken: Replica, call: Call) -> Sent | None:
+        """The second request, to another replica; None where that, or the budget, has no room any more."""
+        purse, now = call.ctx.purse, time.monotonic()
+        replica = self._balance.other(call, taken, now)
+        if replica is None:
+            return None
+        bounds = self._bound(call, taken) + self._bound(call, replica)
+        if purse is not None and not purse.affords(call.cost + call.unsure + bounds):
+            return None
+        place = self._places.take(replica, call, now)
+        if purse is not None and not await self._afford(place, call, self._bound(call, taken)):
+            return None
+        return await self._send(place, call)
+
+    def _before_next(self, call: Call, trouble: Trouble, replica: Replica) -> float:
+        """Seconds until the call may queue for its next request. Raises its failure where there is to be none."""
+        now = time.monotonic()
+        call.last = trouble
+        if not trouble.again and trouble.blame != "call":
+            self._check_hope(call, trouble, replica, now)
+        if not trouble.again or now >= call.deadline:
+            raise call.ended(trouble)
+        if trouble.blame == "call":
+            return 0.0  # the same request goes again, said in another way
+        waits = limited(trouble)
+        never_sent = trouble.blame == "network" and not trouble.billed
+        if not replica.health.answered or not (waits or never_sent):
+            call.retries += 1
+        if not waits:
+            call.failures += 1
+            call.tried |= {replica}
+        self._check_hope(call, trouble, replica, now)
+        seconds = 0.0 if waits or self._balance.untried(call, now) else backoff(call.failures)
+        wait = max(seconds, self._balance.soonest(now))
+        if math.isfinite(wait) and now + wait >= call.deadline:
+            timeout = self._options.timeout
+            raise call.ended(trouble, f"; the next try, in {wait:.1f} s, would come after the call's {timeout:g} s")
+        return seconds
+
+    def _check_hope(self, call: Call, trouble: Trouble, replica: Replica, now: float) -> None:
+        """Raise the call's failure where it has used up its retries. Where nothing has ever answered, all calls that
+        wait fail with it: each would only find out the same."""
+        retries = self._options.retries
+        if self._balance.answered:
+            if call.retries > retries:
+                raise call.ended(trouble)
+            return
+        self._failing_since = min(self._failing_since, now)
+        patience = 0.75 * sum(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0**n) for n in range(retries))  # what one call has
+        out = not limited(trouble) and self._balance.soonest(now) > 0.0
+        if call.retries > retries or (out and now - self._failing_since > patience):
+            self._given_up = True
+            why = ""
+            if trouble.blame == "network" and trouble.again:
+                why = f"; {replica.name} has never answered: is it up, and is its address right (often .../v1)?"
+            self._places.fail(lambda waiting: waiting.ended(trouble, why))
+            raise call.ended(trouble, why)
+
+    async def _afford(self, place: Place, call: Call, besides: float = 0.0) -> bool:
+        """Have the most set aside that the call can have cost once it has used its place; `besides` is for a request
+        that is under way. The place is held while the journal takes it down, so that no money is set aside for calls
+        that only wait; where money itself has to be waited for it is given back first, and False comes back: whoever
+        has the money may be waiting for that place."""
+        purse, replica = call.ctx.purse, place.replica
+        assert purse is not None
+        kept = False
+        try:
+            worst = replica.worst(call.request)
+            if worst is None:
+                why = replica.unbounded(call.request)
+                raise call.failed("budget", f"nobody can say what the call may cost: {why}")
+            total = call.cost + call.unsure + besides + worst
+            if not total or purse.affords(total):
+                if total:
+                    await purse.afford(total)
+                kept = True
+        finally:
+            if not kept:
+                self._places.leave(place, call, None)
+        if kept:
+            replica.restart(place, time.monotonic())
+        else:
+            await purse.afford(total)
+        return kept
+
+    def _bound(self, call: Call, replica: Replica) -> float:
+        """The most that a request of the call cost there, whose bill nobody knows."""
+        return replica.worst(call.request) or 0.0
+
+    def _busy(self) -> bool:
+        return bool(self._running)
+
+
+def _replied(task: asyncio.Task[Sent | None]) -> bool:
+    sent = task.result() if task.done() else None
+    return sent is not None and isinstance(sent.outcome, Reply)
