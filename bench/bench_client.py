@@ -1,7 +1,8 @@
 """CPU per model call over HTTP, everything included: workflow, journal with fdatasync, pool, client.
 
-Beside it, in the same run and against the same server, the bare clients: aiohttp with nothing around it, and our own
-transport with nothing around it. Requests are 4 kB, replies 1.6 kB, 8 calls a row. CPU is that of the whole process.
+Beside it, in the same run, its parts: the bare clients against the same server (aiohttp, and our own transport, with
+nothing around them), and the same workflow with the same journal but no HTTP, its replies coming from a timer.
+Requests are 4 kB, replies 1.6 kB, 8 calls a row. CPU is that of the whole process.
 """
 
 from __future__ import annotations
@@ -17,17 +18,30 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.request import urlopen
 
 import aiohttp
 import report
 
-from weaverant import Agent, run, workflow
+from weaverant import Agent, Reply, Request, run, workflow
 from weaverant.engines.http.client import transport
+from weaverant.message import Usage, assistant
+from weaverant.protocols import CallContext
 
 CALLS_A_ROW = 8
-GOALS = {"fast": 0.12, "dependable": 0.30}
+GOALS = {"all included, fast": 0.12, "all included, dependable": 0.30}
 """Milliseconds of CPU a call."""
+
+
+class Measured(NamedTuple):
+    cpu: float
+    """Milliseconds a call."""
+    rate: float
+    """Calls per second."""
+    most: int
+    """Requests in flight."""
+
 
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 4_000}]}).encode()
 
@@ -59,20 +73,48 @@ def stats(url: str) -> dict[str, int]:
 
 def whole(
     url: str, client: str, calls: int, in_flight: int, connections: int = 0, turns: int = CALLS_A_ROW
-) -> tuple[float, float, int]:
-    """(CPU ms a call, calls per second, requests in flight at most) of a run with its journal."""
+) -> Measured:
+    """Of a run with its journal."""
+    most = connections or in_flight
+    address = f"{url}/v1?client={client}&connections={most}&start={most}#light"
+    made, cpu, rate = _run(address, calls, in_flight, turns)
+    assert made.ledger.usage().requests == made.ledger.calls == stats(url)["total"]
+    return Measured(cpu, rate, stats(url)["most"])
+
+
+class Timer:
+    """An engine that answers after so many seconds, without a server."""
+
+    identity = "timer"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    async def generate(self, request: Request, ctx: CallContext) -> Reply:
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+        loop.call_later(self.seconds, over.set_result, None)
+        await over
+        return Reply(assistant("word " * 280), Usage(1_000, 280), "timer")
+
+
+def core(seconds: float, calls: int, in_flight: int) -> Measured:
+    """The same run with no HTTP in it."""
+    _, cpu, rate = _run(Timer(seconds), calls, in_flight, CALLS_A_ROW)
+    return Measured(cpu, rate, in_flight)
+
+
+def _run(models, calls: int, in_flight: int, turns: int):
     rows = [{"text": "x" * 4_000, "turns": turns} for _ in range(calls // turns)]
-    address = f"{url}/v1?client={client}&connections={connections or in_flight}#light"
     with tempfile.TemporaryDirectory() as folder:
         made = run(
-            talk, rows, models=address, directory=Path(folder) / "run", concurrency=in_flight, in_flight=in_flight
+            talk, rows, models=models, directory=Path(folder) / "run", concurrency=in_flight, in_flight=in_flight
         )
         cpu, wall = time.process_time(), time.perf_counter()
         asyncio.run(_drain(made))
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     assert made.state == "finished" and made.ledger.stages[0].done == len(rows), made.error
-    assert made.ledger.usage().requests == made.ledger.calls == stats(url)["total"]
-    return 1e3 * cpu / made.ledger.calls, made.ledger.calls / wall, stats(url)["most"]
+    return made, 1e3 * cpu / made.ledger.calls, made.ledger.calls / wall
 
 
 async def _drain(made) -> None:
@@ -80,14 +122,14 @@ async def _drain(made) -> None:
         pass
 
 
-def bare(url: str, client: str, calls: int, in_flight: int) -> tuple[float, float, int]:
+def bare(url: str, client: str, calls: int, in_flight: int) -> Measured:
     """The same of a client alone, with a worker for each request in flight."""
     if client == "aiohttp":
         return asyncio.run(_bare_aiohttp(url, calls, in_flight))
     return asyncio.run(_bare(url, client, calls, in_flight))
 
 
-async def _bare(url: str, client: str, calls: int, in_flight: int) -> tuple[float, float, int]:
+async def _bare(url: str, client: str, calls: int, in_flight: int) -> Measured:
     wire = transport.acquire(client)
 
     async def one() -> None:
@@ -100,7 +142,7 @@ async def _bare(url: str, client: str, calls: int, in_flight: int) -> tuple[floa
         await transport.release(wire)
 
 
-async def _bare_aiohttp(url: str, calls: int, in_flight: int) -> tuple[float, float, int]:
+async def _bare_aiohttp(url: str, calls: int, in_flight: int) -> Measured:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def one() -> None:
@@ -110,7 +152,7 @@ async def _bare_aiohttp(url: str, calls: int, in_flight: int) -> tuple[float, fl
         return await _timed(one, url, calls, in_flight)
 
 
-async def _timed(one: Callable[[], Awaitable[None]], url: str, calls: int, in_flight: int) -> tuple[float, float, int]:
+async def _timed(one: Callable[[], Awaitable[None]], url: str, calls: int, in_flight: int) -> Measured:
     left = iter(range(calls))
 
     async def work() -> None:
@@ -120,7 +162,7 @@ async def _timed(one: Callable[[], Awaitable[None]], url: str, calls: int, in_fl
     cpu, wall = time.process_time(), time.perf_counter()
     await asyncio.gather(*(work() for _ in range(in_flight)))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return 1e3 * cpu / calls, calls / wall, stats(url)["most"]
+    return Measured(1e3 * cpu / calls, calls / wall, stats(url)["most"])
 
 
 def main() -> None:
@@ -129,21 +171,22 @@ def main() -> None:
     calls = parser.parse_args().calls
     lines, rows = [], []
     for in_flight, seconds in ((512, 0.2), (4_000, 1.0)):
-        measures = [(f"bare {client}", bare, client) for client in ("aiohttp", "fast")]
-        measures += [(f"all included, {client}", whole, client) for client in ("fast", "dependable")]
-        for name, measure, client in measures:
+        size = max(calls, 10 * in_flight)
+        measured = {"core alone, no HTTP": core(seconds, size, in_flight)}
+        for name, measure, client in (
+            ("bare aiohttp", bare, "aiohttp"),
+            ("bare fast", bare, "fast"),
+            ("all included, fast", whole, "fast"),
+            ("all included, dependable", whole, "dependable"),
+        ):
             with server(seconds) as url:
-                cpu, rate, most = measure(url, client, calls, in_flight)
+                measured[name] = measure(url, client, size, in_flight)
+        for name, (cpu, rate, most) in measured.items():
             lines.append([name, f"{in_flight:,}", f"{cpu:.4f}", rate, f"{most:,}"])
-            goal = GOALS[client] if measure is whole else None
-            rows.append(
-                report.row(
-                    f"{name}, {in_flight} in flight: CPU ms a call",
-                    cpu,
-                    None if goal is None else f"<= {goal}",
-                    None if goal is None else cpu <= goal,
-                )
-            )
+            goal = GOALS.get(name)
+            met = None if goal is None else cpu <= goal
+            about = f"{name}, {in_flight} in flight: CPU ms a call"
+            rows.append(report.row(about, cpu, goal and f"<= {goal}", met))
     with server(0.02) as url:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         cpu, rate, most = whole(url, "fast", 40_000, 20_000, connections=100, turns=2)

@@ -99,10 +99,11 @@ def drive(
     demand: Callable[[float], float] = lambda now: math.inf,
     changes: tuple[tuple[float, float], ...] = (),
     failing: float = 0.0,
+    first: int = 0,
 ) -> Seen:
     """A client with `demand(now)` requests at hand, reading gauges every so often; rejections take 2 ms, and the
     server's slowness becomes, at some times, another."""
-    seen = Seen(window := Window(most, 0.0))
+    seen = Seen(window := Window(most, 0.0, first))
     rejections: deque[tuple[float, float]] = deque()
     news = deque((*changes, (math.inf, 1.0)))
     dice = random.Random(1)
@@ -215,6 +216,14 @@ def test_an_api_without_limit_gets_all_there_is():
         seen = drive(Server(10**6, 2.0, sigma, seed=5), 120.0, most=500)
         assert seen.first(500) < 40 * 2.0
         assert max(size for _, size in seen.sizes) == 500
+
+
+def test_one_that_begins_at_the_known_number_fills_the_server_at_once():
+    window = Window(2000, 0.0, 300)
+    assert window.size == 300 and Window(200, 0.0, 300).size == 200
+    seen = drive(Server(256, 5.0, 0.3, seed=2), 60.0, first=300)
+    assert seen.busy > 0.9 and seen.in_flight < 2.0
+    assert drive(Server(256, 5.0, 0.3, seed=2), 60.0).busy < 0.5
 
 
 @pytest.mark.parametrize("slots", [4, 64])

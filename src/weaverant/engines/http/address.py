@@ -25,7 +25,7 @@ _WAY_OUT = "Put the key into an environment variable and name it: https://host/v
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How to treat one server. A pool's replicas share `timeout`, `retries` and `hedge`."""
+    """How to treat one server. A pool's replicas share `timeout`, `retries`, `backoff` and `hedge`."""
 
     key_env: str | None = None
     """The environment variable that holds the key."""
@@ -41,10 +41,15 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     """Seconds for a call from its first request on, with all its retries; not for its wait for a free place."""
     retries: int = 4
     """Further requests after failures of the server; waiting out a rate limit or a dead server is none."""
+    backoff: float = 0.5
+    """Seconds before the first of them, and where a server refuses and does not say for how long; about twice as many
+    before each next one, up to half a minute."""
     hedge: float = 0.0
     """A second request goes to another replica where the first takes longer than this share of calls; 0 never."""
     connections: int = 0
     """Requests in flight at most. 0: as many as the server is found to take."""
+    start: int = 0
+    """Requests in flight to begin with, where one knows what the server takes; 0: few, and more while it keeps up."""
     rpm: float = 0.0
     """Requests a minute at most; 0: what the server says, or no limit."""
     tpm: float = 0.0
@@ -62,6 +67,8 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     """Who is told the schema of an output: the `server`, or the model, in its `prompt`; by default whoever takes it."""
     batch: float = 0.0
     """Seconds to gather calls for the server's batch API, at half the price and within a day; 0: ask at once."""
+    poll: float = 0.0
+    """Seconds between two looks at a batch; 0: a tenth of its age, from a second to a minute."""
 
 
 class _Fit(NamedTuple):
@@ -91,8 +98,10 @@ _FITS = {
     "client": _Fit(str, "fast or dependable", ("", "fast", "dependable").__contains__),
     "timeout": _SECONDS,
     "retries": _COUNT,
+    "backoff": _SECONDS,
     "hedge": _Fit(float, "a share, 0 or more and below 1", _below_1),
     "connections": _COUNT,
+    "start": _COUNT,
     "rpm": _AMOUNT,
     "tpm": _AMOUNT,
     "image": _COUNT,
@@ -101,6 +110,7 @@ _FITS = {
     "idle": _SECONDS,
     "schema": _Fit(str, "server or prompt", ("", "server", "prompt").__contains__),
     "batch": _Fit(float, "a number of seconds, 0 or more", _from_0),
+    "poll": _Fit(float, "a number of seconds, 0 or more", _from_0),
 }
 _ELSEWHERE = {"retry": "retries", "max_retries": "retries"}
 """What other clients call an option of ours, where the names are not alike enough."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from weaverant.engines.http.flow.trial import Cohort, mean, slots, spread
 
 FIRST = 4
+"""Requests in flight to begin with: a laptop's server works on one to four."""
 
 OVER = 1.3
 """Requests in flight for each that the server works on: so many that it never idles."""
@@ -38,9 +39,9 @@ class Search:
     Nothing is concluded while the client has too few requests to fill the level; the level stays, a doubled one too.
     """
 
-    def __init__(self, most: int, now: float) -> None:
+    def __init__(self, most: int, now: float, first: int = 0) -> None:
         self._most = most
-        self._target = float(min(FIRST, most))
+        self._target = float(min(first or FIRST, most))
         self._doubling = True
         self._settled = self._more = False
         self._grown = self._shrunk = self._agreed = self._rest = 0

@@ -32,10 +32,11 @@ class Window:
     carefully), what it says of its own queue, and what latencies say (`Search`).
     """
 
-    def __init__(self, most: int, now: float) -> None:
+    def __init__(self, most: int, now: float, first: int = 0) -> None:
+        """`first` is with how many to begin; 0: few."""
         self.in_flight = 0
         self._most = most
-        self._search = Search(most, now)
+        self._search = Search(most, now, first)
         self._seconds = 0.0
         self._ceiling = most
         self._floor = 0

@@ -40,7 +40,7 @@ class Replica:
         self.endpoint = Endpoint(address)
         self.address = address
         self.identity = f"http:{options.name or self.endpoint.model}"
-        self.window = Window(most, now)
+        self.window = Window(most, now, options.start)
         self.limits = RateLimits(options.rpm, options.tpm, now)
         self.health = Health(now)
         self.gauged = True
@@ -174,7 +174,7 @@ class Replica:
             return 0.0
         self._limited_at = now
         self._limited_in_a_row += 1
-        return backoff(self._limited_in_a_row)
+        return backoff(self._limited_in_a_row, self.address.options.backoff)
 
 
 class Place:
