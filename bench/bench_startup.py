@@ -1,6 +1,6 @@
 """From the command to the first request: `weaverant run`, with a warm disk, measured at a server that notes the time.
 
-Also the import, `--help`, and what a bare interpreter costs, for the ratio.
+Also the import, what else loads when it is first needed, `--help`, and what a bare interpreter costs, for the ratio.
 """
 
 from __future__ import annotations
@@ -69,12 +69,18 @@ def main() -> None:
         first = min(asyncio.run(first_request(folder, number)) for number in range(RUNS))
     bare = min(seconds(sys.executable, "-c", "pass") for _ in range(RUNS))
     imported = min(seconds(sys.executable, "-c", "import weaverant") for _ in range(RUNS)) - bare
+    parts = {
+        "`from weaverant import run`, above the import (s)": "from weaverant import run",
+        "weaverant.schema (output types, tools), above the import (s)": "import weaverant.schema",
+    }
+    more = {name: min(seconds(sys.executable, "-c", code) for _ in range(RUNS)) for name, code in parts.items()}
     helped = min(seconds(sys.executable, "-m", "weaverant.cli", "--help") for _ in range(RUNS))
     rows = [
         report.row("run, to the first request (s)", first, "< 0.7", first < 0.7),
         report.row("import weaverant, above a bare interpreter (s)", imported, "< 0.150", imported < 0.150),
         report.row("weaverant --help (s)", helped, "< 0.400", helped < 0.400),
         report.row("a bare interpreter (s)", bare),
+        *(report.row(name, took - bare - imported) for name, took in more.items()),
     ]
     report.table(
         ["start-up, best of 7", "seconds", "goal"], [[r["name"], f"{r['value']:.3f}", r["goal"] or ""] for r in rows]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from weaverant import Agent, Message, Reply, StepFailed, UserError, resume, run, workflow
+from weaverant import Agent, Message, Reply, StepFailed, UserError, process_step, resume, run, step, workflow
 from weaverant.engines.scripted import Scripted
 from weaverant.journal import JournalReader
 from weaverant.message import Request, ToolCall, assistant, user
+from weaverant.recipe import recipe_of
 from weaverant.story import Story, Storyteller
 from weaverant.task import Task
 
@@ -61,7 +64,174 @@ def test_prompt_system_and_history_make_the_messages():
 def test_a_missing_variable_fails_its_row_by_name():
     task = one(calling(Agent("a", prompt="{{ present }} {{ absent }}"), present=1), "never")
     assert (task.state, task.reason) == ("failed", "UndefinedError")
-    assert "absent" in task.result["text"]
+    assert task.result["text"] == "agent 'a': prompt: 'absent' is undefined; it was given: present"
+    assert task.where.startswith("test_agents.py:") and task.where.endswith("in calls")
+
+
+def test_a_misspelt_variable_is_named_with_the_one_that_was_meant():
+    task = one(calling(Agent("a", system="{{ questoin }}", prompt="x"), question="q", n=1), "never")
+    expected = "'questoin' is undefined (did you mean 'question'?); it was given: question, n"
+    assert task.result["text"] == f"agent 'a': system: {expected}"
+
+
+def test_a_template_that_fails_says_whose_it_is_and_what_it_was_given():
+    task = one(calling(Agent("a", prompt="{{ n + 'x' }}"), n=1), "never")
+    assert (task.reason, "in calls" in task.where) == ("UserError", True)
+    text = task.result["text"]
+    assert text.startswith("agent 'a': prompt: TypeError: ") and text.endswith("; it was given: n")
+
+
+def test_variables_have_names():
+    agent = Agent("a", system="{{ style }}", prompt="{{ question }}")
+    for way in (agent, agent.reply):
+
+        @workflow
+        async def asks(row: Any, way: Any = way) -> Any:
+            return await way("What?")
+
+        task = one(asks, "never")
+        assert (task.reason, task.where.endswith("in asks")) == ("TypeError", True)
+        assert "expected a(question=..., style=...); found 1 without a name" in task.result["text"]
+    with pytest.raises(TypeError, match="by name"):
+        agent.messages("What?")  # pyright: ignore[reportArgumentType]
+
+
+# What an agent's fields may hold
+
+WRONG = [
+    ("temperature", "hot", "a number, 0 or more"), ("temperature", -0.1, "a number, 0 or more"),
+    ("temperature", float("nan"), "a number"), ("temperature", True, "a number"), ("top_p", 0, "above 0"),
+    ("top_p", 1.01, "1 at most"), ("max_tokens", 0, "1 or more"), ("max_tokens", -5, "1 or more"),
+    ("max_tokens", 2.5, "a whole number"), ("stop", "\n", "a list of texts"), ("stop", [1], "a list of texts"),
+    ("repairs", -1, "0 or more"), ("turns", 0, "1 or more"), ("n", 0, "1 or more"), ("top_logprobs", -1, "0 or more"),
+    ("logprobs", "yes", "True or False"), ("model", "", "a name"), ("model", None, "a name"),
+    ("prompt", 7, "a template as text"), ("extra", ["a"], "a mapping"), ("extra", {1: 2}, "a mapping"),
+    ("tools", "f", "a list of functions"), ("tools", ["f"], "a list of functions"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value", "expected"), WRONG, ids=[f"{name}={value}" for name, value, _ in WRONG])
+def test_a_field_that_cannot_be_meant_is_refused_wherever_it_is_set(field: str, value: Any, expected: str):
+    with pytest.raises(UserError) as made:
+        Agent("a", **{"prompt": "x", field: value})
+    assert str(made.value).startswith(f"agent 'a': {field}={value!r}: expected ") and expected in str(made.value)
+    flow = calling(here, text="t")
+    recipe = replace(recipe_of(flow), agents=(here,))
+    with pytest.raises(UserError) as overridden:
+        run(recipe, [{"n": 1}], models=Scripted("x"), overrides={"here": {field: value}}, journal=False)
+    assert str(overridden.value) == str(made.value).replace("agent 'a'", "agent 'here'")
+
+
+here = Agent("here", prompt="{{ text }}")
+
+
+def test_an_agent_needs_a_name_and_what_it_sends_must_be_data():
+    for name in ("", None, 3):
+        with pytest.raises(UserError, match="expected a name"):
+            Agent(name)  # pyright: ignore[reportArgumentType]
+    task = one(calling(Agent("a", prompt="x", extra={"hook": object()})), "never")
+    assert "agent 'a': extra cannot be stored" in task.result["text"]
+
+
+def test_the_edges_of_the_fields_are_allowed():
+    agent = Agent("a", prompt="", temperature=0, top_p=1, max_tokens=1, stop=("x",), repairs=0, turns=1, n=1)
+    assert one(calling(agent), "said").result == "said"
+
+
+# Names, and engines that cannot
+
+
+def pair(one: Agent, other: Agent) -> Any:
+    return replace(recipe_of(calling(one)), agents=(one, other))
+
+
+def test_two_agents_of_a_file_that_differ_need_two_names():
+    first, second = Agent("judge", prompt="Is it hard?"), Agent("judge", prompt="Is it true?", temperature=0.5)
+    with pytest.raises(UserError) as refused:
+        run(pair(first, second), [{"n": 1}], models=Scripted("x"), journal=False)
+    text = str(refused.value)
+    assert "are called 'judge'" in text and "'Is it hard?' and 'Is it true?'" in text
+    assert "temperature is None and 0.5" in text
+    (task,) = run(pair(first, replace(first)), [{"n": 1}], models=Scripted("x"), journal=False)
+    assert task.result == "x"
+
+
+def test_agents_made_for_a_row_may_share_a_name():
+    @workflow
+    async def asks(row: Any) -> Any:
+        return [await Agent("critic", prompt=f"{row['n']} {n}")() for n in range(3)]
+
+    assert one(asks, lambda request: request.messages[0].text).result == ["1 0", "1 1", "1 2"]
+
+
+def test_an_engine_that_can_answer_no_call_of_an_agent_is_refused_before_the_first_row(tmp_path: Path):
+    typed, tool = Agent("typed", prompt="x", output=Verdict), Agent("armed", prompt="x", model="arms", tools=[broken])
+    for agent, what, model in ((typed, "no output schema", "strong"), (tool, "no tools", "arms")):
+        for spec in ("embedded:tiny", f"cache:{tmp_path}/kept|embedded:tiny"):
+            with pytest.raises(UserError) as refused:
+                run(pair(agent, agent), [{"n": 1}], models=spec, directory=tmp_path / "run")
+            text = str(refused.value)
+            assert f"agent {agent.name!r} cannot be answered by 'embedded:tiny" in text and what in text
+            assert f"--model {model}=" in text and f"models={{{model!r}: ..." in text
+    assert not (tmp_path / "run").exists()
+
+
+# What a workflow's author forgets
+
+
+def failed(function: Any, row: Any) -> Task:
+    (task,) = run(workflow(function), [row], models=Scripted("x"), journal=False)
+    assert task.state == "failed"
+    return task
+
+
+def test_a_field_that_the_row_lacks_is_told_with_those_it_has():
+    async def reads(row: Any) -> Any:
+        return row["question"]
+
+    async def looks(row: Any) -> Any:
+        return {"a": 1}[row["id"]]
+
+    task = failed(reads, {"id": 1, "q": 2})
+    assert (task.reason, task.result["text"]) == ("KeyError", "'question'; the row has: 'id', 'q'")
+    assert failed(looks, {"id": "id"}).result["text"] == "'id'"
+
+
+def test_a_forgotten_await_is_told_as_such(recwarn: pytest.WarningsRecorder):
+    agent = Agent("a", prompt="{{ text }}")
+
+    async def returns(row: Any) -> Any:
+        return {"one": agent(text="x"), "more": [agent(text="y"), (agent(text="z"),)]}
+
+    async def passes(row: Any) -> Any:
+        return await agent(text=[agent(text="x"), agent(text="y")])
+
+    for function, reason in ((returns, "result"), (passes, "UserError")):
+        task = failed(function, {"n": 1})
+        assert (task.reason, "did you forget `await`?" in task.result["text"]) == (reason, True)
+    gc.collect()
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def divides(by: int) -> float:
+    return 1 / by
+
+
+async def waits_and_divides(by: int) -> float:
+    await asyncio.sleep(0)
+    return divides(by)
+
+
+@pytest.mark.parametrize(("way", "function"), [(step, divides), (step, waits_and_divides), (process_step, divides)])
+def test_a_failed_step_tells_where_it_was_taken_and_where_it_was_raised(way: Any, function: Any):
+    async def steps(row: Any) -> Any:
+        return await way(function, 0)
+
+    task = failed(steps, {"n": 1})
+    taken, raised = task.where.split(", raised at ")
+    line = divides.__code__.co_firstlineno + 1
+    assert taken.startswith("test_agents.py:") and taken.endswith("in steps")
+    assert raised == f"test_agents.py:{line} in divides"
 
 
 def test_a_prompt_file_lies_beside_its_agent(tmp_path: Path):

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import urlencode
 from urllib.request import Request as Get
 from urllib.request import urlopen
 
@@ -22,6 +23,7 @@ import pytest
 from weaverant.engines import open_engine
 from weaverant.engines.http import Batched, Pool
 from weaverant.engines.http.address import parse
+from weaverant.engines.http.batch.waiting import OPENAI, Limits
 from weaverant.errors import StepFailed, UserError
 from weaverant.journal import BlobStore, JournalReader
 from weaverant.message import Reply, Request, Sampling, Usage, user
@@ -31,28 +33,18 @@ from weaverant.testing.batches import control, stats
 from weaverant.testing.server import MockServer
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[MockServer]:
-    with MockServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(running: MockServer) -> MockServer:
-    running.reset()
-    control(running.root, forget=True, seconds=0.1)
-    return running
+def server(server: MockServer) -> MockServer:
+    """With no batch, and quick."""
+    control(server.root, forget=True, seconds=0.1)
+    return server
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weaverant.engines.http.batch.session.FIRST_POLL_S", 0.05)
-    monkeypatch.setattr("weaverant.engines.http.batch.api.FIRST_WAIT_S", 0.05)
-
-
-def spec(server: MockServer, model: str = "m", gather: float = 0.05, **options: Any) -> str:
-    more = "".join(f"&{name}={value}" for name, value in options.items())
-    return f"{server.url}?batch={gather}{more}#{model}"
+def spec(
+    server: MockServer, model: str = "m", gather: float = 0.05, poll: float = 0.05, backoff: float = 0.05, **more: Any
+) -> str:
+    options = {"batch": gather, "poll": poll, "backoff": backoff, **more}
+    return f"{server.url}?{urlencode(options)}#{model}"
 
 
 def asked(n: int) -> Request:
@@ -70,9 +62,9 @@ async def outcomes(engine: Batched, numbers: range, run: str = "r", **more: Any)
     return found  # type: ignore[return-value]
 
 
-def ask(address: str, numbers: range = range(4), **more: Any) -> list[Reply | StepFailed]:
+def ask(address: str, numbers: range = range(4), limits: Limits = OPENAI, **more: Any) -> list[Reply | StepFailed]:
     async def main() -> list[Reply | StepFailed]:
-        engine = Batched(parse(address))
+        engine = Batched(parse(address), limits)
         try:
             return await outcomes(engine, numbers, **more)
         finally:
@@ -123,18 +115,16 @@ def test_a_call_that_comes_later_than_the_gathering_goes_into_the_next_batch(ser
     assert [batch["request_counts"]["total"] for batch in stats(server.root)["batches"]] == [3, 2]
 
 
-def test_a_full_batch_does_not_wait(server: MockServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.batch.waiting.MOST_LINES", 10)
+def test_a_full_batch_does_not_wait(server: MockServer):
     control(server.root, seconds=0.1)
     began = time.monotonic()
-    assert kinds(ask(spec(server, gather=30), range(20))) == ["reply"] * 20
+    assert kinds(ask(spec(server, gather=30), range(20), Limits(lines=10))) == ["reply"] * 20
     assert time.monotonic() - began < 15
     assert [batch["request_counts"]["total"] for batch in stats(server.root)["batches"]] == [10, 10]
 
 
-def test_a_batch_is_bounded_in_bytes(server: MockServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.batch.waiting.MOST_BYTES", 1_000)
-    assert kinds(ask(spec(server), range(30))) == ["reply"] * 30
+def test_a_batch_is_bounded_in_bytes(server: MockServer):
+    assert kinds(ask(spec(server), range(30), Limits(size=1_000))) == ["reply"] * 30
     after = stats(server.root)
     assert len(after["batches"]) > 2 and set(after["lines"].values()) == {1}
 
@@ -233,19 +223,17 @@ def test_a_line_whose_failure_may_pass_is_asked_again(server: MockServer):
     assert kinds(ask(spec(server, "fault-400*1"))) == ["request"] * 4
 
 
-def test_over_the_limit_of_enqueued_tokens_batches_get_smaller(server: MockServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.batch.waiting.CROWDED_S", 0.1)
+def test_over_the_limit_of_enqueued_tokens_batches_get_smaller(server: MockServer):
     control(server.root, most_lines=8, seconds=0.1)
-    assert kinds(ask(spec(server), range(25))) == ["reply"] * 25
+    assert kinds(ask(spec(server), range(25), Limits(rest=0.1))) == ["reply"] * 25
     after = stats(server.root)
     done = [batch["request_counts"]["total"] for batch in after["batches"] if batch["status"] == "completed"]
     assert max(done) <= 8 and sum(done) == 25 and set(after["lines"].values()) == {1}
 
 
-def test_one_line_over_that_limit_fails_in_the_end(server: MockServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.batch.waiting.CROWDED_S", 0.05)
+def test_one_line_over_that_limit_fails_in_the_end(server: MockServer):
     control(server.root, most_lines=-1, seconds=0.1)
-    (found,) = ask(spec(server, retries=1), range(1))
+    (found,) = ask(spec(server, retries=1), range(1), Limits(rest=0.05))
     assert isinstance(found, StepFailed) and found.kind == "rate_limit" and "token_limit_exceeded" in found.text
     assert len(stats(server.root)["batches"]) == 2
 
@@ -504,13 +492,12 @@ def test_a_line_that_may_have_been_paid_for_is_set_aside_twice(server: MockServe
 # Waiting
 
 
-def test_it_asks_seldom_and_says_how_far_it_is(server: MockServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.batch.session.FIRST_POLL_S", 1.0)
+def test_it_asks_seldom_and_says_how_far_it_is(server: MockServer):
     control(server.root, seconds=4.0)
     said: set[str] = set()
 
     async def main() -> None:
-        engine = Batched(parse(spec(server, gather=0.5)))
+        engine = Batched(parse(spec(server, gather=0.5, poll=0)))
         asking = asyncio.create_task(outcomes(engine, range(20)))
         while not asking.done():
             said.update(engine.status())
@@ -523,6 +510,13 @@ def test_it_asks_seldom_and_says_how_far_it_is(server: MockServer, monkeypatch: 
     assert "m: 20 calls wait to become a batch" in said
     shown = [re.fullmatch(r"m: batch 1 of 1, (\d+) of 20 lines done, asked \d s ago; .*", line) for line in said]
     assert len({found[1] for found in shown if found}) > 2
+
+
+def test_it_asks_as_often_as_the_address_says(server: MockServer):
+    """Without `poll` a second would pass between two looks."""
+    control(server.root, seconds=2.0)
+    assert kinds(ask(spec(server, poll=0.1))) == ["reply"] * 4
+    assert stats(server.root)["requests"]["GET /batches/{id}"] > 4
 
 
 # A whole run
@@ -572,7 +566,7 @@ def test_a_live_writer_and_a_batch_judge_in_one_run(server: MockServer, tmp_path
     """The same model under two names, one of them live."""
     control(server.root, seconds=1.0)
     folder = prepared(tmp_path, 200)
-    assert begun(folder, server, spec(server, gather=1)).wait(60) == 0, (folder / "log").read_text()
+    assert begun(folder, server, spec(server, gather=1, poll=0.5)).wait(60) == 0, (folder / "log").read_text()
     found = results(folder)
     assert len(found) == 200 and all(each["draft"] != each["verdict"] for each in found.values())
     after = stats(server.root)
@@ -584,7 +578,7 @@ def test_a_stopped_run_leaves_its_batch_to_the_one_that_resumes_it(server: MockS
     """Stopping does not wait for the batch, which may take a day."""
     control(server.root, seconds=3600.0)
     folder = prepared(tmp_path, 20)
-    process = begun(folder, server, spec(server, gather=0.3), "--grace=0.2")
+    process = begun(folder, server, spec(server, gather=0.3, poll=0.5), "--grace=0.2")
     wait_until(lambda: bool(stats(server.root)["batches"]))
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 4, (folder / "log").read_text()
@@ -600,7 +594,8 @@ def test_what_a_killed_run_set_aside_for_a_batch_counts_once(server: MockServer,
     control(server.root, seconds=3600.0)
     folder = prepared(tmp_path, 20)
     process = begun(
-        folder, server, spec(server, gather=0.3, price="1,1"), "--set=judge.max_tokens=100", "--budget=0.005"
+        *(folder, server, spec(server, gather=0.3, poll=0.5, price="1,1")),
+        *("--set=judge.max_tokens=100", "--budget=0.005"),
     )
     wait_until(lambda: bool(stats(server.root)["batches"]))
     process.kill()
@@ -612,7 +607,7 @@ def test_what_a_killed_run_set_aside_for_a_batch_counts_once(server: MockServer,
 
 def killed_and_resumed(folder: Path, server: MockServer, random: Random) -> int:
     """Lives that end after a random time, and a last one that goes on to its end. How many were killed."""
-    process = begun(prepared(folder, 30), server, spec(server, gather=0.3))
+    process = begun(prepared(folder, 30), server, spec(server, gather=0.3, poll=0.5))
     wait_until((folder / "run" / "journal").exists)
     kills = 0
     for _ in range(random.randint(1, 3)):

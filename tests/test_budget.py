@@ -512,6 +512,13 @@ def life(arguments: list[str], seconds: float | None) -> int:
     return os.waitstatus_to_exitcode(ended[1])
 
 
+def settle(server: MockServer) -> None:
+    """Wait until nothing is worked on: a call of a killed run is not in flight any more, and is billed when its work is
+    done. The next trial may have begun by then, whose calls are the same."""
+    while (stats := server.stats())["in_flight"] or stats["running"]:
+        time.sleep(0.02)
+
+
 def trial(number: int, folder: Path, server: MockServer) -> Trial:
     chance = Random(number)
     furnish(folder)
@@ -524,8 +531,7 @@ def trial(number: int, folder: Path, server: MockServer) -> Trial:
         kills += code == -signal.SIGKILL
         if (folder / "out" / "run.json").exists():
             command = ["resume", str(folder / "out")]
-    while server.stats()["in_flight"]:
-        time.sleep(0.02)
+    settle(server)
     bill, found = server.bill(), spent(folder / "out")
     total = math.fsum(item["dollars"] for item in bill)
     wrong = list(faults(folder / "out", bill, found, cap, code))

@@ -6,10 +6,12 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
 import sys
+import sysconfig
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from weaverant.cli import main
+from weaverant.engines.http.money.prices import tables
 from weaverant.journal import RunLock
 
 WORKFLOW = '''
@@ -133,7 +136,7 @@ def test_failed_rows_are_3_and_a_retry_mends_them(folder: Path):
     assert (other.returncode, "server (1)" in other.stderr) == (2, True)
     mended = call("resume", "out", "--retry", "failed:server")
     assert mended.returncode == 0, mended.stderr
-    assert "taking up 1 failed rows again: server 1" in mended.stderr
+    assert "taking up 1 failed row again: server 1" in mended.stderr
     assert "rows 20 = done 18 + rejected 2 + failed 0 + left 0" in mended.stdout
     assert "in 2 sessions" in mended.stdout, "what was refused is no session"
     assert call("resume", "out").returncode == 0
@@ -435,6 +438,57 @@ def test_one_tasks_story(folder: Path):
     assert unknown.returncode == 2 and "Near it: 0.13.0" in unknown.stderr
 
 
+CHOOSY = """
+from pydantic import BaseModel
+from weaverant import Agent, workflow
+
+class Verdict(BaseModel):
+    right: bool
+
+drafts = Agent("drafts", prompt="Draft {{ n }}", n=3)
+judge = Agent("judge", prompt="Which?", output=Verdict)
+
+@workflow
+async def choosy(row):
+    said = await drafts.reply(n=row["n"])
+    return {"drafts": [choice.text for choice in said.choices], "right": (await judge()).right}
+"""
+
+SEVERAL = """
+from weaverant import Reply
+from weaverant.message import Choice, assistant
+
+async def reply(request):
+    if request.agent == "judge":
+        return '{"right": true}'
+    return Reply(assistant("one"), more=(Choice(assistant("two"), "length"), Choice(assistant("three"))))
+"""
+
+
+def test_a_tasks_story_has_every_reply_and_says_that_there_was_a_schema(folder: Path):
+    Path("choosy.py").write_text(CHOOSY)
+    Path("several.py").write_text(SEVERAL)
+    write_rows(1)
+    ran = call("run", "choosy.py", "--input", "rows.jsonl", "--model", "scripted:several.py", "--run", "out")
+    assert ran.returncode == 0, ran.stderr
+    drafts, judge = call("show", "out", "--task", "0.0.0").stdout.split("\nstep ")[1:]
+    assert drafts.splitlines()[1:] == [
+        "       user | Draft 0",
+        "  (reply 1 of 3)",
+        "  assistant | one",
+        "  (reply 2 of 3; cut short: length)",
+        "  assistant | two",
+        "  (reply 3 of 3)",
+        "  assistant | three",
+    ]
+    assert "schema" not in drafts
+    assert "  (with the JSON schema of Verdict, in the prompt where the server takes none)" in judge.splitlines()
+    steps = json.loads(call("show", "out", "--task", "0.0.0", "--json").stdout)["steps"]
+    assert [step["output"] and step["output"]["schema"]["required"] for step in steps] == [None, ["right"]]
+    chats = [sample["messages"] for sample in exported("messages")]
+    assert [chat[-1]["content"] for chat in chats] == ["one", '{"right": true}']
+
+
 def test_a_reader_that_leaves_is_no_error(folder: Path):
     write_rows(3)
     call(*RUN)
@@ -460,6 +514,24 @@ def test_help_loads_little():
 
 
 # Starting
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["recipes", "list"], 0), (["show", "nowhere"], 2)])
+def test_the_package_run_as_a_module_is_the_installed_command(folder: Path, words: list[str], code: int):
+    installed = os.path.join(sysconfig.get_path("scripts"), "weaverant")
+    ends = [
+        subprocess.run([*start, *words], capture_output=True, text=True, timeout=60, check=False)
+        for start in ([installed], [sys.executable, "-m", "weaverant"])
+    ]
+    assert [ended.returncode for ended in ends] == [code, code]
+    assert (ends[0].stdout, ends[0].stderr) == (ends[1].stdout, ends[1].stderr)
+
+
+def test_the_package_run_as_a_module_runs_a_workflow(folder: Path):
+    ran = subprocess.run(
+        [sys.executable, "-m", "weaverant", *RUN], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ran.returncode, "done 17 + rejected 2 + failed 1" in ran.stdout) == (3, True)
 
 
 def test_the_example_runs_as_its_text_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -535,3 +607,92 @@ def test_counts_stay_right_over_several_retries(folder: Path):
         again = call("resume", "out", "--retry", "failed")
         assert again.returncode == 3
         assert "failed 1)" in again.stderr and "failed 2)" not in again.stderr
+
+
+def test_a_dry_run_needs_no_key(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    wanted = ["run", "w.py", "--input", "rows.jsonl", "--model", "openai:gpt-5-mini", "--run", "out"]
+    assert main([*wanted, "--dry-run"]) == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and "'OPENAI_API_KEY', which is not set" in warnings[0]
+    assert main(wanted) == 2 and "'OPENAI_API_KEY', which is not set" in capsys.readouterr().err
+    monkeypatch.setenv("OPENAI_API_KEY", "k" * 20)
+    assert main([*wanted, "--dry-run"]) == 0 and "warning" not in capsys.readouterr().out
+    assert not Path("out").exists()
+
+
+def test_calls_that_wait_inside_an_engine_are_not_said_to_be_in_flight(folder: Path):
+    held = "simulated:latency=30,slots=3"
+    ran = begin("run", "w.py", "--input", "rows.jsonl", "--model", held, "--run", "out", "--grace", "0.2", delay=0)
+    wait_until(lambda: journal_bytes() > 0)
+    time.sleep(0.7)
+    ran.send_signal(signal.SIGINT)
+    _, err = ran.communicate(timeout=20)
+    assert ran.returncode == 4 and "stopping: 3 calls in flight may finish" in err
+
+
+# The document
+
+
+COMMANDS = ["", "run", "resume", "show", "export", "recipes", "models", "init"]
+
+
+def flags_told(command: str) -> set[str]:
+    """The flags in a command's --help, with what they take."""
+    told = call(*command.split(), "--help").stdout
+    return set(re.findall(r"^  (--\S+(?: \S+)?)(?:  .*)?$", told, re.MULTILINE))
+
+
+def flags_documented(command: str) -> set[str]:
+    """Those in the command's table in docs/cli.md."""
+    sections = (Path(__file__).parents[1] / "docs" / "cli.md").read_text().split("\n## ")
+    (section,) = [text for text in sections if text.partition("\n")[0] == f"weaverant {command}".strip()]
+    return set(re.findall(r"^\| `(--[^`]+)` \|", section, re.MULTILINE))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command or "none")
+def test_the_document_has_every_flag_of_every_command_and_no_other(command: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert flags_documented(command) == flags_told(command)
+
+
+def test_the_document_has_every_command(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    told = re.findall(r"^    (\w+) ", call("--help").stdout.partition("commands:")[2], re.MULTILINE)
+    assert told == COMMANDS[1:]
+    told_flags = {flag for command in COMMANDS for flag in flags_told(command)}
+    assert {"--trials N", "--set AGENT.FIELD=VALUE", "--state {done,rejected,failed}", "--version"} <= told_flags
+
+
+# Slips of the pen
+
+
+def test_a_flag_that_the_workflow_has_not_is_answered_with_those_it_has(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*RUN, "--attempts", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "'--attempts' was not expected" in said and "flags of 'w' itself: --shout, --tag, --times" in said
+
+
+def test_a_hosted_model_that_is_not_listed_is_doubted_and_not_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    date = tables()["openai"].date
+    doubt = f"weaverant: warning: openai lists no 'gpt5-mini' (prices of {date}); did you mean 'gpt-5-mini'?"
+    for spec, lines in (
+        ("openai:gpt5-mini", [f"{doubt} Its price is unknown"]),
+        ("openai:gpt5-mini?price=1,2", [doubt]),
+        ("cache:kept|openai:gpt5-mini", [f"{doubt} Its price is unknown"]),
+        ("openai:gpt-5-mini", []),
+        ("http://127.0.0.1:9/v1#gpt5-mini", []),
+    ):
+        ran = call("run", "w.py", "--input", "rows.jsonl", "--model", spec, "--dry-run")
+        assert (ran.returncode, ran.stderr.splitlines()) == (0, lines), spec
+
+
+def test_a_hosted_models_bare_name_is_answered_with_its_spec(folder: Path, capsys: pytest.CaptureFixture[str]):
+    for word in ("gpt-4o", "gpt4o"):
+        assert main(["run", "w.py", "--input", "rows.jsonl", "--model", word]) == 2
+        assert f"no kind of model is called {word!r}. Did you mean 'openai:gpt-4o'?" in capsys.readouterr().err
+    assert main(["run", "w.py", "--input", "rows.jsonl", "--model", "sk-live-0123456789abcdef"]) == 2
+    assert "0123456789" not in capsys.readouterr().err

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from weaverant import Agent, Request, Story, UserError, group, run, workflow
+from weaverant import Agent, Request, Story, UserError, group, resume, run, workflow
 from weaverant.cli.export import export
 from weaverant.engines.scripted import Scripted
 from weaverant.export import GENERIC, messages, open_sink, preference, row_order
-from weaverant.message import Message, Reply, ToolCall, Usage
+from weaverant.message import Message, Reply, ToolCall, Usage, assistant
 from weaverant.story import Step
 from weaverant.summary import Examples, document, fold, of_run
 from weaverant.workflow import Stages
@@ -62,14 +62,16 @@ def test_bytes_do_not_depend_on_the_order_of_arrival(tmp_path: Path):
             for directory, file in zip((one, two), files, strict=True):
                 export(directory, form, str(file))
             assert files[0].read_bytes() == files[1].read_bytes()
-            assert len(lines(files[0])) == {"raw": 35, "preference": 35, "messages": 70}[form]
+            for file in files:
+                assert len(lines(file)) == {"raw": 35, "preference": 35, "messages": 70}[form]
+                file.unlink()
     assert [sample["row"]["n"] for sample in lines_of(one, "raw", tmp_path)] == [n for n in range(40) if n % 7 != 6]
     assert not list(tmp_path.glob("*.tmp"))
 
 
 def lines_of(directory: Path, form: str, folder: Path, **options: Any) -> list[dict[str, Any]]:
     out = folder / "some.jsonl"
-    counts = export(directory, form, str(out), **options)
+    counts = export(directory, form, str(out), force=True, **options).files
     assert list(counts.values()) == [len(lines(out))]
     return lines(out)
 
@@ -155,8 +157,8 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path):
     assert not list(out.parent.glob("*")) if out.parent.exists() else True
     out.parent.mkdir(exist_ok=True)
     out.write_text("precious")
-    with pytest.raises(UserError):
-        export(directory, "preference", str(out))
+    with pytest.raises(UserError, match=r"0\.5\.0"):
+        export(directory, "preference", str(out), force=True)
     assert out.read_text() == "precious"
 
 
@@ -196,7 +198,7 @@ def test_a_workflow_brings_its_own_exporters(tmp_path: Path):
     run(file, [{"n": n} for n in range(5)], models=shuffled(0), directory=directory).wait()
     assert lines_of(directory, "raw", tmp_path) == [{"n": n} for n in range(5)]
     folder = tmp_path / "parts"
-    counts = export(directory, "parts", str(folder))
+    counts = export(directory, "parts", str(folder)).files
     assert counts == {str(folder / "even.jsonl.gz"): 3, str(folder / "odd.jsonl"): 2}
     assert lines(folder / "even.jsonl.gz") == [{"n": 0}, {"n": 2}, {"n": 4}]
     for form, out, text in [
@@ -250,6 +252,132 @@ def test_the_order_of_keys():
     assert sorted(mixed, key=row_order) == keys
 
 
+def cutting(request: Request) -> Reply:
+    """Every third question's writer is cut short by its limit, that of question 4 by a filter; no judge is."""
+    said = f"{request.agent} says {request.messages[-1].text}"
+    number = int(said.split()[-1])
+    finish = "content_filter" if number == 4 else "length" if number % 3 == 0 else "stop"
+    return Reply(assistant(said), finish=finish if request.agent == "writer" else "stop")
+
+
+def test_replies_that_were_cut_short_are_left_out_and_counted(tmp_path: Path):
+    """Questions 0, 3 and 9 by the limit, 4 by the filter; 6 failed, and its task is no part of the export."""
+    directory = tmp_path / "run"
+    run(pairs, [{"n": n} for n in range(10)], models=Scripted(cutting), directory=directory).wait()
+    out = tmp_path / "out.jsonl"
+    left_out = {"cut short (max_tokens)": 3, "cut short (content filter)": 1}
+    for form, whole in (("messages", {"writer": [1, 2, 5, 7, 8], "judge": [0, 1, 2, 3, 4, 5, 7, 8, 9]}),
+                        ("preference", {None: [1, 2, 5, 7, 8]})):  # fmt: skip
+        exported = export(directory, form, str(out), force=True)
+        assert (exported.files, exported.left_out) == ({str(out): sum(map(len, whole.values()))}, left_out)
+        for agent, numbers in whole.items():
+            samples = [sample for sample in lines(out) if sample.get("agent") == agent]
+            assert [int(sample["task"].split(".")[1]) for sample in samples] == numbers
+        kept = export(directory, form, str(out), keep_cut=True)
+        assert (kept.left_out, len(lines(out))) == ({}, sum(map(len, whole.values())) + 4)
+        assert not any("_left_out" in sample for sample in lines(out))
+    raw = export(directory, "raw", str(out), force=True)
+    assert (raw.left_out, raw.cut, len(lines(out))) == ({}, left_out, 9)
+
+
+@workflow
+async def choosing(row: dict[str, Any]):
+    replies = [await writer.reply(n=n) for n in row["of"]]
+    chosen, rejected = (reply.text for reply in replies)
+    return {"preferences": [{"prompt": "Write", "chosen": f"{chosen}\n", "rejected": rejected}]}
+
+
+@pytest.mark.parametrize(
+    ("of", "why"),
+    [([1, 2], None), ([3, 2], "max_tokens"), ([1, 4], "content filter"), ([1, 1], None), ([3, 3], "max_tokens")],
+)
+def test_a_pair_is_left_out_whichever_side_was_cut(tmp_path: Path, of: list[int], why: str | None):
+    run(choosing, [{"of": of}], models=Scripted(cutting), directory=tmp_path / "run").wait()
+    exported = export(tmp_path / "run", "preference", str(tmp_path / "out.jsonl"))
+    assert exported.left_out == ({f"cut short ({why})": 1} if why else {})
+
+
+def test_a_pair_of_the_same_reply_is_left_out_whatever_is_kept(tmp_path: Path):
+    @workflow
+    async def same(row: dict[str, Any]):
+        text = await writer(n=row["n"])
+        return {"preferences": [{"prompt": "p", "chosen": text, "rejected": text}] * 2}
+
+    run(same, [{"n": 1}, {"n": 3}], models=Scripted(cutting), directory=tmp_path / "run").wait()
+    for keep_cut in (False, True):
+        exported = export(tmp_path / "run", "preference", str(tmp_path / "out.jsonl"), keep_cut=keep_cut)
+        assert exported.left_out == {"with chosen the same as rejected": 4}
+        assert lines(tmp_path / "out.jsonl") == []
+
+
+def test_pairs_that_a_later_stage_makes_know_what_was_cut_before(tmp_path: Path):
+    """Drafts 0 and 3 are cut in the first stage; the second passes all on; a group of the third pairs them by parity."""
+
+    @workflow
+    async def draft(row: dict[str, Any]):
+        return {"text": await writer(n=row["n"]), "odd": row["n"] % 2}
+
+    @workflow
+    async def passed(row: dict[str, Any]):
+        return row
+
+    @group(by="odd")
+    async def paired(rows: list[dict[str, Any]]):
+        good, *others = [row["text"] for row in rows]
+        return {"preferences": [{"prompt": "Write", "chosen": good, "rejected": other} for other in others]}
+
+    rows = [{"n": n} for n in (1, 3, 5, 7, 2, 8)]
+    run(Stages(draft, passed, paired), rows, models=Scripted(cutting), directory=tmp_path / "run").wait()
+    exported = export(tmp_path / "run", "preference", str(tmp_path / "out.jsonl"))
+    assert exported.left_out == {"cut short (max_tokens)": 1}
+    assert sorted(sample["rejected"][0]["content"][-1] for sample in lines(tmp_path / "out.jsonl")) == ["5", "7", "8"]
+
+
+def test_an_exporter_of_ones_own_may_leave_out_and_be_counted(tmp_path: Path):
+    file = tmp_path / "own.py"
+    file.write_text(FILE + "\n@exporter\ndef small(story):\n"
+                    "    yield {'n': story.result} | ({'_left_out': 'large'} if story.result > 1 else {})\n")  # fmt: skip
+    run(file, [{"n": n} for n in range(5)], models=shuffled(0), directory=tmp_path / "run").wait()
+    exported = export(tmp_path / "run", "small", str(tmp_path / "out.jsonl"), keep_cut=True)
+    assert (exported.left_out, lines(tmp_path / "out.jsonl")) == ({"large": 3}, [{"n": 0}, {"n": 1}])
+
+
+def test_an_export_replaces_what_it_wrote_and_nothing_else(tmp_path: Path):
+    one, other = made(tmp_path / "one", count=3), made(tmp_path / "other", count=3)
+    out = tmp_path / "out.jsonl"
+    for _ in range(2):
+        assert export(one, "raw", str(out)).files == {str(out): 3}
+    written = out.read_bytes()
+    for directory, form, options in [
+        (one, "messages", {}),
+        (one, "raw", {"state": "failed"}),
+        (other, "raw", {}),
+    ]:
+        with pytest.raises(UserError, match=r"'.*out\.jsonl' is there already.*--force"):
+            export(directory, form, str(out), **options)
+        assert out.read_bytes() == written
+    assert export(other, "raw", str(out), force=True).files == {str(out): 3}
+    with pytest.raises(UserError, match="--force"):
+        export(one, "raw", str(out))
+    assert export(other, "raw", str(out)).files == {str(out): 3}
+    with out.open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(UserError, match="--force"):
+        export(other, "raw", str(out))
+    out.unlink()
+    assert export(one, "raw", str(out)).files == {str(out): 3}
+
+
+def test_a_resumed_run_is_exported_to_the_same_file(tmp_path: Path):
+    rows = [{"n": n} for n in range(5)]
+    out = tmp_path / "out.jsonl"
+    for _ in run(pairs, rows, models=shuffled(0), directory=tmp_path / "run", in_flight=1):
+        break
+    few = export(tmp_path / "run", "raw", str(out)).files[str(out)]
+    resume(tmp_path / "run", workflow=pairs, rows=rows, models=shuffled(0)).wait()
+    assert few < export(tmp_path / "run", "raw", str(out)).files[str(out)] == 5
+
+
 def test_what_json_cannot_hold_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="cannot hold"), open_sink(str(tmp_path / "a.jsonl")) as sink:
         sink.add({"a": object()}, "exporter 'x'")
@@ -258,7 +386,7 @@ def test_what_json_cannot_hold_is_refused(tmp_path: Path):
 
 def test_an_empty_export_is_an_empty_file(tmp_path: Path):
     directory = made(tmp_path / "run", count=0)
-    assert export(directory, "raw", str(tmp_path / "none.jsonl")) == {str(tmp_path / "none.jsonl"): 0}
+    assert export(directory, "raw", str(tmp_path / "none.jsonl")).files == {str(tmp_path / "none.jsonl"): 0}
     assert (tmp_path / "none.jsonl").read_bytes() == b""
 
 

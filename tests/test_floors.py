@@ -12,12 +12,12 @@ FLOORS = {
     1: ["protocols"],
     2: [
         *("agent", "schema", "jsontext", "workflow", "recipe", "task", "past", "branch", "replay", "story", "__init__"),
-        *("engines", "journal", "sources", "export"),
+        *("fields", "engines", "journal", "sources", "export"),
     ],
     3: ["runtime"],
     4: ["recipes"],
-    5: ["launch", "given", "blocking", "rundir", "summary", "pilot"],
-    6: ["cli", "testing"],
+    5: ["launch", "given", "found", "blocking", "rundir", "summary", "pilot"],
+    6: ["cli", "testing", "__main__"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 KINDS = ("engines", "sources", "export")

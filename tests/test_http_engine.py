@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -16,8 +15,8 @@ from zlib import crc32
 import msgspec
 import pytest
 
+from one_engine import pool, replies
 from weaverant.engines import open_engine
-from weaverant.engines.http import Pool
 from weaverant.engines.http.address import Options, parse
 from weaverant.engines.http.attempt import Trouble
 from weaverant.engines.http.endpoint import Endpoint
@@ -45,44 +44,16 @@ MANY = Sampling(n=3, top_logprobs=2, extra={"return_token_ids": True})
 HELLO = Request("writer", "strong", (system("be brief"), user("hello")), seed=7)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[MockServer]:
-    with MockServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _forget(server: MockServer) -> None:
-    server.reset()
-
-
-def pool(url: str, model: str = "m", **options) -> Pool:
-    query = urlencode({name: str(value) for name, value in options.items()})
-    return Pool([f"{url}{'&' if '?' in url else '?'}{query}#{model}"])
-
-
 def ask(url: str, request: Request = HELLO, model: str = "m", **options) -> Reply:
     """One call by an engine of its own."""
-
-    async def main() -> Reply:
-        engine = pool(url, model, **options)
-        try:
-            return await engine.generate(request, CTX)
-        finally:
-            await engine.close()
-
-    return asyncio.run(main())
+    (reply,) = replies(url, request, model=model, **options)
+    return reply
 
 
 def fail(url: str, **options) -> StepFailed:
     with pytest.raises(StepFailed) as caught:
         ask(url, **options)
     return caught.value
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weaverant.engines.http.pool.call.FIRST_WAIT_S", 0.02)
 
 
 def echoed(server: MockServer, request: Request, **options) -> dict:
@@ -294,14 +265,24 @@ def test_a_prompt_that_is_too_long_is_of_kind_context(server: MockServer):
         ("gzip-broken", "connection"),
     ],
 )
-@pytest.mark.usefixtures("quick")
 def test_what_may_pass_is_tried_again_and_counted(server: MockServer, scenario: str, kind: str):
-    failure = fail(server.scenario(scenario), retries=2)
+    failure = fail(server.scenario(scenario), retries=2, backoff=0.02)
     assert failure.kind == kind and failure.detail["requests"] == 3 and "tried 3 times" in failure.text
     assert server.stats()["total"] == 3
     server.reset()
-    reply = ask(server.scenario(scenario + "*2"))
+    reply = ask(server.scenario(scenario + "*2"), backoff=0.02)
     assert reply.text.startswith("[mock]") and reply.usage.requests == 3 and server.stats()["total"] == 3
+
+
+@pytest.mark.parametrize("scenario", ["fault-500", "fault-429"])
+def test_the_wait_for_the_next_request_begins_as_the_address_says_and_doubles(server: MockServer, scenario: str):
+    """Each wait is between half of its bound and all of it; 0.5 s to begin with would make 1.75 s at least."""
+    began = time.monotonic()
+    assert ask(server.scenario(scenario + "*3"), backoff=0.02).usage.requests == 4
+    server.reset()
+    between = time.monotonic()
+    assert ask(server.scenario(scenario + "*2"), backoff=0.8).usage.requests == 3
+    assert between - began < 1.7 and time.monotonic() - between >= 0.4 + 0.8
 
 
 @pytest.mark.parametrize(
@@ -356,11 +337,10 @@ def test_a_wait_beyond_the_calls_time_is_not_waited_for(server: MockServer):
     assert "would come after the call's 600 s" in failure.text
 
 
-@pytest.mark.usefixtures("quick")
 def test_no_server_there():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        failure = fail(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", retries=1)
+        failure = fail(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", retries=1, backoff=0.02)
     assert failure.kind == "connection" and failure.detail["requests"] == 2
 
 
@@ -526,6 +506,8 @@ def test_a_parameter_that_is_nearly_an_option_is_refused(slip: str, meant: str):
         ("hourly=inf", "hourly='inf': expected a number, 0 or more"),
         ("image=2.5", "image='2.5': expected a whole number, 0 or more"),
         ("batch=-0.1", "batch='-0.1': expected a number of seconds, 0 or more"),
+        ("poll=-1", "poll='-1': expected a number of seconds, 0 or more"),
+        ("backoff=0", "backoff='0': expected a number of seconds, above 0"),
         ("timeout=0", "timeout='0': expected a number of seconds, above 0"),
         ("timeout=1e999", "timeout='1e999': expected a number of seconds, above 0"),
         ("idle=nan", "idle='nan': expected a number of seconds, above 0"),
@@ -544,7 +526,9 @@ def test_an_option_that_does_not_fit_is_refused_with_what_would(options: str, sa
 
 
 def test_options_at_the_edge_of_what_fits_are_taken():
-    text = "retries=0&hedge=0&connections=0&rpm=0&tpm=0.5&image=0&hourly=0&batch=0&timeout=0.1&idle=0.1&stream=true"
+    text = (
+        "retries=0&hedge=0&connections=0&rpm=0&tpm=0.5&image=0&hourly=0&batch=0&poll=0&timeout=0.1&idle=0.1&stream=true"
+    )
     found = parse(f"http://localhost:1/v1?{text}&rpm=0&schema=prompt&client=#m").options
     assert found == Options(tpm=0.5, timeout=0.1, idle=0.1, stream=True, schema="prompt", retries=0)
 

@@ -54,7 +54,8 @@ def wild_run(count: int, chance: random.Random) -> list[Event]:
         else:
             usage = Usage(chance.randrange(9), 1, 2, 3, 0.25)
             key = chance.choice(live)[0], "0", b"f" * 16, 0
-            value = ("model", "a", "s", {}, "reply", "r" * chance.randrange(200), 0.0, 1.0, time)
+            kind = "tool" if len(events) % 7 == 0 else "model"
+            value = (kind, "a", "s", {}, "reply", "r" * chance.randrange(200), 0.0, 1.0, time)
             events.append(StepEnded(*key, *value, usage, chance.choice("mn"), 0, dice > 0.9))  # type: ignore[arg-type]
     return events
 
@@ -112,6 +113,8 @@ def compare(directory: Path, events: list[Event]) -> None:
     assert list(reader.tasks()) == list(scan.tasks.values())
     assert reader.counts() == scan.counts()
     assert {model: usage.cost for model, usage in reader.usage().items()} == scan.cost
+    steps = [event for event in events if isinstance(event, StepEnded)]
+    assert reader.calls() == sum(event.kind == "model" for event in steps) < len(steps)
     assert list(reader.run_events()) == scan.about_run
     unfinished = [task for task, summary in scan.tasks.items() if summary.state is None]
     places = reader.unfinished()

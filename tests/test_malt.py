@@ -505,7 +505,7 @@ def test_the_tiny_model_weaves_two_rows(tmp_path):
     for task in tasks:
         for attempt in task.result["attempts"]:
             assert attempt["answer"] == last_number(attempt["text"])
-    assert export(tmp_path / "run", "sft", str(tmp_path / "out"))
+    assert export(tmp_path / "run", "sft", str(tmp_path / "out")).files
 
 
 def test_rows_of_gsm8k_run_on_a_served_model(tmp_path):

@@ -106,18 +106,6 @@ def read_to_end(bare: socket.socket, into: bytearray) -> None:
         into += data
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[MockServer]:
-    with MockServer() as running:
-        yield running
-
-
-@pytest.fixture
-def server(shared: MockServer) -> MockServer:
-    shared.reset()
-    return shared
-
-
 # What it says
 
 

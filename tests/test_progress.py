@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from weaverant import resume, run, workflow
+from weaverant import Agent, Reply, Run, resume, run, step, workflow
+from weaverant.engines.scripted import Scripted
+from weaverant.message import Usage, assistant
 from weaverant.runtime.ledger import AgentCounts, Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.progress import Pace, Progress, Snapshot, StageProgress, block, fit, line, money, short, span
+
+
+def doubled(number: int) -> int:
+    return 2 * number
+
 
 PLAIN = re.compile(r"\x1b\[[0-9]*[A-Za-z]")
 
@@ -102,6 +109,29 @@ def test_a_resumed_run_knows_what_had_ended_before(tmp_path: Path):
     assert (first.ledger.earlier, first.ledger.ended_rows) == (0, 15)
     again = resume(tmp_path, workflow=same, rows=range(40), models="simulated:").wait()
     assert (again.ledger.earlier, again.ledger.ended_rows) == (15, 40)
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0])
+def test_a_resumed_run_shows_the_rows_calls_and_dollars_of_all_its_sessions(tmp_path: Path, budget: float):
+    """Every call costs a cent. Each row calls a tool as well, which is no call of a model."""
+    agent = Agent("a", prompt="{{ n }}", max_tokens=10)
+
+    @workflow
+    async def ask(row: dict[str, int]) -> str:
+        return await agent(n=await step(doubled, row["n"]))
+
+    def shown(going: Run) -> str:
+        return line(Pace(0.0).look(going, 40, 1.0))
+
+    models = Scripted(lambda request: Reply(assistant("x"), usage=Usage(1, 1, cost=0.01)), identity="s")
+    rows = [{"n": n} for n in range(40)]
+    of = f" of {money(budget)}" if budget else ""
+    first = run(ask, rows, models=models, directory=tmp_path, pilot=15, budget=budget).wait()
+    assert f"15 calls, 15.0/s, 30 tokens/s, $0.1500{of};" in shown(first)
+    again = resume(tmp_path, workflow=ask, rows=rows, models=models).wait()
+    assert again.ledger.calls == 25, "those of the session"
+    assert shown(again).startswith("40 of 40 rows")
+    assert f"40 calls, 25.0/s, 50 tokens/s, $0.4000{of};" in shown(again)
 
 
 def test_nobody_knows_when_it_ends_while_the_rows_are_not_known():

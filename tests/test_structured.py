@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,8 @@ import msgspec
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from weaverant import Agent, Reply, resume, run, workflow
+from one_engine import replies
+from weaverant import Agent, Reply, UserError, resume, run, workflow
 from weaverant.engines.http import Pool
 from weaverant.engines.http.chat import wire
 from weaverant.engines.http.chat.structured import strict
@@ -57,36 +57,12 @@ class Verdict(BaseModel):
 # Who is told the schema
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[MockServer]:
-    with MockServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _forget(server: MockServer) -> None:
-    server.reset()
-
-
 def asked(*messages: Message, schema: dict[str, Any] = SCHEMA, **fields: Any) -> Request:
     return Request("a", "m", messages or (user("go"),), output=OutputSchema("Thing", schema), **fields)
 
 
-def ask(url: str, *requests: Request, options: str = "") -> list[Reply]:
-    """The replies to requests made one after another by one engine."""
-
-    async def main() -> list[Reply]:
-        engine = Pool([f"{url}?{options}#m"])
-        try:
-            return [await engine.generate(request, CallContext("0")) for request in requests]
-        finally:
-            await engine.close()
-
-    return asyncio.run(main())
-
-
-def sent(url: str, request: Request, options: str = "") -> dict[str, Any]:
-    (reply,) = ask(url, request, options=options)
+def sent(url: str, request: Request, **options: str) -> dict[str, Any]:
+    (reply,) = replies(url, request, **options)
     return json.loads(reply.text)["body"]
 
 
@@ -97,23 +73,23 @@ def test_the_server_is_told_the_schema(server: MockServer):
 
 
 def test_the_model_is_told_the_schema_in_its_last_system_message(server: MockServer):
-    url, options = server.scenario("echo"), "schema=prompt"
-    body = sent(url, asked(), options)
+    url = server.scenario("echo")
+    body = sent(url, asked(), schema="prompt")
     assert "response_format" not in body
     told, question = body["messages"]
     assert told["role"] == "system" and told["content"].endswith(json.dumps(SCHEMA)) and question["content"] == "go"
-    body = sent(url, asked(system("first"), user("x"), system("last"), user("go")), options)
+    body = sent(url, asked(system("first"), user("x"), system("last"), user("go")), schema="prompt")
     assert [message["role"] for message in body["messages"]] == ["system", "user", "system", "user"]
     assert body["messages"][0]["content"] == "first"
     assert body["messages"][2]["content"] == "last\n\n" + told["content"]
     parts = Message("system", (TextPart("look"), ImagePart("data:image/png;base64,AA==")))
-    body = sent(url, asked(parts, user("go")), options)
+    body = sent(url, asked(parts, user("go")), schema="prompt")
     assert body["messages"][0]["content"][2] == {"type": "text", "text": told["content"]}
 
 
 def test_a_server_that_takes_no_schema_is_asked_again_with_the_schema_in_the_prompt(server: MockServer):
     request = asked(seed=1)
-    first, second = ask(server.scenario("no-schema"), request, msgspec.structs.replace(request, seed=2))
+    first, second = replies(server.scenario("no-schema"), request, msgspec.structs.replace(request, seed=2))
     assert (first.usage.requests, second.usage.requests) == (2, 1), "it is remembered"
     assert type(json.loads(first.text)["a"]) is int and server.stats()["total"] == 3
 
@@ -133,25 +109,25 @@ def test_many_calls_at_once_learn_it_together(server: MockServer):
 
 def test_another_schema_is_offered_to_the_server_again(server: MockServer):
     other = asked(schema={"type": "object", "properties": {"b": {"type": "boolean"}}, "required": ["b"]})
-    first, second, again = ask(server.scenario("no-schema"), asked(), other, other)
+    first, second, again = replies(server.scenario("no-schema"), asked(), other, other)
     assert [reply.usage.requests for reply in (first, second, again)] == [2, 2, 1]
     assert type(json.loads(again.text)["b"]) is bool
 
 
-@pytest.mark.parametrize("options", ["schema=server", "schema=prompt"])
-def test_who_is_told_can_be_fixed(server: MockServer, options: str):
-    if options == "schema=prompt":
-        assert ask(server.scenario("no-schema"), asked(), options=options)[0].usage.requests == 1
+@pytest.mark.parametrize("schema", ["server", "prompt"])
+def test_who_is_told_can_be_fixed(server: MockServer, schema: str):
+    if schema == "prompt":
+        assert replies(server.scenario("no-schema"), asked(), schema=schema)[0].usage.requests == 1
     else:
         with pytest.raises(Exception, match="response_format"):
-            ask(server.scenario("no-schema"), asked(), options=options)
+            replies(server.scenario("no-schema"), asked(), schema=schema)
     assert server.stats()["total"] == 1
 
 
 @pytest.mark.parametrize("scenario", ["fault-400", "fault-422", "context"])
 def test_other_refusals_are_not_asked_again(server: MockServer, scenario: str):
     with pytest.raises(Exception, match=r"40|42"):
-        ask(server.scenario(scenario), asked())
+        replies(server.scenario(scenario), asked())
     assert server.stats()["total"] == 1
 
 
@@ -499,14 +475,14 @@ def test_an_engine_of_anybody_may_give_tokens():
 
 def test_several_replies_are_refused_where_one_must_go_on():
     def failure(**fields: Any) -> str:
-        task = one(flow_of(Agent("a", prompt="x", **fields)), Scripted("7"))
-        assert (task.state, task.reason) == ("failed", "UserError") and task.usage.requests == 0
-        return task.result["text"]
+        with pytest.raises(UserError) as refused:
+            Agent("a", prompt="x", **fields)
+        return str(refused.value)
 
     assert "agent 'a' has n=2 and output=" in failure(n=2, output=int)
     assert "agent 'a' has n=2 and tools=" in failure(n=2, tools=[print_it])
     for fields in ({"n": 0}, {"top_logprobs": -1}):
-        assert "counts from" in failure(**fields)
+        assert "expected a whole number" in failure(**fields)
 
 
 def print_it(text: str) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
-from weaverant import Agent, StepFailed, resume, run, step, workflow
+from weaverant import Agent, StepFailed, reject, resume, run, step, workflow
+from weaverant.engines import open_engine
+from weaverant.engines.embedded import EmbeddedEngine
 from weaverant.engines.scripted import Scripted
 from weaverant.errors import RunLocked, UserError
 from weaverant.message import Request
+from weaverant.summary import fold
 from weaverant.testing.server import MockServer
 
 say = Agent("say", prompt="{{ text }}")
@@ -118,6 +121,39 @@ def test_a_stop_sends_nothing_of_what_still_waits_for_a_place():
         assert stopped.state == "interrupted" and stopped.ledger.stages[0].left >= 48
         stats = mock.stats()
         assert stats["total"] == stats["answered"] == stopped.ledger.calls <= 4, "those in flight ended, no other began"
+
+
+@pytest.mark.parametrize(("spec", "places", "count"), [("simulated:latency=0.1,slots=4", 4, 60), ("tiny", 16, 320)])
+def test_waiting_inside_an_engine_is_no_part_of_the_latency(spec: str, places: int, count: int, tmp_path: Path):
+    engine = EmbeddedEngine.open(spec, places) if spec == "tiny" else open_engine(spec)
+    ask = Agent("ask", prompt="{{ n }} caps, finds {{ n }}. How many?", max_tokens=40)
+
+    @workflow
+    async def asked(row: Any) -> Any:
+        return await ask(n=row["n"])
+
+    began = time.monotonic()
+    going = run(asked, rows(count), models=engine, directory=tmp_path / "run").wait()
+    took = time.monotonic() - began
+    assert going.ledger.stages[0].done == count
+    latencies = fold(tmp_path / "run").ledger.agents["model", "ask"].latencies
+    # So many at once share the time: with the waiting the median would be half of all of it.
+    assert 0 < latencies.percentile(0.5) < took * places / count * 3
+    asyncio.run(engine.close())
+
+
+def test_a_call_that_waits_inside_an_engine_was_not_sent():
+    going = run(twice, rows(40), models="simulated:latency=2,jitter=0,slots=3", journal=False)
+    counts: list[tuple[int, int]] = []
+
+    def look() -> None:
+        counts.append((going.sent, going.in_flight[1]))
+        going.stop()
+
+    threading.Timer(0.7, look).start()
+    ended = len(list(going))
+    assert counts == [(3, 40)]
+    assert (ended, going.ledger.calls) == (0, 3), "those have finished, and no other was sent"
 
 
 def test_calls_of_a_slow_model_keep_no_place_of_a_fast_one():
@@ -291,3 +327,16 @@ def test_a_plain_for_works_where_an_event_loop_runs_already():
         return [task.state for task in run(twice, rows(3), models=Server().engine, journal=False)]
 
     assert asyncio.run(cell()) == ["done"] * 3
+
+
+def test_the_ledger_reads_as_its_equation_and_counts_no_zeros(tmp_path: Path):
+    @workflow
+    async def thrice(row: Any) -> Any:
+        return row if row["n"] else reject("none")
+
+    going = run(thrice, rows(3), models=Scripted("x", identity="x"), directory=tmp_path / "run").wait()
+    line = "thrice: rows 3 = done 2 + rejected 1 + failed 0 + left 0"
+    assert (str(going.ledger), repr(going.ledger)) == (line, f"Ledger({line})")
+    again = resume(tmp_path / "run", workflow=thrice, rows=rows(3), models=Scripted("x", identity="x")).wait()
+    (stage,) = again.ledger.stages
+    assert (str(again.ledger), dict(stage.rejected), dict(stage.failed)) == (line, {"(earlier)": 1}, {})

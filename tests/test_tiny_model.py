@@ -189,6 +189,8 @@ def test_anything_can_be_asked():
         (asked(temperature=-1.0), "temperature"),
         (asked(top_p=0.0), "top_p"),
         (asked(logprobs=True), "log-probabilities"),
+        (asked(top_logprobs=2), "log-probabilities"),
+        (asked(n=2), "n=1, not 2"),
         (asked(extra={"top_k": 3}), "top_k"),
     ],
 )

@@ -15,11 +15,6 @@ from weaverant.testing.server import MockServer
 PASSWORD = "p@ss:w/rd"
 
 
-@pytest.fixture(params=["fast", "dependable"])
-def client(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[MockProxy]:
     with MockProxy("me", PASSWORD) as running:
@@ -39,10 +34,7 @@ def secure() -> Iterator[MockServer]:
 
 
 @pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch, secure: MockServer) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+def _trusted(monkeypatch: pytest.MonkeyPatch, secure: MockServer, no_proxies: None) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(secure.ca))
 
 

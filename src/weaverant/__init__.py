@@ -60,7 +60,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`run`, `resume` and `Run` load with their first use: a workflow's file needs none of what they bring (60 ms)."""
+    """`run`, `resume` and `Run` load with their first use: a workflow's file needs none of what they bring."""
     if name in ("Run", "resume", "run"):
         from weaverant import launch
 

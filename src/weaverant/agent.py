@@ -16,17 +16,18 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from types import CodeType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Never, cast
 
 import msgspec
 
+from weaverant import fields
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import Message, Reply, Request, Sampling, ToolCall, ToolSpec, digest, user
 from weaverant.prompt import Template, read_prompt
 from weaverant.protocols import Engine
 from weaverant.replay import WorkflowLoop, current_loop
 from weaverant.step import Ask, EffectWork, ModelWork
-from weaverant.trace import plain
+from weaverant.trace import SCALARS, plain
 
 if TYPE_CHECKING:
     from weaverant.schema import Output, Tool
@@ -53,7 +54,8 @@ class Agent:
 
     Await it with the variables of its prompt: `answer = await solver(question=...)`. The value is the reply's text,
     or an instance of `output`. `reply(...)` gives the whole `Reply`, `history=` puts earlier messages before the
-    prompt. Raises `StepFailed` when no usable answer came.
+    prompt. Raises `StepFailed` when no usable answer came. Fields that cannot be meant (`temperature="hot"`) are a
+    `UserError` at once.
     """
 
     name: str
@@ -87,24 +89,38 @@ class Agent:
     """How many replies one call may take with its tools."""
     folder: Path = field(default_factory=_calling_folder, repr=False)
 
-    async def __call__(self, *, history: History = (), **variables: Any) -> Any:
+    def __post_init__(self) -> None:
+        fields.check(self.name, vars(self))
+
+    async def __call__(self, *unnamed: Never, history: History = (), **variables: Any) -> Any:
         """Ask; the reply's text, or its value as `output`."""
+        self._only_named(unnamed)
         value, _ = await _converse(self, history, variables)
         return value
 
-    async def reply(self, *, history: History = (), **variables: Any) -> Reply:
+    async def reply(self, *unnamed: Never, history: History = (), **variables: Any) -> Reply:
         """Ask; the last reply whole: message, usage, finish reason, who answered."""
+        self._only_named(unnamed)
         _, reply = await _converse(self, history, variables)
         return reply
 
-    def messages(self, *, history: History = (), **variables: Any) -> tuple[Message, ...]:
+    def messages(self, *unnamed: Never, history: History = (), **variables: Any) -> tuple[Message, ...]:
         """The messages that a call with these variables sends."""
+        self._only_named(unnamed)
         return self.templates.messages(cast("dict[str, Any]", plain(variables, "variables")), _messages(history))
 
     @cached_property
     def templates(self) -> Templates:
         """The agent's compiled templates."""
         return Templates(self)
+
+    def _only_named(self, unnamed: tuple[object, ...]) -> None:
+        if unnamed:
+            reads = ", ".join(f"{name}=..." for name in self.templates.variables) or "NAME=..."
+            raise TypeError(
+                f"agent {self.name!r} takes its prompt's variables by name: expected {self.name}({reads}); "
+                f"found {len(unnamed)} without a name"
+            )
 
 
 class Templates:
@@ -120,6 +136,11 @@ class Templates:
     @staticmethod
     def _compile(source: str | Path | None, folder: Path, where: str) -> Template | None:
         return None if source is None else Template(read_prompt(source, folder, where), where)
+
+    @property
+    def variables(self) -> list[str]:
+        """The names that they read."""
+        return sorted(set[str]().union(*(part.variables for part in (self.system, self.prompt) if part is not None)))
 
     def messages(self, variables: dict[str, Any], history: tuple[Message, ...]) -> tuple[Message, ...]:
         if self.system is None and not history and self.prompt is not None:
@@ -140,7 +161,7 @@ class Bound:
         self.output: Output | None = None
         self.tools: dict[str, Tool] = {}
         if agent.output is not str or agent.tools:
-            from weaverant import schema  # deferred: pydantic's machinery costs 60 ms
+            from weaverant import schema  # deferred: pydantic's machinery loads slowly
 
             self.output = None if agent.output is str else schema.Output(agent.output, where)
             self.tools = {tool.__name__: schema.Tool(tool, where) for tool in agent.tools}
@@ -176,22 +197,13 @@ class Bound:
 
 
 def _sampling(agent: Agent, where: str) -> Sampling:
-    if agent.n < 1 or agent.top_logprobs < 0:
-        found = f"n={agent.n!r}, top_logprobs={agent.top_logprobs!r}"
-        raise UserError(f"{where}: n= counts from 1 and top_logprobs= from 0; found {found}")
-    if agent.n > 1 and (agent.output is not str or agent.tools):
-        which = "output" if agent.output is not str else "tools"
-        raise UserError(
-            f"{where} has n={agent.n} and {which}=: a repair or a tool's result goes on from one reply, and there are "
-            f"{agent.n}. Leave n= out and call the agent {agent.n} times, with asyncio.gather"
-        )
     return Sampling(
         agent.temperature,
         agent.top_p,
         agent.max_tokens,
         tuple(agent.stop),
         agent.logprobs,
-        dict(agent.extra),
+        cast("dict[str, Any]", plain(dict(agent.extra), f"{where}: extra")),
         agent.n,
         agent.top_logprobs,
     )
@@ -233,27 +245,47 @@ class Binding:
     def _bind(self, agent: Agent) -> Bound:
         changes = self._overrides.get(agent.name)
         if changes:
-            fields = [field.name for field in dataclasses.fields(agent) if field.name not in ("name", "folder")]
-            unknown = sorted(set(changes) - set(fields))
+            known = [field.name for field in dataclasses.fields(agent) if field.name not in ("name", "folder")]
+            unknown = sorted(set(changes) - set(known))
             if unknown:
-                raise UserError(f"agent {agent.name!r} has no field {unknown[0]!r}; it has: {', '.join(fields)}")
+                raise UserError(f"agent {agent.name!r} has no field {unknown[0]!r}; it has: {', '.join(known)}")
             agent = dataclasses.replace(agent, **dict(changes))
         engine = self.engine(agent.model)
         if engine is None:
             known = ", ".join(sorted(repr(name) for name in self.models)) or "none"
             raise UserError(
                 f"agent {agent.name!r} asks the model {agent.model!r}, which has no engine (given: {known}). "
-                f"Give it one with --model {agent.model}=http://HOST:8000/v1#NAME, "
-                "or one for all with --model http://HOST:8000/v1#NAME"
+                f"Give it one: --model {agent.model}=http://HOST:8000/v1#NAME, or one for all: "
+                f"--model http://HOST:8000/v1#NAME. In Python: models={{{agent.model!r}: 'http://HOST:8000/v1#NAME'}}"
             )
-        return Bound(agent, engine.identity)
+        bound = Bound(agent, engine.identity)
+        _check_served(bound, engine)
+        return bound
+
+
+def _check_served(bound: Bound, engine: Engine) -> None:
+    """`UserError` where the engine can answer no call of the agent: see `Selective`."""
+    ask: Callable[[Request], str] | None = getattr(engine, "refuses", None)
+    why = "" if ask is None else ask(bound.request(()))
+    if why:
+        agent, own = bound.agent, bound.agent.model != "default"
+        model = agent.model if own else "strong"
+        first = "" if own else f"let it ask for a model of its own, Agent({agent.name!r}, model={model!r}, ...), and "
+        raise UserError(
+            f"agent {agent.name!r} cannot be answered by {engine.identity!r}: {why}. Way out: {first}"
+            f"give that model another engine with --model {model}=http://HOST:8000/v1#NAME, or --model "
+            f"{model}=simulated: for pretended replies; in Python with models={{{model!r}: ..., '*': ...}}"
+        )
 
 
 async def _converse(agent: Agent, history: History, variables: dict[str, Any]) -> tuple[Any, Reply]:
     """One call of an agent: the first request, the tools' turns, the repairs."""
     loop = current_loop(f"agent {agent.name!r}")
     bound = cast("Binding", loop.binding).bound(agent)
-    variables = {name: plain(value, f"variable {name!r}") for name, value in variables.items()}
+    variables = {
+        name: value if type(value) in SCALARS else plain(value, f"variable {name!r}")
+        for name, value in variables.items()
+    }
     earlier = _messages(history) if history else ()
     messages = bound.templates.messages(variables, earlier)
     ask, reply = await _model_step(loop, bound, messages, variables, earlier)

@@ -20,7 +20,9 @@ class Blocking:
         self._tasks: Queue[Task | BaseException | None] = Queue(1_000)
 
     def __iter__(self) -> Iterator[Task]:
-        thread = threading.Thread(target=self._work, name="weaverant-run")
+        # A daemon, because a workflow that does not yield would keep the process for ever: Ctrl-C waits for the run's
+        # end, and a second one for nothing.
+        thread = threading.Thread(target=self._work, name="weaverant-run", daemon=True)
         thread.start()
         try:
             while (got := self._tasks.get()) is not None:

@@ -15,9 +15,10 @@ Messages say what happened, what was expected, what was found, and the way out.
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from traceback import extract_tb
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from weaverant.message import Usage
@@ -44,8 +45,8 @@ class StepFailed(WeaverantError):
 
     `kind` is a short word to branch and count on: `timeout`, `rate_limit`, `server`, `connection`, `request`,
     `output` (the reply never fitted the output type), `tool`, `context` (prompt too long), or the name of the
-    exception that a `step` function raised. `text` is for people. `detail` is kept in the journal
-    (the last reply of a failed repair, say).
+    exception that a `step` function raised. `text` is for people. `detail` is kept in the journal: the last reply of a
+    failed repair (`reply`), the line that raised in a step's function (`raised`).
     """
 
     def __init__(self, kind: str, text: str, detail: Any = None, usage: Usage | None = None) -> None:
@@ -63,6 +64,11 @@ class StepFailed(WeaverantError):
         return f"{self.kind}: {self.text}"
 
 
+class Unavailable(StepFailed):
+    """There is nobody to ask, and nothing was asked: no failure of the row. The run stops, and the call is asked when
+    it is resumed."""
+
+
 class JournalError(WeaverantError):
     """The journal cannot go on. What was acknowledged before is safe."""
 
@@ -75,33 +81,72 @@ class RunLocked(WeaverantError):
     """Another living process holds the run directory."""
 
 
-def failure_of(error: BaseException) -> tuple[StepFailed, str]:
-    """What escaped from a user's code, as a failure with an address: `file.py:12 in function`."""
-    failure = _as_failure(error)
+def failure_of(error: BaseException, row: Any = None) -> tuple[StepFailed, str]:
+    """What escaped from a user's code that worked on the row, as a failure with an address: `file.py:12 in function`,
+    and where a step's function raised it, the place in there as well."""
+    failure = _as_failure(error, row)
+    detail = failure.detail
+    raised = cast("dict[str, Any]", detail).get(RAISED) if isinstance(detail, dict) else None
+    return failure, ", raised at ".join(filter(None, (place_of(error), raised)))
+
+
+RAISED = "raised"
+"""In the detail of a step's failure: the place in the user's code that raised it."""
+
+
+def place_of(error: BaseException) -> str:
+    """The innermost line of a user's code that the error came through; empty where it came through none."""
     frames = extract_tb(error.__traceback__)
-    users = [
-        frame
-        for frame in frames
-        if frame.filename.startswith(_RECIPES) or not frame.filename.startswith(_NOT_THE_USERS)
-    ]
-    if not users:
-        return failure, ""
-    last = users[-1]
-    return failure, f"{Path(last.filename).name}:{last.lineno} in {last.name}"
+    users = [frame for frame in frames if is_users(frame.filename)]
+    return f"{Path(users[-1].filename).name}:{users[-1].lineno} in {users[-1].name}" if users else ""
 
 
-def _as_failure(error: BaseException) -> StepFailed:
+def is_users(filename: str) -> bool:
+    """Whether a file of code is the user's: none of Python's, of a package's, or of ours that is no recipe."""
+    return filename.startswith(_RECIPES) or not filename.startswith(_NOT_THE_USERS)
+
+
+def _as_failure(error: BaseException, row: Any) -> StepFailed:
     """A group counts as the first failure in it; what any failure behind the error hung on is kept for a retry."""
     leaves = _leaves(error)
     first = leaves[0]
     if isinstance(first, StepFailed):
         failure = StepFailed(first.kind, first.text, first.detail)
     else:
-        failure = StepFailed(type(first).__name__, shown(first))
+        failure = StepFailed(type(first).__name__, shown(first) + _hint(first, row))
     if len(leaves) > 1:
         failure.text += f" (and {len(leaves) - 1} more in the group)"
     failure.forget = tuple(key for behind in _behind(error) for key in behind.forget)
     return failure
+
+
+def _hint(error: BaseException, row: Any) -> str:
+    """What a short text of Python's leaves out."""
+    if isinstance(error, KeyError) and error.args and _raised_by_user(error):
+        fields = _fields(row)
+        if fields and error.args[0] not in fields:
+            return (
+                f"; the row has: {', '.join(map(repr, fields[:_MOST_FIELDS]))}{' ...' * (len(fields) > _MOST_FIELDS)}"
+            )
+    if isinstance(error, AttributeError | TypeError) and "'coroutine'" in shown(error):
+        return "; did you forget `await`?"
+    return ""
+
+
+_MOST_FIELDS = 30
+
+
+def _raised_by_user(error: BaseException) -> bool:
+    frames = extract_tb(error.__traceback__)
+    return bool(frames) and is_users(frames[-1].filename)
+
+
+def _fields(row: Any) -> list[str]:
+    """The names in a row; of a group's rows, those of all."""
+    rows = cast("Sequence[Any]", row if isinstance(row, list) else [row])
+    return list(
+        dict.fromkeys(name for one in rows if isinstance(one, Mapping) for name in cast("Mapping[str, Any]", one))
+    )
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -54,7 +54,7 @@ class CostReserved(Struct, frozen=True, array_like=True, tag="reserve"):
     """Money was set aside for a model step, before a request was sent.
 
     `dollars` is all that is set aside for the step under this `claim`, what earlier sessions set aside included: of
-    several events with the same step and claim the last holds. The step's `StepEnded`, unless it was reused, closes
+    several events with the same step and claim the last holds, one of $0 ending it. The step's `StepEnded`, unless it was reused, closes
     them all: what it cost is then in its usage. `claim` names a purchase that outlives the process.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -10,16 +12,20 @@ from typing import Any, cast
 
 import msgspec
 
-from weaverant.agent import Binding
-from weaverant.engines import open_engine, pooled
+from weaverant.agent import Agent, Binding, Bound
+from weaverant.engines import doubts, open_engine, pooled
 from weaverant.errors import UserError
+from weaverant.found import recipe_at
+from weaverant.message import Request, Sampling
 from weaverant.protocols import Engine, Source
 from weaverant.recipe import Recipe, load_recipe, recipe_of
-from weaverant.rundir import RunConfig
+from weaverant.rundir import RunConfig, resume_in_python
 from weaverant.runtime.budget import unbounded
 from weaverant.runtime.limits import Limits
 from weaverant.sources import MemoryRows, open_source
 from weaverant.workflow import Stages, Workflow
+
+_log = logging.getLogger("weaverant")
 
 Rows = Source | Iterable[Any] | str | Path
 Models = Mapping[str, Engine | str | Sequence[str]] | Sequence[str] | Engine | str
@@ -32,17 +38,30 @@ def recipe_given(workflow: Workflow | Stages | Recipe | str | Path) -> Recipe:
 
 
 def recipe_of_run(config: RunConfig) -> Recipe:
-    """The recipe that a run was made from, as its file is now. `UserError` if it was made from objects."""
+    """The recipe that a run was made from, as its file is now. `UserError` if it was made from an object that stands
+    in no file."""
+    if config.found:
+        return recipe_at(config.found)
     _, _, chosen = config.workflow.partition(".py:")
     file = Path(config.file)
     if not chosen and not config.workflow.endswith(".py") and file.name != "recipe.py":
         raise UserError(
-            f"the run was made in Python from the workflow {config.workflow!r} of {config.file!r}: "
-            "go on with it there, weaverant.resume(DIRECTORY, workflow=..., rows=..., models=...)"
+            f"the run was made in Python from the workflow {config.workflow!r} of {config.file!r}: go on with it "
+            f"there, {resume_in_python('DIRECTORY', config.objects)}"
         )
     if not file.is_file():
         return load_recipe(config.workflow)
     return load_recipe(f"{file}:{chosen}" if chosen else str(file))
+
+
+def objects_given(workflow: object, found: str, rows: Rows, specs: Mapping[str, str]) -> list[str]:
+    """What of a run's making only Python can give again. `found` is where its workflow stands."""
+    kinds = {
+        "workflow": isinstance(workflow, Workflow | Stages) and not found,
+        "rows": not isinstance(rows, str | Path),
+        "models": any(spec.startswith("object:") for spec in specs.values()),
+    }
+    return [name for name, is_object in kinds.items() if is_object]
 
 
 def specs_again(config: RunConfig) -> Mapping[str, str]:
@@ -100,6 +119,8 @@ def bind(
         engine = open_engine(given) if isinstance(given, str) else given
         if isinstance(given, str):
             own.append(engine)
+            for doubt in doubts(given):
+                _log.warning("weaverant: warning: %s", doubt)
         engines[name] = engine
     asked = {agent.model for agent in recipe.agents}
     unused = sorted(set(by_name) - asked - {"*"})
@@ -112,9 +133,29 @@ def bind(
         name: given if isinstance(given, str) else f"object:{engines[name].identity}" for name, given in by_name.items()
     }
     binding = Binding(engines, overrides)
-    for agent in recipe.agents:
-        binding.bound(agent)
+    _bind_all(binding, recipe)
     return binding, own, specs
+
+
+def _bind_all(binding: Binding, recipe: Recipe) -> None:
+    """Bind the agents that the recipe's file defines. Two that differ may not share a name there: all that counts,
+    sets and exports by agent would take them for one. Those that a workflow makes for a row may."""
+    by_name: dict[str, Bound] = {}
+    for agent in recipe.agents:
+        bound = binding.bound(agent)
+        other = by_name.setdefault(agent.name, bound)
+        if other.spec != bound.spec:
+            raise UserError(
+                f"two agents of {str(recipe.path)!r} are called {agent.name!r}, and they differ: "
+                f"{_differences(other.agent, bound.agent)}. Give each a name of its own: tables, `--set`, overrides "
+                "and `export --agent` go by it"
+            )
+
+
+def _differences(one: Agent, other: Agent) -> str:
+    names = [field.name for field in dataclasses.fields(Agent) if field.name != "folder"]
+    values = {name: (getattr(one, name), getattr(other, name)) for name in names}
+    return ", ".join(f"{name} is {a!r:.60} and {b!r:.60}" for name, (a, b) in values.items() if a != b)
 
 
 def _model(name: str, given: object) -> Engine | str:
@@ -166,15 +207,19 @@ def config_given(
         input_identity=source.identity(),
         version=__version__,
         created=time.time(),
+        unpriced=_unpriced(binding),
     )
 
 
+def _unpriced(binding: Binding) -> list[str]:
+    """The models of which nobody can say what even the smallest call costs at most: their price is unknown."""
+    smallest = Request("", "", (), Sampling(max_tokens=1))
+    return sorted(name for name, engine in binding.models.items() if unbounded(engine, smallest))
+
+
 def _specs_by_name(binding: Binding) -> dict[str, str]:
-    """The agents' specs; several agents of one name count together."""
-    specs: dict[str, list[str]] = {}
-    for bound in binding.all():
-        specs.setdefault(bound.agent.name, []).append(bound.spec)
-    return {name: "+".join(sorted(own)) for name, own in specs.items()}
+    """The specs of the agents that the file defines."""
+    return {bound.agent.name: bound.spec for bound in binding.all()}
 
 
 def _absolute(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import math
 import secrets
 import time
@@ -21,6 +22,7 @@ from weaverant.agent import Binding
 from weaverant.blocking import Blocking
 from weaverant.errors import JournalError, RunChanged, UserError, WeaverantError
 from weaverant.events import RunOpened, TaskReopened
+from weaverant.found import place_of
 from weaverant.given import (
     Models,
     Rows,
@@ -28,6 +30,7 @@ from weaverant.given import (
     check_bounded,
     config_given,
     limits_given,
+    objects_given,
     recipe_given,
     recipe_of_run,
     source_given,
@@ -46,16 +49,21 @@ from weaverant.runtime.local import LocalSwarm
 from weaverant.runtime.recovery import Recovery, Retry, Unfinished, started_of
 from weaverant.runtime.reuse import OldRun
 from weaverant.runtime.stagebook import StageBook
+from weaverant.runtime.watch import Watch
 from weaverant.sources import MemoryRows, open_source
 from weaverant.story import Storyteller
 from weaverant.task import Task
 from weaverant.workflow import Stages, Workflow
 
+_log = logging.getLogger("weaverant")
+
 GC_THRESHOLDS = (200_000, 50, 100)
-"""Collector thresholds while a run goes on: default ones cost 15 % at 1,000 tasks in flight and half at 20,000."""
+"""Collector thresholds while a run goes on: with Python's own a hop costs about a tenth more at 1,000 tasks in flight,
+and half as much again or more at 20,000 (`bench/bench_hops.py`)."""
 
 EXIT_CODES = {
-    "finished": 0, "pilot": 0, "interrupted": 4, "fuse": 4, "journal": 4, "closed": 4, "budget": 5, "source": 1
+    "finished": 0, "pilot": 0, "interrupted": 4, "fuse": 4, "journal": 4, "closed": 4, "server": 4, "budget": 5,
+    "source": 1,
 }  # fmt: skip
 
 
@@ -91,11 +99,13 @@ class Run:
         self._swarm: LocalSwarm | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_early = ""
+        self.tell: Callable[[str], None] = _warn
+        """Takes lines for people that cannot wait, such as who holds the event loop; also from another thread."""
 
     @property
     def state(self) -> str:
         """`ready`, `running`, `finished`, or why it stopped: `interrupted`, `fuse`, `journal`, `source`, `closed`,
-        `budget`, `pilot`."""
+        `server`, `budget`, `pilot`."""
         if self._swarm is None:
             return self._stop_early or "ready"
         return self._swarm.stopped or ("running" if self._loop is not None else "finished")
@@ -111,9 +121,14 @@ class Run:
         return (0, 0) if self._swarm is None else self._swarm.in_flight
 
     @property
+    def sent(self) -> int:
+        """Those of the calls in flight that wait for nothing any more inside their engine."""
+        return 0 if self._swarm is None else self._swarm.sent
+
+    @property
     def spent(self) -> float:
-        """US dollars: under a budget those of all sessions, else this one's."""
-        return self.ledger.usage().cost if self._budget is None else self._budget.spent
+        """US dollars, those of all sessions."""
+        return self.ledger.earlier_cost + self.ledger.usage().cost if self._budget is None else self._budget.spent
 
     @property
     def notes(self) -> list[str]:
@@ -121,7 +136,8 @@ class Run:
         engines = {id(engine): engine for engine in self.binding.models.values()}
         lines = [text for engine in engines.values() for text in _status(engine)]
         waiting = 0 if self._budget is None else self._budget.waiting
-        return [f"budget: {waiting:,} calls wait for money", *lines] if waiting else lines
+        wait = "call waits" if waiting == 1 else "calls wait"
+        return [f"budget: {waiting:,} {wait} for money", *lines] if waiting else lines
 
     @property
     def exit_code(self) -> int:
@@ -159,11 +175,13 @@ class Run:
                 if self._stop_early:
                     self._swarm.stop(self._stop_early)
                 tasks = self._swarm.run()
+                watch = Watch(self.tell)
                 try:
                     async for task in tasks:
                         yield task
                 finally:
                     await tasks.aclose()
+                    watch.close()
             finally:
                 await self._close(journal)
         finally:
@@ -207,7 +225,7 @@ class Run:
             self.unfinished = recovery.unfinished(self._retry, reopened.append)
             self.ledger.earlier = self.ledger.stages[0].ended
             self._check_input(reader)
-            self._budget = _budget_of(reader, budget)
+            self._budget = _budget_of(reader, budget, self.ledger.earlier_cost)
             journal.append(RunOpened(session, time.time(), config.version, budget))
             for event in reopened:
                 journal.append(event)
@@ -245,7 +263,7 @@ class Run:
             raise RunChanged(
                 f"row {index} of the input {self.source.name!r} is not what it was when the run "
                 f"{str(self.directory)!r} began. Put the input back as it was, or start a new run that pays only for "
-                f"what differs: weaverant run {self.config.workflow} ... --reuse {self.directory}"
+                f"what differs: weaverant run {self.config.workflow} ... --reuse {self.directory} (in Python reuse=)"
             )
 
     async def _close(self, journal: Journal) -> None:
@@ -305,6 +323,7 @@ def run(
     source = source_given(rows)
     binding, own, specs = bind(models, recipe, overrides or {})
     check_bounded(binding, bounds)
+    found = place_of(workflow) if isinstance(workflow, Workflow | Stages) else ""
     config = config_given(recipe.given, recipe, binding, specs, source, trials, limit)
     config = msgspec.structs.replace(
         config,
@@ -313,6 +332,8 @@ def run(
         limits=dict(limits),
         reuse=None if reuse is None else str(Path(reuse).resolve()),
         id=secrets.token_hex(8),
+        found=found,
+        objects=objects_given(workflow, found, rows, specs),
     )
     if reuse is not None:
         load_config(Path(reuse))
@@ -335,17 +356,17 @@ def resume(
 ) -> Run:
     """Prepare to continue a run: finished tasks stay, unfinished ones carry on, nothing acknowledged is paid again.
 
-    A run that was made from objects (a workflow, rows in memory, engines) needs them again. `retry` takes failed
-    tasks up again: True for all, or the reason they failed for. `pilot` stops the run again once so many of its first
-    rows have ended. The last budget holds unless another is given, 0 for none. Raises `RunChanged` where code, prompts
-    or models are not what the run began with, naming what is.
+    A run that was made from objects (rows in memory, engines, a workflow that stands in no file) needs them again.
+    `retry` takes failed tasks up again: True for all, or the reason they failed for. `pilot` stops the run again once
+    so many of its first rows have ended. The last budget holds unless another is given, 0 for none. Raises
+    `RunChanged` where code, prompts or models are not what the run began with, naming what is.
     """
     path = Path(directory)
     config = load_config(path)
     recipe = recipe_of(workflow) if workflow is not None else recipe_of_run(config)
     recipe = recipe.with_parameters(config.parameters)
     if rows is None:
-        if config.input.startswith("memory"):
+        if "rows" in config.objects:
             raise UserError(f"the run {str(path)!r} was made from rows in memory: give them again, rows=...")
         # What standard input brought is in the journal; there is nothing more to read.
         source = MemoryRows([], "-") if config.input == "-" else open_source(config.input)
@@ -366,18 +387,22 @@ def _last_budget(directory: Path) -> dict[str, float]:
     return {"budget": opened[-1].budget} if opened else {}
 
 
-def _budget_of(reader: JournalReader, cap: float) -> Budget | None:
+def _budget_of(reader: JournalReader, cap: float, spent: float) -> Budget | None:
     """The budget of a resumed run. Without one, what was set aside under an earlier one is still to be charged."""
     left = reader.reserved()
     if not cap and not left.open:
         return None
-    return Budget(cap or math.inf, sum(usage.cost for usage in reader.usage().values()), left)
+    return Budget(cap or math.inf, spent, left)
 
 
 def _status(engine: Engine) -> list[str]:
     """What the engine has to tell, where it has."""
     tell: Callable[[], list[str]] | None = getattr(engine, "status", None)
     return [] if tell is None else tell()
+
+
+def _warn(text: str) -> None:
+    _log.warning("weaverant: %s", text)
 
 
 def _no_blob(key: bytes) -> str:

@@ -63,6 +63,8 @@ class Estimate(Struct, frozen=True):
     cap: float
     """A budget that all rows most likely fit in: the upper end of the cost, and a tenth more, or ten times the dearest
     call, because the last calls need room for their bounds as well. Infinite where the cost may be."""
+    unpriced: list[str] = []
+    """Names of models whose price nobody knows: a cost of 0 tells nothing of them."""
 
 
 def estimate(run: Run | str | Path) -> Estimate:
@@ -95,6 +97,7 @@ def estimate(run: Run | str | Path) -> Estimate:
         Interval(*(left / part if part else math.inf for part in (mean.value, mean.high, mean.low)))
         if seen.budget else None,
         max(1.1 * cost.high, cost.high + 10 * seen.dearest),
+        config.unpriced,
     )  # fmt: skip
 
 

@@ -73,6 +73,15 @@ class Costly(Protocol):
         ...
 
 
+class Selective(Protocol):
+    """What an engine has besides where it cannot do all that an agent may ask for."""
+
+    def refuses(self, request: Request) -> str:
+        """What no request with these tools, output and sampling gets from it, whatever its messages; empty where it
+        takes them. Asked once for an agent, before its first call; the request has no messages."""
+        ...
+
+
 class Observed(Protocol):
     """What an engine has besides where it has something to tell while a run goes on."""
 

@@ -35,7 +35,7 @@ def exporter(function: StoryExporter) -> StoryExporter:
     """Offer a function from a finished task's story to training samples as `weaverant export --as ITS_NAME`.
 
     A sample is plain data. Its field `_file`, where there is one, names the file that it goes to (and does not go
-    there itself): `--out` is then a folder.
+    there itself): `--out` is then a folder. One with a field `_left_out` is not written but counted, by what it says.
     """
     setattr(function, EXPORTER_MARK, True)
     return function
@@ -112,7 +112,7 @@ def load_recipe(given: str) -> Recipe:
     """Import the file and see what it defines. `FILE.py:NAME` chooses where it defines several workflows."""
     name, _, chosen = given.partition(".py:")
     file = find_recipe(f"{name}.py" if chosen else given)
-    module = _import(file)
+    module = load_module(file)
     stages = _stages(module, file, chosen or None)
     defined = vars(module).items()
     title = file.parent.name if file.name == "recipe.py" else file.stem
@@ -134,7 +134,7 @@ def load_recipe(given: str) -> Recipe:
 def recipe_of(workflow: Workflow | Stages) -> Recipe:
     """The same for a workflow that was handed over as an object; agents and exporters are its module's."""
     stages = workflow.stages if isinstance(workflow, Stages) else (workflow,)
-    function = inspect.unwrap(_function(stages[0]))
+    function = inspect.unwrap(function_of(stages[0]))
     module = sys.modules.get(function.__module__)
     defined = [] if module is None else list(vars(module).items())
     file = Path(inspect.getsourcefile(function) or "<memory>")
@@ -167,7 +167,8 @@ def is_loading() -> bool:
     return bool(_loading)
 
 
-def _import(file: Path) -> ModuleType:
+def load_module(file: Path) -> ModuleType:
+    """Import a file, under a name of ours: what it has under `if __name__ == "__main__":` does not run."""
     if file.is_relative_to(RECIPES):
         return importlib.import_module(f"weaverant.recipes.{file.parent.name}.recipe")
     name = f"weaverant_user_{digest(str(file).encode()).hex()[:8]}_{file.stem}"
@@ -217,7 +218,7 @@ def _stages(module: ModuleType, file: Path, wanted: str | None) -> tuple[Workflo
 def _parameters(stages: Iterable[Workflow | Group]) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
     for stage in stages:
-        function = inspect.unwrap(_function(stage))
+        function = inspect.unwrap(function_of(stage))
         hints = get_type_hints(function)
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind is not parameter.KEYWORD_ONLY:
@@ -243,7 +244,8 @@ def _typed(parameter: Parameter, value: Any) -> Any:
         raise UserError(f"parameter {parameter.name!r}: {error}; found {value!r}") from None
 
 
-def _function(stage: Workflow | Group) -> Any:
+def function_of(stage: Workflow | Group) -> Any:
+    """The function as it was written, without the parameters that were bound."""
     function = stage.function
     return function.func if isinstance(function, partial) else function
 

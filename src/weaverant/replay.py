@@ -143,9 +143,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     def first_unasked(self) -> str:
         """The first of them, for people; empty where there is none."""
-        left = [(record.number, key[0], record.name) for key, record in (*self._steps.items(), *self._timers.items())]
-        if not left:
+        if not self.unasked:
             return ""
+        left = [(record.number, key[0], record.name) for key, record in (*self._steps.items(), *self._timers.items())]
         number, path, name = min(left)
         return f"event {number}: {name!r} in branch {path or 'root'!r}"
 

@@ -1,4 +1,4 @@
-"""A run is a directory: `run.json` (what was asked for), `journal/`, `blobs/`, `exports/`, `lock`.
+"""A run is a directory: `run.json` (what was asked for), `journal/`, `blobs/`, `exports.json`, `lock`.
 
 `run.json` is written once. No secret is ever in it: keys stay in the environment.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     format: int = 1
     id: str = ""
     """Tells the run from all others, through all its sessions."""
+    found: str = ""
+    """Where the workflow of a run that was made in Python stands: `FILE.py:NAME`."""
+    objects: list[str] = []
+    """What was given as Python objects (`workflow`, `rows`, `models`), and must be given again to go on."""
+    unpriced: list[str] = []
+    """Names of models whose price nobody knows: that their calls cost 0 tells nothing."""
 
     @property
     def run(self) -> str:
@@ -67,12 +74,18 @@ def default_directory(name: str) -> Path:
     return path
 
 
+def resume_in_python(directory: str | Path, objects: Sequence[str], more: str = "") -> str:
+    """The line of Python with which a run goes on that was made from such objects."""
+    return f"weaverant.resume({str(directory)!r}{''.join(f', {name}=...' for name in objects)}{more})"
+
+
 def save_config(directory: Path, config: RunConfig) -> None:
     """Write `run.json`; whole or not at all."""
     if (directory / "run.json").exists():
         raise UserError(
-            f"{str(directory)!r} already holds a run. Continue it with `weaverant resume {directory}`, choose another "
-            f"directory with --run, or start a new run that answers from it with --reuse {directory}"
+            f"{str(directory)!r} already holds a run. Continue it with `weaverant resume {directory}` (in Python "
+            "weaverant.resume(DIRECTORY)), choose another directory with --run (directory=), or start a new run there "
+            f"that answers from it with --reuse {directory} (reuse=)"
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -98,8 +111,35 @@ def load_config(directory: Path) -> RunConfig:
         raise UserError(f"{str(directory / 'run.json')!r} was not written by this weaverant: {error}") from None
 
 
-def _tasks(config: RunConfig) -> str:
-    return "other bytes" if config.rows is None else f"{config.rows:,} rows"
+PARTS = {"sizes": "the sizes of its files", "first": "the first MiB of a file", "last": "the last MiB of a file"}
+"""What parts of an input's identity that are hashes stand for."""
+
+
+def _input_changes(then: RunConfig, now: RunConfig) -> Iterator[str]:
+    """Which of the checks of the input tell two of them apart."""
+    if then.rows != now.rows:
+        yield f"{_shown(then.rows)} rows, now {_shown(now.rows)}"
+    before, after = _parts(then.input_identity), _parts(now.input_identity)
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    for name in changed:
+        if not name:
+            yield f"was {before.get(name)!r}, is {after.get(name)!r}"
+        elif name not in PARTS:
+            yield f"{_shown(before.get(name))} {name}, now {_shown(after.get(name))}"
+        elif name != "sizes" or "bytes" not in changed:
+            yield PARTS[name]
+
+
+def _parts(identity: str | None) -> dict[str, str]:
+    """`bytes=12 first=ab` by name; the identity of a source that is not made of such parts is one."""
+    words = [word.partition("=") for word in (identity or "").split()]
+    if all(equals for _, equals, _ in words):
+        return {name: value for name, _, value in words}
+    return {"": identity or ""}
+
+
+def _shown(value: int | str | None) -> str:
+    return "an unknown number of" if value is None else f"{int(value):,}" if str(value).isdigit() else str(value)
 
 
 def check_unchanged(directory: Path, then: RunConfig, now: RunConfig) -> None:
@@ -114,11 +154,11 @@ def check_unchanged(directory: Path, then: RunConfig, now: RunConfig) -> None:
         before, after = then.identities.get(name), now.identities.get(name)
         if before != after:
             changes.append(f"model {name!r} (was {before!r}, is {after!r})")
-    if then.input_identity != now.input_identity or then.rows != now.rows:
-        changes.append(f"the input {then.input!r} ({_tasks(then)}, now {_tasks(now)})")
+    if differences := list(_input_changes(then, now)):
+        changes.append(f"the input {then.input!r} ({'; '.join(differences)})")
     if changes:
         raise RunChanged(
             f"the run {str(directory)!r} cannot go on, because it has changed since: {', '.join(changes)}. "
-            f"Put it back as it was, or start a new run that pays only for what differs: "
-            f"weaverant run {then.workflow} ... --reuse {directory}"
+            f"Put it back as it was, or start a new run that pays only for what differs: weaverant run "
+            f"{then.found or then.workflow} ... --reuse {directory} (in Python run(..., reuse=))"
         )

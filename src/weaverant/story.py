@@ -45,6 +45,9 @@ class Step(Struct):
     """What was sent to the model."""
     tools: list[dict[str, Any]] = []
     """The tools it could call: name, description, JSON schema of the parameters."""
+    output: dict[str, Any] | None = None
+    """What its reply had to fit: name, JSON schema. It was sent beside the messages, or within them where a server
+    takes none; which of the two is not recorded."""
     reply: Reply | None = None
     arguments: Any = None
     """What a tool or function was called with: `[positional, by name]`."""
@@ -90,7 +93,7 @@ class Storyteller:
 
     def __init__(self, agents: Mapping[str, Mapping[str, Any]], blob: Callable[[bytes], str]) -> None:
         self._agents = {spec: _agent(described) for spec, described in agents.items()}
-        self._tools = {spec: described.get("tools", []) for spec, described in agents.items()}
+        self._described = agents
         self._blob = blob
 
     def tell(self, events: Iterable[TaskEvent]) -> Story:
@@ -129,7 +132,8 @@ class Storyteller:
         )  # fmt: skip
         if event.kind == "model":
             step.messages = self._messages(event, asked, numbered)
-            step.tools = self._tools.get(event.spec, [])
+            described = self._described.get(event.spec, {})
+            step.tools, step.output = described.get("tools", []), described.get("output")
             if event.outcome == "reply":
                 step.reply = reply_of(value, event.usage, event.model)
                 return step

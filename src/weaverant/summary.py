@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from weaverant.events import (
+    AgentBound,
     CostReserved,
     Event,
     RunClosed,
@@ -74,6 +75,8 @@ class Summary(Struct):
     divergence: Divergence = msgspec.field(default_factory=Divergence)
     budget: float = 0.0
     """The cap of the last session in US dollars; 0 is none."""
+    unpriced: list[str] = []
+    """Agents that ask a model whose price nobody knows: a cost of 0 tells nothing of them."""
 
     @property
     def simulated(self) -> list[str]:
@@ -113,8 +116,16 @@ def of_run(run: Run, examples: Examples) -> Summary:
     """The summary of a run that was not resumed, from its own counts. `rows` is known once it has finished."""
     rows = run.ledger.stages[0].rows if run.state == "finished" else run.config.rows
     directory = None if run.directory is None else str(run.directory)
-    budget = run.limits.budget
-    return Summary(run.config, run.state, run.ledger, rows, examples.failures, directory, budget=budget)
+    asked = {(bound.agent.name, bound.agent.model) for bound in run.binding.all()}
+    return Summary(
+        run.config, run.state, run.ledger, rows, examples.failures, directory, budget=run.limits.budget,
+        unpriced=_unpriced(run.config, asked),
+    )  # fmt: skip
+
+
+def _unpriced(config: RunConfig, asked: Iterable[tuple[str, str]]) -> list[str]:
+    """Of agents and the models that they ask, the agents whose model has no known price."""
+    return sorted({agent for agent, model in asked if (model if model in config.models else "*") in config.unpriced})
 
 
 def fold(directory: Path) -> Summary:
@@ -133,7 +144,7 @@ def fold(directory: Path) -> Summary:
         examples.add(teller.tell(events))
     return Summary(
         config, state, ledger, rows, examples.failures, str(directory), folded.sessions, folded.divergence,
-        folded.budget,
+        folded.budget, _unpriced(config, folded.asked),
     )  # fmt: skip
 
 
@@ -146,13 +157,16 @@ def has_finished(directory: Path) -> bool:
 
 
 class _Fold:
-    """One pass over the events. Remembers single tasks only where a later event may take their end back."""
+    """One pass over the events. Remembers single tasks only where a later event may take their end back, and of their
+    results only whether they are null."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.state = "ready"
         self.sessions = 0
         self.budget = 0.0
         self.source_rows: int | None = None
+        self.asked: set[tuple[str, str]] = set()
+        """Agents and the models that they ask."""
         self.divergence = Divergence()
         self._ledger = ledger
         self._failed: dict[str, TaskEnded] = {}
@@ -182,6 +196,8 @@ class _Fold:
                 self.state = event.state
             case SourceEnded():
                 self.source_rows = event.rows
+            case AgentBound():
+                self.asked.add((event.agent["name"], event.agent["model"]))
             case _:
                 pass
 
@@ -196,7 +212,7 @@ class _Fold:
         return chosen
 
     def _ended(self, event: TaskEnded) -> None:
-        bare = msgspec.structs.replace(event, value=None)
+        bare = msgspec.structs.replace(event, value=event.value is None)
         self._ledger.ended(event)
         if event.state == "failed":
             self._failed[event.task] = bare
@@ -217,7 +233,7 @@ class _Fold:
 
     def _take_back(self, ended: TaskEnded | None) -> None:
         if ended is not None:
-            self._ledger.stages[ended.stage].count(ended.state, ended.reason, -1)
+            self._ledger.stages[ended.stage].count(ended.state, ended.reason, -1, null=ended.value)
 
 
 def _is_locked(directory: Path) -> bool:
@@ -242,9 +258,12 @@ def document(summary: Summary) -> dict[str, Any]:
     stage, null while unknown), `left`, `models` (name -> identity), `simulated` (names), `parameters`,
     `stages` (a list of `{name, rows, done, rejected, failed, left}`; `rejected` and `failed` map reasons to counts),
     `agents` (a list of `{kind, name, calls, reused, cancelled, failures, prompt_tokens, completion_tokens,
-    cached_tokens, reasoning_tokens, cost, requests, unsure, p50, p95, p99, unsure_calls, reserved, reserved_calls}`;
+    cached_tokens, reasoning_tokens, cost, requests, unsure, p50, p95, p99, unsure_calls, reserved, reserved_calls,
+    examples, cut, unpriced}`;
     cost in US dollars, `unsure` the part of it that is a bound, of so many calls, `reserved` what was set aside for
-    calls of which no end is recorded; percentiles in seconds, over calls that were not reused), `failures` (`{key,
+    calls of which no end is recorded; percentiles in seconds, over calls that were not reused; `examples` is what the
+    first failure of each reason said, `cut` how many calls gave a reply that was cut short, by its finish, `unpriced`
+    that a cost of 0 tells nothing, as the model's price is not known), `failures` (`{key,
     reason, where, text}`, at most two a reason), `divergence` (`{tasks, first_task, first_step}`), `spent` (US
     dollars: `{total, known, unsure, unsure_calls, reserved, reserved_calls}`, total = known + unsure + reserved),
     `budget` (null for none).
@@ -271,6 +290,9 @@ def document(summary: Summary) -> dict[str, Any]:
                 "name": name,
                 **_agent_document(counts),
                 **_reserved(reserved if kind == "model" else {}, name),
+                "examples": counts.examples,
+                "cut": positive(counts.cut),
+                "unpriced": kind == "model" and name in summary.unpriced,
             }
             for (kind, name), counts in _agents(summary.ledger)
         ],

@@ -318,7 +318,7 @@ class TaskRun:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the boundary to a user's code
-            failure, where = failure_of(error)
+            failure, where = failure_of(error, self.row.value)
             return "failed", failure.kind, where, _failure_value(failure)
         try:
             if isinstance(result, Rejected):

@@ -7,6 +7,7 @@ the events in order numbers them alike. `docs/data-format.md` gives the bytes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -21,6 +22,10 @@ SHARE_FROM = 24
 
 BLOB_FROM = 65_536
 """Bytes of UTF-8 from which a text lives in a blob of its own."""
+
+SCALARS = frozenset((str, int, float, bool, type(None)))
+"""Types of data that holds no other data."""
+_SETS, _LISTS, _NESTS = (set, frozenset), (list, tuple), (dict, list, tuple)
 
 TEXT_REF = 1
 BLOB_REF = 2
@@ -40,6 +45,8 @@ class Texts:
         kind = cast("type[object]", type(value))
         if kind is str:
             return self._pack_text(value, blobs) if len(value) >= SHARE_FROM else value
+        if kind in SCALARS:
+            return value
         if kind is dict:
             return {key: self.pack(item, blobs) for key, item in value.items()}
         if kind is list or kind is tuple:
@@ -93,15 +100,29 @@ def plain(value: Any, what: str) -> Any:
     models and dataclasses become dicts, dates become ISO strings, keys become strings: live and replayed alike.
     """
     kind = cast("type[object]", type(value))
-    if kind is str or kind is int or kind is float or kind is bool or value is None:
+    if kind in SCALARS:
         return value
     try:
+        if _is_plain(value):
+            return fresh(value)
         return fresh(msgspec.to_builtins(_sorted_sets(value), str_keys=True, enc_hook=_plain_object))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        _close_coroutines(value)
         raise UserError(
             f"{what} cannot be stored: {error}. Expected plain data (dict, list, text, numbers, true/false/null), "
             "a dataclass or a pydantic model"
         ) from None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is made of just the types that JSON knows: then the general way, of three times the work, would
+    change nothing."""
+    kind = cast("type[object]", type(value))
+    if kind in SCALARS:
+        return True
+    if kind is dict:
+        return all(type(key) is str and _is_plain(item) for key, item in value.items())
+    return kind is list and all(map(_is_plain, value))
 
 
 MOST_NESTED = 200
@@ -111,22 +132,26 @@ written in one place must be readable in every other."""
 
 def fresh(value: Any, level: int = 0) -> Any:
     """A copy that its reader may change, with lists for tuples, as it will be read from the journal."""
-    if isinstance(value, dict | list | tuple) and level >= MOST_NESTED:
+    kind = cast("type[object]", type(value))
+    if kind in SCALARS or not isinstance(value, _NESTS):
+        return value
+    if level >= MOST_NESTED:
         raise ValueError(f"it is nested more than {MOST_NESTED} levels deep")
     if isinstance(value, dict):
         return {key: fresh(item, level + 1) for key, item in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [fresh(item, level + 1) for item in cast("list[Any]", value)]
-    return value
+    return [fresh(item, level + 1) for item in cast("list[Any]", value)]
 
 
 def _sorted_sets(value: Any) -> Any:
     """Sets as sorted lists: their own order differs from process to process."""
-    if isinstance(value, set | frozenset):
+    kind = cast("type[object]", type(value))
+    if kind in SCALARS:
+        return value
+    if isinstance(value, _SETS):
         return sorted((_sorted_sets(item) for item in cast("set[Any]", value)), key=repr)
     if isinstance(value, dict):
         return {key: _sorted_sets(item) for key, item in cast("dict[Any, Any]", value).items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, _LISTS):
         return [_sorted_sets(item) for item in cast("list[Any]", value)]
     return value
 
@@ -140,4 +165,17 @@ def _plain_object(value: Any) -> Any:
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind(value)
-    raise TypeError(f"an object of type {type(value).__qualname__!r} was found")
+    forgotten = " (did you forget `await`?)" if inspect.isawaitable(value) else ""
+    raise TypeError(f"an object of type {type(value).__qualname__!r} was found{forgotten}")
+
+
+def _close_coroutines(value: Any) -> None:
+    """Those that nobody awaited: the error tells of them, and Python's warning at their end would only repeat it."""
+    unseen, seen = [value], set[int]()
+    while unseen:
+        one = unseen.pop()
+        if inspect.iscoroutine(one):
+            one.close()
+        elif isinstance(one, (dict, *_LISTS, *_SETS)) and id(cast("object", one)) not in seen:
+            seen.add(id(cast("object", one)))
+            unseen += cast("dict[Any, Any]", one).values() if isinstance(one, dict) else cast("list[Any]", one)

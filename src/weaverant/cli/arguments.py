@@ -50,12 +50,12 @@ def _parse_run(arguments: Sequence[str]) -> argparse.Namespace:
     from weaverant.recipe import load_recipe
 
     recipe = load_recipe(known.workflow)
-    options = _parsed(_parser(recipe), arguments)
+    options = _parsed(_parser(recipe), arguments, recipe)
     options.recipe = recipe
     return options
 
 
-def _parsed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+def _parsed(parser: Parser, arguments: Sequence[str], recipe: Recipe | None = None) -> argparse.Namespace:
     """What argparse makes of them; a flag that is not there is named with one that is near to it."""
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -63,7 +63,9 @@ def _parsed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
         flags = [flag for action in command._actions for flag in action.option_strings]  # pyright: ignore[reportPrivateUsage]
         close = get_close_matches(unknown[0].partition("=")[0], flags, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        command.error(f"{unknown[0]!r} was not expected{hint}")
+        own = [] if recipe is None else [_flag(name) for name in sorted(recipe.parameters)]
+        offered = "" if recipe is None else f"; flags of {recipe.name!r} itself: {', '.join(own) or 'none'}"
+        command.error(f"{unknown[0]!r} was not expected{hint}{offered}")
     return options
 
 
@@ -147,13 +149,17 @@ def _limit_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
 
+def _flag(parameter: str) -> str:
+    return f"--{parameter.replace('_', '-')}"
+
+
 def _recipe_flags(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     if not recipe.parameters:
         return
     group = parser.add_argument_group(f"parameters of {recipe.name}")
     taken = {option for action in parser._actions for option in action.option_strings}  # pyright: ignore[reportPrivateUsage]
     for parameter in recipe.parameters.values():
-        flag = f"--{parameter.name.replace('_', '-')}"
+        flag = _flag(parameter.name)
         if flag in taken:
             raise UserError(
                 f"{recipe.name!r} has a parameter {parameter.name!r}, but {flag} is a flag of `weaverant run`: "
@@ -204,6 +210,8 @@ def _export_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--agent", metavar="NAME", help="messages: only this agent's steps")
     add("--state", default="done", choices=("done", "rejected", "failed"), help="which tasks (default: done)")
+    add("--keep-cut", action="store_true", help="messages, preference: keep replies that were cut short")
+    add("--force", action="store_true", help="replace a file that another export, another run or somebody else wrote")
 
 
 def _recipes_flags(parser: argparse.ArgumentParser) -> None:

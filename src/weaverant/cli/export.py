@@ -8,52 +8,149 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from msgspec import Struct, field
 
 from weaverant.cli.options import named, near
 from weaverant.cli.show import storyteller
+from weaverant.cli.text import counted
 from weaverant.errors import UserError
-from weaverant.export import GENERIC, messages, open_sink, row_order
+from weaverant.export import (
+    CUT_SHORT,
+    GENERIC,
+    LEFT_OUT,
+    Inherited,
+    Written,
+    cut_texts,
+    messages,
+    open_sink,
+    preference,
+    row_order,
+)
 from weaverant.given import recipe_of_run
 from weaverant.journal import JournalReader
 from weaverant.recipe import StoryExporter, samples_of
 from weaverant.rundir import RunConfig, load_config
+from weaverant.story import Story
 from weaverant.summary import has_finished
+
+
+class Exported(Struct):
+    """What an export came to."""
+
+    files: dict[str, int]
+    """Samples by file."""
+    left_out: Counter[str] = field(default_factory=Counter[str])
+    """Samples that were not written, by reason."""
+    cut: Counter[str] = field(default_factory=Counter[str])
+    """Of an exporter that sees whole tasks: how many had replies that were cut short, by why."""
 
 
 def export_command(options: argparse.Namespace) -> int:
     directory = Path(options.directory)
-    counts = export(directory, options.form, options.out, agent=options.agent, state=options.state)
-    for name, count in counts.items():
-        print(f"{'standard output' if name == '-' else name}: {count:,} samples", file=sys.stderr)
+    exported = export(
+        directory,
+        options.form,
+        options.out,
+        agent=options.agent,
+        state=options.state,
+        keep_cut=options.keep_cut,
+        force=options.force,
+    )
+    for line in _told(exported, options.form):
+        print(line, file=sys.stderr)
     if not has_finished(directory):
         print(f"the run has not finished: export again after `weaverant resume {directory}`", file=sys.stderr)
     return 0
 
 
-def export(directory: Path, form: str, out: str, *, agent: str | None = None, state: str = "done") -> dict[str, int]:
-    """Write the samples that the exporter `form` makes of each task in `state`; gives their number by file.
+def _told(exported: Exported, form: str) -> Iterator[str]:
+    for name, count in exported.files.items():
+        yield f"{'standard output' if name == '-' else name}: {counted(count, 'sample')}"
+    if exported.left_out:
+        yield f"left out: {_ranked(exported.left_out)}" + (
+            "; --keep-cut keeps what was cut short" if exported.left_out.keys() & set(CUT_SHORT.values()) else ""
+        )
+    for why, count in exported.cut.items():
+        whose = "--as raw leaves nothing out" if form == "raw" else f"to leave them out is up to --as {form}"
+        yield f"{counted(count, 'task')} with replies that were {why}: {whose}"
+
+
+def _ranked(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+
+
+def export(
+    directory: Path,
+    form: str,
+    out: str,
+    *,
+    agent: str | None = None,
+    state: str = "done",
+    keep_cut: bool = False,
+    force: bool = False,
+) -> Exported:
+    """Write the samples that the exporter `form` makes of each task in `state`.
 
     `raw`, `preference` and a workflow's own exporters see the tasks of the last stage, `messages` those of all
-    stages. Raises `UserError`, `JournalCorrupt`.
+    stages. What `messages` and `preference` make of replies that were cut short is left out, unless `keep_cut`.
+    A file that is there already and not from the same export of this run is replaced only with `force`.
+    Raises `UserError`, `JournalCorrupt`.
     """
     config = load_config(directory)
     exporter = find_exporter(form, config)
     if agent is not None:
         _check_agent(agent, form, config)
+    kept = set(CUT_SHORT.values()) if keep_cut else set[str]()
+    exported = Exported({})
+    written = Written(directory, f"{form}, agent {agent}, {state}", force)
+    with open_sink(out, written.check) as sink:
+        for sample in _samples(directory, exporter, form, state, exported.cut):
+            if agent is not None and sample.get("agent") != agent:
+                continue
+            why = sample.pop(LEFT_OUT, "")
+            if why and why not in kept:
+                exported.left_out[str(why)] += 1
+            else:
+                sink.add(sample, f"exporter {form!r}")
+    exported.files = sink.counts
+    written.keep(Path(name) for name in sink.counts if name != "-")
+    return exported
+
+
+def _samples(
+    directory: Path, exporter: StoryExporter, form: str, state: str, cut: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """All samples, in the order of the rows, those to be left out included."""
     reader = JournalReader(directory)
-    stages = range(len(config.stages)) if exporter is messages else (len(config.stages) - 1,)
+    last = len(load_config(directory).stages) - 1
+    before = Inherited()
+    if exporter is preference:
+        for stage in range(last):
+            for story in _stories(directory, reader, range(stage, stage + 1), "done"):
+                before.add(story)
+    for story in _stories(directory, reader, range(last + 1) if exporter is messages else range(last, last + 1), state):
+        texts = cut_texts(story, before.of(story))
+        if exporter is preference:
+            yield from samples_of(partial(preference, cut=texts), form, story)
+        else:
+            if exporter is not messages:
+                cut.update(set(texts.values()))
+            yield from samples_of(exporter, form, story)
+
+
+def _stories(directory: Path, reader: JournalReader, stages: range, state: str) -> Iterator[Story]:
     keys = [task.task for task in reader.tasks() if task.state == state and task.stage in stages]
     keys.sort(key=row_order)
     places = reader.places(keys)
     teller = storyteller(directory, reader)
-    with open_sink(out) as sink:
-        for _, events in reader.histories({key: places[key] for key in keys}):
-            story = teller.tell(events)
-            for sample in samples_of(exporter, form, story):
-                if agent is None or sample.get("agent") == agent:
-                    sink.add(sample, f"exporter {form!r}")
-    return sink.counts
+    for _, events in reader.histories({key: places[key] for key in keys}):
+        yield teller.tell(events)
 
 
 def find_exporter(form: str, config: RunConfig) -> StoryExporter:

@@ -6,8 +6,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator
 
-from weaverant.cli.report import exact
-from weaverant.cli.text import table
+from weaverant.cli.text import exact, table
 from weaverant.pilot import Estimate, Interval
 from weaverant.runtime.progress import short, span
 
@@ -32,7 +31,8 @@ def forecast(found: Estimate) -> Iterator[str]:
 
 
 def _rows(found: Estimate) -> Iterator[tuple[str, ...]]:
-    yield _row("cost", found.cost, exact)
+    known = found.cost.high or not found.unpriced
+    yield _row("cost", found.cost, exact) if known else ("cost", "?", "?", "?")
     yield _row("calls", found.calls, _count)
     yield _row("tokens in", found.prompt_tokens, short)
     yield _row("tokens out", found.completion_tokens, short)

@@ -14,25 +14,9 @@ import msgspec
 
 from weaverant.engines import KINDS, pooled
 from weaverant.errors import UserError
+from weaverant.fields import SETTABLE
 from weaverant.recipe import Parameter, Recipe
 from weaverant.runtime.limits import Limits
-
-FIELDS: dict[str, Any] = {
-    "prompt": str | None,
-    "system": str | None,
-    "model": str,
-    "temperature": float | None,
-    "top_p": float | None,
-    "max_tokens": int | None,
-    "stop": list[str],
-    "logprobs": bool,
-    "top_logprobs": int,
-    "n": int,
-    "extra": dict[str, Any],
-    "repairs": int,
-    "turns": int,
-}
-"""What `--set` may change of an agent, with its type."""
 
 _NAMED = re.compile(r"([A-Za-z_][\w-]*)=(.*)", re.DOTALL)
 
@@ -90,12 +74,12 @@ def overrides_of(given: Iterable[str], recipe: Recipe) -> dict[str, dict[str, An
             raise UserError(
                 f"--set {text!r}: there is no agent {agent!r}{near(agent, agents)}; there are: {named(agents)}"
             )
-        if name not in FIELDS:
+        if name not in SETTABLE:
             raise UserError(
-                f"--set {text!r}: an agent has no field {name!r}{near(name, FIELDS)} that can be set; "
-                f"it has: {named(FIELDS)}"
+                f"--set {text!r}: an agent has no field {name!r}{near(name, SETTABLE)} that can be set; "
+                f"it has: {named(SETTABLE)}"
             )
-        changes.setdefault(agent, {})[name] = converted(value, FIELDS[name], f"--set {agent}.{name}")
+        changes.setdefault(agent, {})[name] = converted(value, SETTABLE[name], f"--set {agent}.{name}")
     return changes
 
 

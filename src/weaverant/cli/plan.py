@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from weaverant.agent import Binding, Bound
-from weaverant.cli.text import clipped, indented, message_lines
+from weaverant.cli.text import clipped, counted, indented, message_lines
 from weaverant.events import NO_USAGE, Event, TaskEnded
 from weaverant.export import GENERIC
 from weaverant.launch import Run
@@ -25,10 +25,12 @@ from weaverant.task import TaskRun
 PROMPT_LINES = 3
 
 
-def print_plan(run: Run, directory: Path | None) -> int:
-    """Print what would happen; gives exit code 0."""
+def print_plan(run: Run, directory: Path | None, missing: Sequence[str]) -> int:
+    """Print what would happen, and of which keys are `missing`; gives exit code 0."""
     try:
         print("\n".join(_plan(run, directory)))
+        for text in dict.fromkeys(missing):
+            print(f"warning: {text}")
     finally:
         asyncio.run(run.close_engines())
     return 0
@@ -43,9 +45,9 @@ def _plan(run: Run, directory: Path | None) -> Iterator[str]:
         yield f"parameters  {', '.join(f'{name}={value!r}' for name, value in values.items())}"
     yield f"run         {'nowhere: --no-journal' if directory is None else directory} (not made: --dry-run)"
     yield f"exports     {', '.join({**GENERIC, **recipe.exporters})}"
-    rows = "an unknown number of" if config.rows is None else f"{config.rows:,}"
+    rows = "an unknown number of rows" if config.rows is None else counted(config.rows, "row")
     trials = "" if config.trials == 1 else f", {config.trials} trials of each"
-    yield f"input       {config.input}: {rows} rows{trials}"
+    yield f"input       {config.input}: {rows}{trials}"
     for name, spec in config.models.items():
         yield f"model       {'all others' if name == '*' else name}: {spec}"
     if run.limits.budget:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import groupby
 
-from weaverant.cli.text import clipped, table
+from weaverant.cli.advice import next_steps
+from weaverant.cli.text import clipped, counted, exact, table
 from weaverant.runtime.ledger import AgentCounts, StageCounts
 from weaverant.runtime.progress import money, short
 from weaverant.summary import Summary, positive
@@ -16,6 +17,8 @@ REASONS_SHOWN = 10
 
 HEADS = ("agent", "calls", "reused", "failed", "tokens in", "tokens out", "cost", "p50", "p95", "p99")
 
+CUT_BY = {"length": "max_tokens", "content_filter": "content filter"}
+
 STATES = {
     "finished": "finished",
     "interrupted": "stopped by a signal",
@@ -23,6 +26,7 @@ STATES = {
     "journal": "stopped: the journal could not be written",
     "source": "stopped: the input could not be read",
     "closed": "stopped by its caller",
+    "server": "stopped: a model's server cannot be used",
     "budget": "stopped: the budget has no room for another call",
     "pilot": "the pilot has ended",
     "running": "running now",
@@ -43,9 +47,12 @@ def report(summary: Summary) -> Iterator[str]:
         yield from _stage(stage, summary.rows if number == 0 else None, len(summary.ledger.stages) > 1)
     yield from _agents(summary)
     yield from _requests(summary)
+    yield from _cut_short(summary)
     yield from _cost(summary)
     yield from _failures(summary)
+    yield from _failed_calls(summary)
     yield from _divergence(summary)
+    yield from _warnings(summary)
     yield ""
     yield from next_steps(summary)
 
@@ -77,8 +84,9 @@ def _agents(summary: Summary) -> Iterator[str]:
     agents = summary.ledger.agents
     if not agents:
         return
+    unknown = _unknown(summary)
     rows = [
-        _agent_row(name if kind == "model" else f"{name}() {kind}", counts)
+        _agent_row(_named(kind, name), counts, kind == "model" and name in unknown)
         for (kind, name), counts in sorted(agents.items())
     ]
     usage = summary.ledger.usage()
@@ -86,9 +94,24 @@ def _agents(summary: Summary) -> Iterator[str]:
     calls, reused = (sum(getattr(counts, field) for counts in agents.values()) for field in ("calls", "reused"))
     failed = sum(counts.failures.total() for counts in agents.values())
     if len(rows) > 1:
-        rows.append(("all", f"{calls:,}", f"{reused:,}", f"{failed:,}", *tokens, money(usage.cost), "", "", ""))
+        cost = "-" if unknown and not usage.cost else money(usage.cost) + "+" * bool(unknown)
+        rows.append(("all", f"{calls:,}", f"{reused:,}", f"{failed:,}", *tokens, cost, "", "", ""))
     yield ""
     yield from table(HEADS, rows)
+
+
+def _named(kind: str, name: str) -> str:
+    return name if kind == "model" else f"{name}() {kind}"
+
+
+def _unknown(summary: Summary) -> list[str]:
+    """Agents that asked a model and nobody knows for how much."""
+    models = {name: counts for (kind, name), counts in summary.ledger.agents.items() if kind == "model"}
+    return [
+        name
+        for name in summary.unpriced
+        if name in models and models[name].calls > models[name].reused and not models[name].total().cost
+    ]
 
 
 def _requests(summary: Summary) -> Iterator[str]:
@@ -97,37 +120,45 @@ def _requests(summary: Summary) -> Iterator[str]:
     asked = sum(counts.calls - counts.reused for (kind, _), counts in agents.items() if kind == "model")
     requests = summary.ledger.usage().requests
     if requests > asked:
-        yield f"requests    {requests:,} for {asked:,} calls: the others were sent again, or twice"
+        yield f"requests    {requests:,} for {counted(asked, 'call')}: the others were sent again, or twice"
+
+
+def _cut_short(summary: Summary) -> Iterator[str]:
+    """`cut short   writer 9 of 12 (max_tokens); exports leave these replies out`."""
+    found = [
+        f"{name} {count:,} of {counts.calls:,} ({CUT_BY[how]})"
+        for (_, name), counts in sorted(summary.ledger.agents.items())
+        for how, count in positive(counts.cut).items()
+    ]
+    if found:
+        yield f"cut short   {', '.join(found)}; exports leave these replies out"
 
 
 def _cost(summary: Summary) -> Iterator[str]:
     """`cost      $1.2345 of $5.00 (of it $0.0400 is a bound: 3 calls whose bill nobody knows)`."""
-    spent = summary.ledger.spent()
+    spent, unknown = summary.ledger.spent(), _unknown(summary)
+    models = ", ".join(sorted({summary.config.identities[name] for name in summary.config.unpriced}))
+    way_out = f"no price for {models} (?price=IN,OUT in its address, ?price=0 where it costs nothing)"
     if not spent.total and not summary.budget:
-        served = [what for what in summary.config.identities.values() if what.startswith("http:")]
-        if served and summary.ledger.usage().completion_tokens:
+        if unknown:
             yield ""
-            yield f"cost        unknown, or nothing: no price for {', '.join(served)} (?price=IN,OUT in its address)"
+            yield f"cost        unknown: {way_out}"
         return
     cap = f" of {money(summary.budget)}" if summary.budget else ""
     calls = spent.unsure_calls + spent.reserved_calls
-    whose = f"{calls:,} calls" if calls != 1 else "1 call"
     yet = " yet" if summary.state == "running" else ""
-    bound = f" (of it {exact(spent.bound)} is a bound: {whose} whose bill nobody knows{yet})" if calls else ""
+    bound = (
+        f" (of it {exact(spent.bound)} is a bound: {counted(calls, 'call')} whose bill nobody knows{yet})"
+        if calls
+        else ""
+    )
     yield ""
-    yield f"cost        {exact(spent.total)}{cap}{bound}"
+    more = f", and what {', '.join(unknown)} cost is unknown: {way_out}" if unknown else ""
+    yield f"cost        {exact(spent.total)}{cap}{bound}{more}"
 
 
-def _spent(summary: Summary) -> float:
-    return max(summary.budget, summary.ledger.spent().total)
-
-
-def exact(dollars: float) -> str:
-    """US dollars to a hundredth of a cent, or three digits of less."""
-    return f"${dollars:,.4f}" if dollars >= 0.001 or not dollars else f"${dollars:.3g}"
-
-
-def _agent_row(name: str, counts: AgentCounts) -> tuple[str, ...]:
+def _agent_row(name: str, counts: AgentCounts, unknown: bool) -> tuple[str, ...]:
+    """`unknown`: nobody knows what its calls cost."""
     usage = counts.total()
     return (
         name,
@@ -136,7 +167,7 @@ def _agent_row(name: str, counts: AgentCounts) -> tuple[str, ...]:
         f"{counts.failures.total():,}",
         short(usage.prompt_tokens),
         short(usage.completion_tokens),
-        money(usage.cost),
+        "-" if unknown else money(usage.cost),
         *(seconds(counts.latencies.percentile(share)) for share in (0.5, 0.95, 0.99)),
     )
 
@@ -162,54 +193,51 @@ def _failures(summary: Summary) -> Iterator[str]:
             yield f"    row {failure.key}{where}: {clipped(failure.text, 1, 300)}"
 
 
+def _failed_calls(summary: Summary) -> Iterator[str]:
+    """Failures of calls that are more than the rows that failed for the same reason."""
+    rows = Counter[str]()
+    for stage in summary.ledger.stages:
+        rows += stage.failed
+    calls = Counter[str]()
+    for counts in summary.ledger.agents.values():
+        calls += counts.failures
+    found = [
+        (count, _named(kind, name), reason, counts.examples.get(reason, ""))
+        for (kind, name), counts in summary.ledger.agents.items()
+        for reason, count in counts.failures.items()
+        if calls[reason] > rows[reason]
+    ]
+    if found:
+        yield ""
+        yield "failed calls, some or all of them caught in the workflow or tried again, with an example each"
+    for count, name, reason, text in sorted(found, key=lambda one: (-one[0], one[1:]))[:REASONS_SHOWN]:
+        yield f"  {name} {count:,} x {reason}" + (f": {clipped(text, 1, 200)}" if text else "")
+    if len(found) > REASONS_SHOWN:
+        yield f"  and {len(found) - REASONS_SHOWN:,} more"
+
+
+def _warnings(summary: Summary) -> Iterator[str]:
+    """What is no failure, and most likely no wish either."""
+    stages = summary.ledger.stages
+    found = [
+        f"warning: all {stage.done:,} results{f' of {stage.name}' if len(stages) > 1 else ''} are null: did the "
+        "workflow forget to return?"
+        for stage in stages
+        if stage.done and stage.nulls == stage.done
+    ]
+    if summary.state == "finished" and not stages[0].rows and summary.config.limit != 0:
+        found.append(f"warning: the input has no rows: {summary.config.input}")
+    if found:
+        yield ""
+        yield from found
+
+
 def _divergence(summary: Summary) -> Iterator[str]:
     found = summary.divergence
     if found.tasks:
         yield ""
         yield (
-            f"replay diverged in {found.tasks:,} tasks: recorded steps were never asked for again. First in "
+            f"replay diverged in {counted(found.tasks, 'task')}: recorded steps were never asked for again. First in "
             f"row {found.first_task}: {found.first_step}. Does the workflow use time, chance or the network without "
             "now(), rng() or step()?"
         )
-
-
-WORTH_A_RETRY = frozenset(
-    ("timeout", "connection", "rate_limit", "server", "request", "context", "output", "tool", "cache", "engine", "died")
-)
-"""Reasons that lie outside a workflow's own code. What its code raised, it raises again."""
-
-
-def _after_failures(summary: Summary, where: str) -> Iterator[str]:
-    reasons = {failure.reason for failure in summary.failures} - {"unreadable"}
-    if reasons & WORTH_A_RETRY:
-        yield f"try again:  weaverant resume {where} --retry failed"
-    if reasons - WORTH_A_RETRY:
-        yield (
-            f"mend:       the workflow's code, then a new run that pays only for what differs: "
-            f"weaverant run ... --reuse {where}"
-        )
-        yield f"            (or, where a step function raised it: weaverant resume {where} --retry failed)"
-
-
-def next_steps(summary: Summary) -> Iterator[str]:
-    """What can be done with the run now, as commands to copy."""
-    if summary.directory is None:
-        yield "nothing was stored (--no-journal)"
-        return
-    where = shlex.quote(str(summary.directory))
-    if summary.state == "budget":
-        yield f"go on:      weaverant resume {where} --budget DOLLARS   (more than {exact(_spent(summary))})"
-    elif summary.state == "fuse":
-        yield f"go on:      weaverant resume {where} --retry failed   (once the cause is mended)"
-        yield "            (with --max-failures 1 failures never stop it)"
-    elif summary.state not in ("finished", "running"):
-        yield f"go on:      weaverant resume {where}"
-    if summary.failures:
-        yield f"look:       weaverant show {where} --task {summary.failures[0].key}"
-        if summary.state != "running":
-            yield from _after_failures(summary, where)
-    last = summary.ledger.stages[-1]
-    if last.done:
-        yield f"export:     weaverant export {where} --as raw --out data.jsonl"
-    elif last.rejected.total():
-        yield f"look:       weaverant export {where} --state rejected --out rejected.jsonl"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
+import shlex
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 from weaverant import launch
 from weaverant.cli import SOME_FAILED, complain
+from weaverant.cli.advice import next_steps
 from weaverant.cli.forecast import forecast
 from weaverant.cli.options import (
     input_for,
@@ -24,13 +26,16 @@ from weaverant.cli.options import (
     retry_of,
 )
 from weaverant.cli.plan import print_plan
-from weaverant.cli.report import exact, next_steps, report
+from weaverant.cli.report import report
+from weaverant.cli.signals import Signals
+from weaverant.cli.text import counted, exact
 from weaverant.errors import UserError, WeaverantError
-from weaverant.launch import Run
+from weaverant.launch import EXIT_CODES, Run
 from weaverant.pilot import estimate
 from weaverant.recipe import Recipe
-from weaverant.rundir import default_directory, load_config
+from weaverant.rundir import default_directory, load_config, resume_in_python
 from weaverant.runtime.progress import Progress, is_live, money
+from weaverant.runtime.watch import holder
 from weaverant.summary import Examples, fold, has_finished, of_run
 
 
@@ -41,11 +46,23 @@ def run_command(options: argparse.Namespace) -> int:
         raise UserError("--no-journal stores nothing, so it has no --run directory; leave one of the two out")
     if options.dry_run and directory is not None and (Path(directory) / "run.json").exists():
         raise UserError(f"{directory!r} already holds a run; choose another directory with --run")
-    run = launch.run(
+    if options.dry_run:
+        from weaverant.engines.http.key import keyless
+
+        with keyless() as missing:
+            run = _prepared(options)
+        place = None if options.no_journal else Path(directory or default_directory(recipe.name))
+        return print_plan(run, place, missing)
+    return _drive(_prepared(options), options.quiet)
+
+
+def _prepared(options: argparse.Namespace) -> Run:
+    recipe: Recipe = options.recipe
+    return launch.run(
         recipe,
         input_for(options.input, recipe),
         models=models_for(options.model, recipe),
-        directory=directory,
+        directory=options.run,
         journal=not (options.no_journal or options.dry_run),
         trials=options.trials,
         limit=options.limit,
@@ -55,10 +72,6 @@ def run_command(options: argparse.Namespace) -> int:
         pilot=options.pilot,
         **limits_of(options),
     )
-    if options.dry_run:
-        place = None if options.no_journal else Path(directory or default_directory(recipe.name))
-        return print_plan(run, place)
-    return _drive(run, options.quiet)
 
 
 def resume_command(options: argparse.Namespace) -> int:
@@ -72,11 +85,16 @@ def resume_command(options: argparse.Namespace) -> int:
             print("\n".join(next_steps(summary)))
         return SOME_FAILED if summary.ledger.failed else 0
     models = {**config.models, **models_of(options.model)}
-    lost = sorted(name for name, spec in models.items() if spec.startswith("object:"))
-    if lost:
+    given = {
+        "rows": options.input is not None,
+        "models": not any(spec.startswith("object:") for spec in models.values()),
+    }
+    missing = [name for name in config.objects if not given.get(name)]
+    if missing:
         raise UserError(
-            f"the run {str(path)!r} was made in Python with engines of its own for {', '.join(map(repr, lost))}: "
-            "go on with it there, weaverant.resume(DIRECTORY, models=...), or give them with --model NAME=SPEC"
+            f"the run {str(path)!r} was made in Python with what no command can make again ({', '.join(missing)}): "
+            f"go on with it there, {resume_in_python(path, missing)}"
+            + (", or give its models with --model NAME=SPEC" if missing == ["models"] else "")
         )
     run = launch.resume(path, rows=options.input, models=models, retry=retry, pilot=options.pilot, **limits_of(options))
     return _drive(run, options.quiet)
@@ -85,7 +103,8 @@ def resume_command(options: argparse.Namespace) -> int:
 def _drive(run: Run, quiet: bool) -> int:
     """Go on to the end; print the summary; give the exit code."""
     driver = _Driver(run, quiet)
-    asyncio.run(driver.go())
+    with driver.signals:
+        asyncio.run(driver.go())
     if not quiet:
         resumed = run.resumed and run.directory is not None
         summary = fold(run.directory) if resumed and run.directory else of_run(run, driver.examples)
@@ -94,7 +113,7 @@ def _drive(run: Run, quiet: bool) -> int:
             print("\n".join(forecast(estimate(run))), flush=True)
     if run.error is not None:
         complain(run.error if isinstance(run.error, WeaverantError) else repr(run.error), run.exit_code)
-    if driver.signals > 1:
+    if driver.signals.count > 1:
         _leave(run.exit_code)
     return run.exit_code
 
@@ -113,15 +132,16 @@ class _Driver:
 
     def __init__(self, run: Run, quiet: bool) -> None:
         self.examples = Examples()
-        self.signals = 0
+        self.signals = Signals(self._stop, self._leave)
+        self._stops = 0
         self._run = run
         self._quiet = quiet
         self._progress = Progress(run, run.config.rows, sys.stderr, is_live(sys.stderr) and not quiet)
+        run.tell = self._progress.say
 
     async def go(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop)
+        self.signals.listen()
         # The run prepares itself before the loop gets its next turn, and knows then what it takes up again.
         loop.call_soon(self._announce)
         drawing = None if self._quiet else loop.create_task(self._progress.draw())
@@ -147,23 +167,36 @@ class _Driver:
         again = self._run.unfinished.reopened
         if again:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(again.items()))
-            self._say(f"taking up {sum(again.values()):,} failed rows again: {reasons}")
+            self._say(f"taking up {counted(sum(again.values()), 'failed row')} again: {reasons}")
         if self._run.directory is not None:
             self._say(f"run directory: {self._run.directory}")
 
     def _stop(self) -> None:
-        self.signals += 1
+        calls = self._run.sent
         self._run.stop("interrupted")
-        if self.signals == 1:
-            calls = self._run.in_flight[1]
+        self._stops += 1
+        if self._stops == 1:
             grace = self._run.limits.grace
-            left = "what is left can be resumed" if self._run.directory else "the rest is lost, as nothing is stored"
             self._say(
-                f"stopping: {calls:,} calls in flight may finish, for {grace:g} s at most; {left}. "
+                f"stopping: {counted(calls, 'call')} in flight may finish, for {grace:g} s at most; {self._left()}. "
                 "Ctrl-C again stops at once"
             )
-        elif self.signals == 2:
+        elif self._stops == 2:
             self._say("stopping at once")
+
+    def _left(self) -> str:
+        return "what is left can be resumed" if self._run.directory else "the rest is lost, as nothing is stored"
+
+    def _leave(self, frame: FrameType | None) -> None:
+        """The loop is held, so nothing can end in order. As after `kill -9` the journal has all that is needed. Said
+        without Python's buffers: they may be in use where the signal came."""
+        who = holder(frame) or "something"
+        text = f"\nstopped at once, while {who} held the event loop; {self._left()}"
+        if self._run.directory is not None:
+            where, name = shlex.quote(str(self._run.directory)), self._run.config.workflow
+            text += f": weaverant resume {where}, or once the code is mended weaverant run {name} ... --reuse {where}"
+        os.write(2, f"{text}\n".encode())
+        os._exit(EXIT_CODES["interrupted"])
 
     def _say(self, text: str) -> None:
         if not self._quiet:

@@ -12,11 +12,10 @@ from pathlib import Path
 import msgspec
 
 from weaverant.cli.report import report, seconds
-from weaverant.cli.text import as_text, clipped, indented, message_lines
+from weaverant.cli.text import as_text, clipped, counted, indented, message_lines
 from weaverant.errors import UserError
 from weaverant.events import AgentBound
 from weaverant.journal import BlobStore, JournalReader
-from weaverant.message import Message
 from weaverant.rundir import load_config
 from weaverant.runtime.progress import money
 from weaverant.story import Step, Story, Storyteller
@@ -113,6 +112,8 @@ def _step(step: Step, before: Step | None, lines: int, characters: int) -> Itera
                 messages = messages[len(said) :]
         for message in messages:
             yield from message_lines(message, lines, characters)
+        if step.output is not None:
+            yield f"  (with the JSON schema of {step.output['name']}, in the prompt where the server takes none)"
     else:
         yield from indented(clipped(_call(step), lines, characters), "      asked | ", "            | ")
     yield from _outcome(step, lines, characters)
@@ -125,10 +126,14 @@ def _outcome(step: Step, lines: int, characters: int) -> Iterator[str]:
         text = str(step.value[0])
         yield from indented(clipped(f"{step.reason}: {text}", lines, characters), "     FAILED | ", "            | ")
     elif step.reply is not None:
-        if step.reply.finish not in ("stop", "tool_calls"):
-            yield f"  (cut short: {step.reply.finish})"
-        reply: Message = step.reply.message
-        yield from message_lines(reply, lines, characters)
+        choices = step.reply.choices
+        for number, choice in enumerate(choices, 1):
+            about = [f"reply {number} of {len(choices)}"] if len(choices) > 1 else []
+            if choice.finish not in ("stop", "tool_calls"):
+                about.append(f"cut short: {choice.finish}")
+            if about:
+                yield f"  ({'; '.join(about)})"
+            yield from message_lines(choice.message, lines, characters)
     else:
         yield from indented(clipped(as_text(step.value), lines, characters), "      value | ", "            | ")
 
@@ -147,7 +152,7 @@ def _end(story: Story, lines: int, characters: int) -> Iterator[str]:
     if story.superseded:
         yield "superseded: its group changed, this result no longer counts"
     if story.attempts > 1:
-        yield f"taken up again {story.attempts - 1} times"
+        yield f"taken up again {counted(story.attempts - 1, 'time')}"
     if story.unasked:
         yield f"replay diverged: {story.unasked} recorded steps were not asked for again, first {story.diverged}"
     if story.state is None:

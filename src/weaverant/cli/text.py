@@ -9,6 +9,11 @@ from typing import Any
 from weaverant.message import Message
 
 
+def counted(number: int, what: str) -> str:
+    """`1 call`, `1,024 calls`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def clipped(text: str, lines: int, characters: int) -> str:
     """The first lines and characters, and how much was left out."""
     kept = "\n".join(text.split("\n")[:lines])[:characters]
@@ -46,6 +51,11 @@ def _parts(message: Message) -> str:
 def as_text(value: Any) -> str:
     """A value as people read it: a text as it is, data as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def exact(dollars: float) -> str:
+    """US dollars to a hundredth of a cent, or three digits of less."""
+    return f"${dollars:,.4f}" if dollars >= 0.001 or not dollars else f"${dollars:.3g}"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

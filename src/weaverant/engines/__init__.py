@@ -66,10 +66,23 @@ def pooled(specs: Sequence[str]) -> str:
         kind = KINDS.get(scheme)
         if kind is None or kind.opener != KINDS["http"].opener:
             raise UserError(
-                "two models were given for the same agents, and one of them is no server. Expected "
-                f"--model NAME=SPEC, each name once, or servers of one model, as {KINDS['http'].example}"
+                "two models were given for the same agents, and one of them is no server. Expected each name once, "
+                f"--model NAME=SPEC (in Python models={{NAME: SPEC}}), or servers of one model, as "
+                f"{KINDS['http'].example}"
             )
     return "pool:" + ",".join(specs)
+
+
+def doubts(spec: str) -> list[str]:
+    """What is no error in a spec that can be opened, and yet is probably not meant, in one line each."""
+    scheme, _, rest = spec.strip().partition(":")
+    if scheme == "cache":
+        return doubts(rest.partition("|")[2])
+    if KINDS[scheme].opener not in (_POOL, KINDS["pool"].opener):
+        return []
+    from weaverant.engines.http.unlisted import unlisted  # deferred, as every kind is
+
+    return unlisted(spec)
 
 
 def _load(opener: str) -> Callable[..., Engine]:
@@ -80,10 +93,19 @@ def _load(opener: str) -> Callable[..., Engine]:
     return cast(Callable[..., Engine], found)
 
 
+def _hosted(word: str) -> list[str]:
+    """Specs of the hosted models that are called nearly so; the nearest first."""
+    from weaverant.engines.http.money.prices import tables  # deferred, as every kind is
+
+    known = {model: provider for provider, table in reversed(tables().items()) for model in table.models}
+    return [f"{known[model]}:{model}" for model in get_close_matches(word, known, 1, 0.75)]
+
+
 def _unknown(spec: str, scheme: str) -> UserError:
     examples = "\n".join(f"  {kind.example}" for kind in KINDS.values())
-    near = get_close_matches(scheme, KINDS, 1)
-    hint = f" Did you mean {near[0] + ':'!r}?" if near else ""
-    # What follows the colon may carry a key, so it is not shown; nor is what is no word.
-    known = f"no kind of model is called {scheme!r}" if scheme.isalpha() and len(scheme) <= 16 else "that is no model"
+    near = [f"{kind}:" for kind in get_close_matches(scheme, KINDS, 1)] or ([] if ":" in spec else _hosted(spec))
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    # What follows the colon may carry a key, so it is not shown; nor is what is no word and near to no model's name.
+    word = scheme.isalpha() and len(scheme) <= 16
+    known = f"no kind of model is called {scheme!r}" if word or near else "that is no model"
     return UserError(f"{known}.{hint} Expected one of\n{examples}")

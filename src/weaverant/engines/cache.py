@@ -63,6 +63,10 @@ class Cached:
         ask: Callable[[Request], str] | None = getattr(self._engine, "unbounded", None)
         return "" if ask is None else ask(request)
 
+    def refuses(self, request: Request) -> str:
+        ask: Callable[[Request], str] | None = getattr(self._engine, "refuses", None)
+        return "" if ask is None else ask(request)
+
     def status(self) -> list[str]:
         tell: Callable[[], list[str]] | None = getattr(self._engine, "status", None)
         return [] if tell is None else tell()

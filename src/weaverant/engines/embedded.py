@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
@@ -20,6 +21,7 @@ from weaverant.engines.gpt2.model import TinyModel
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import ImagePart, Message, Reply, Request, Usage, assistant
 from weaverant.protocols import CallContext
+from weaverant.step import Turn
 
 PACKAGED = Path(__file__).parent / "models"
 LANES = 64
@@ -32,8 +34,15 @@ class Call:
 
     conversation: Conversation
     answered: asyncio.Future[None]
+    turn: Turn
+    came: float = field(default_factory=time.monotonic)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     gone: bool = False
+
+    def enter(self) -> None:
+        """A lane is free for it: from here on it is worked on."""
+        self.turn.waiting = False
+        self.turn.waited = time.monotonic() - self.came
 
 
 class EmbeddedEngine:
@@ -70,13 +79,18 @@ class EmbeddedEngine:
     def identity(self) -> str:
         return self._identity
 
+    def refuses(self, request: Request) -> str:
+        """See `Selective`."""
+        return refusal(request)
+
     async def generate(self, request: Request, ctx: CallContext) -> Reply:
         """One reply. `StepFailed` of kind `request` or `context` where the model cannot serve the request."""
         conversation = opened(request, self.model)
-        call = Call(conversation, asyncio.get_running_loop().create_future())
+        call = Call(conversation, asyncio.get_running_loop().create_future(), ctx.turn or Turn())
         with self._changed:
             if self._closing:
                 raise StepFailed("connection", f"the embedded engine {self.name!r} is closed")
+            call.turn.waiting = True
             heappush(self._waiting, (ctx.order, next(self._arrivals), call))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=f"embedded-{self.name}", daemon=True)
@@ -136,6 +150,7 @@ class EmbeddedEngine:
             while self._waiting and len(admitted) < self._lanes.free:
                 _, _, call = heappop(self._waiting)
                 if not call.gone:
+                    call.enter()
                     admitted.append(call)
         return admitted
 
@@ -151,7 +166,8 @@ class EmbeddedEngine:
 
 def opened(request: Request, model: TinyModel) -> Conversation:
     """The request as a conversation of that model, or `StepFailed` with the reason why it cannot be one."""
-    refuse(request)
+    if why := refusal(request):
+        raise StepFailed("request", f"{why}; use a model over HTTP for more")
     prompt = model.tokenizer.chat(request.messages)
     room = model.positions - len(prompt)
     if room <= 0:
@@ -171,22 +187,23 @@ def opened(request: Request, model: TinyModel) -> Conversation:
     )
 
 
-def refuse(request: Request) -> None:
-    """`StepFailed` for what a small text model has not: tools, schemas, images, settings of other servers."""
+def refusal(request: Request) -> str:
+    """What the request asks of a small text model that it has not: tools, schemas, images, settings of other servers.
+    Empty where it is nothing of that."""
     asked = request.sampling
     wrong: dict[str, bool] = {
         "no tools": bool(request.tools),
         "no output schema": request.output is not None,
         "texts only": any(map(_has_image, request.messages)),
-        "no log-probabilities": asked.logprobs,
+        "no log-probabilities": asked.logprobs or asked.top_logprobs > 0,
+        f"n=1, not {asked.n}": asked.n > 1,
         f"no extra sampling settings such as {list(asked.extra)}": bool(asked.extra),
         f"max_tokens above 0, not {asked.max_tokens}": asked.max_tokens is not None and asked.max_tokens <= 0,
         f"temperature 0 or above, not {asked.temperature}": (asked.temperature or 0) < 0,
         f"top_p in (0, 1], not {asked.top_p}": asked.top_p is not None and not 0 < asked.top_p <= 1,
     }
     reasons = [reason for reason, holds in wrong.items() if holds]
-    if reasons:
-        raise StepFailed("request", f"the embedded engine takes {', '.join(reasons)}; use a model over HTTP for more")
+    return f"the embedded engine takes {', '.join(reasons)}" if reasons else ""
 
 
 def deliver(calls: list[Call], error: StepFailed | None = None) -> None:

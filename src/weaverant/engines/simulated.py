@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from asyncio import Future, TimerHandle
 from collections import deque
 from hashlib import shake_128
@@ -18,6 +19,7 @@ import msgspec
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import Reply, Request, Usage, assistant
 from weaverant.protocols import CallContext
+from weaverant.step import Turn
 
 MARK = "[simulated]"
 
@@ -89,7 +91,7 @@ class Simulated:
         drawn = self._draw(request, tokens)
         seconds = self._seconds(drawn, tokens)
         if seconds:
-            call = _Call(asyncio.get_running_loop().create_future(), seconds)
+            call = _Call(asyncio.get_running_loop().create_future(), seconds, ctx.turn or Turn())
             self._queue.enter(call)
             try:
                 await call.done
@@ -155,11 +157,13 @@ def _check(least: int, **numbers: float) -> None:
 class _Call:
     """A call with a place (`timer` set) or in the queue."""
 
-    __slots__ = ("done", "seconds", "timer")
+    __slots__ = ("came", "done", "seconds", "timer", "turn")
 
-    def __init__(self, done: Future[None], seconds: float) -> None:
+    def __init__(self, done: Future[None], seconds: float, turn: Turn) -> None:
         self.done = done
         self.seconds = seconds
+        self.turn = turn
+        self.came = 0.0
         self.timer: TimerHandle | None = None
 
 
@@ -176,6 +180,8 @@ class _Slots:
             self._free -= 1
             self._serve(call)
         else:
+            call.turn.waiting = True
+            call.came = time.monotonic()
             self._waiting.append(call)
 
     def leave(self, call: _Call) -> None:
@@ -193,6 +199,9 @@ class _Slots:
                 call.done.set_exception(StepFailed("connection", f"{MARK} the engine was closed"))
 
     def _serve(self, call: _Call) -> None:
+        if call.turn.waiting:
+            call.turn.waiting = False
+            call.turn.waited = time.monotonic() - call.came
         call.timer = call.done.get_loop().call_later(call.seconds, self._finish, call)
         self._served.add(call)
 

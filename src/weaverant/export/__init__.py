@@ -3,8 +3,23 @@
 `GENERIC` holds the exporters that suit any workflow; a workflow's file may define more with `@exporter`.
 """
 
+from weaverant.export.cut import CUT_SHORT, Inherited, cut_texts
 from weaverant.export.files import Sink, open_sink
 from weaverant.export.order import row_order
-from weaverant.export.samples import GENERIC, messages, preference, raw
+from weaverant.export.samples import GENERIC, LEFT_OUT, messages, preference, raw
+from weaverant.export.written import Written
 
-__all__ = ["GENERIC", "Sink", "messages", "open_sink", "preference", "raw", "row_order"]
+__all__ = [
+    "CUT_SHORT",
+    "GENERIC",
+    "LEFT_OUT",
+    "Inherited",
+    "Sink",
+    "Written",
+    "cut_texts",
+    "messages",
+    "open_sink",
+    "preference",
+    "raw",
+    "row_order",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -135,9 +135,10 @@ class StandardOutput:
 class Sink:
     """Takes samples; `counts` tells how many went to each file. Leaving it by an exception leaves no file."""
 
-    def __init__(self, out: str) -> None:
+    def __init__(self, out: str, check: Callable[[Path], None]) -> None:
         self.counts: dict[str, int] = {}
         self._out = out
+        self._check = check
         self._writers: dict[str, Writer] = {}
         self._split: bool | None = None
 
@@ -153,7 +154,7 @@ class Sink:
         name = self._name(sample, where) if split else self._out
         writer = self._writers.get(name)
         if writer is None:
-            writer = self._writers[name] = _open(name)
+            writer = self._writers[name] = self._open(name)
         writer.add(encode({key: value for key, value in sample.items() if key != FILE_FIELD}, where))
         self.counts[name] = self.counts.get(name, 0) + 1
 
@@ -174,30 +175,37 @@ class Sink:
                 writer.give_up()
             return
         if not self._writers and (self._out == "-" or self._out.endswith(SUFFIXES)):
-            self._writers[self._out] = _open(self._out)
+            self._writers[self._out] = self._open(self._out)
             self.counts[self._out] = 0
         for writer in self._writers.values():
             writer.finish()
 
+    def _open(self, name: str) -> Writer:
+        if name == "-":
+            return StandardOutput()
+        path = Path(name)
+        if not name.endswith(SUFFIXES):
+            raise UserError(
+                f"cannot tell the format of {name!r} by its name; expected one ending in {', '.join(SUFFIXES)}"
+            )
+        self._check(path)
+        return _new_file(path)
 
-def open_sink(out: str) -> Sink:
-    """The files of one export: `-`, a file, or a folder for samples that name their files."""
-    return Sink(out)
+
+def open_sink(out: str, check: Callable[[Path], None] = lambda path: None) -> Sink:
+    """The files of one export: `-`, a file, or a folder for samples that name their files. `check` raises for a file
+    that must not be written."""
+    return Sink(out, check)
 
 
-def _open(name: str) -> Writer:
-    if name == "-":
-        return StandardOutput()
-    path = Path(name)
-    if not name.endswith(SUFFIXES):
-        raise UserError(f"cannot tell the format of {name!r} by its name; expected one ending in {', '.join(SUFFIXES)}")
+def _new_file(path: Path) -> Writer:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(13, "no permission to write there")
-        return Parquet(path) if name.endswith(".parquet") else Lines(path)
+        return Parquet(path) if path.suffix == ".parquet" else Lines(path)
     except OSError as error:
-        raise UserError(f"the file {name!r} cannot be written: {error.strerror}") from None
+        raise UserError(f"the file {str(path)!r} cannot be written: {error.strerror}") from None
 
 
 def _pyarrow(path: Path) -> tuple[Any, Any]:

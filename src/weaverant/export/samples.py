@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
 
 from weaverant.errors import UserError
+from weaverant.export.cut import CUT_SHORT, cut_texts, text_key
 from weaverant.message import ImagePart, Message
 from weaverant.story import Story
 
 Sample = dict[str, Any]
+
+LEFT_OUT = "_left_out"
+"""The field of a sample that says why it is left out: the export counts it by that, and does not write it."""
+
+SAME = "with chosen the same as rejected"
 
 HOW_TO_PREFER = (
     'Let the workflow return {"preferences": [{"prompt": ..., "chosen": ..., "rejected": ...}, ...]}, each a text or a '
@@ -30,7 +36,8 @@ def raw(story: Story) -> Iterator[Sample]:
 
 def messages(story: Story) -> Iterator[Sample]:
     """A chat sample of each step in which a model answered: `{"messages", "agent", "task", "model"}`, in OpenAI's
-    form, the reply last; with `tools` where the agent has some. Suits TRL's SFT and any chat template."""
+    form, the reply last; with `tools` where the agent has some. Suits TRL's SFT and any chat template. Of several
+    replies (`n`) it is the first: which ones are good only the workflow knows. One that was cut short is left out."""
     for step in story.model_steps:
         assert step.reply is not None
         said = (*step.messages, step.reply.message)
@@ -42,12 +49,16 @@ def messages(story: Story) -> Iterator[Sample]:
         }
         if step.tools:
             sample["tools"] = [{"type": "function", "function": tool} for tool in step.tools]
+        if step.reply.finish in CUT_SHORT:
+            sample[LEFT_OUT] = CUT_SHORT[step.reply.finish]
         yield sample
 
 
-def preference(story: Story) -> Iterator[Sample]:
+def preference(story: Story, cut: Mapping[bytes, str] | None = None) -> Iterator[Sample]:
     """The pairs that the result lists under `preferences`, in the conversational form of TRL and Hugging Face
-    `datasets`: `prompt`, `chosen` and `rejected` are lists of messages. Other fields of a pair are kept."""
+    `datasets`: `prompt`, `chosen` and `rejected` are lists of messages. Other fields of a pair are kept. A pair is
+    left out where both sides are the same, or one is a reply that was cut short: by `cut`, which `cut_texts` gives."""
+    known = cut_texts(story) if cut is None else cut
     result: object = story.result
     pairs = cast("dict[str, object]", result).get("preferences") if isinstance(result, dict) else None
     if not isinstance(pairs, list):
@@ -65,7 +76,15 @@ def preference(story: Story) -> Iterator[Sample]:
             "chosen": conversation(given["chosen"], "assistant", f"{where}: chosen"),
             "rejected": conversation(given["rejected"], "assistant", f"{where}: rejected"),
         }
-        yield {**given, **sides, "task": story.key}
+        sample = {**given, **sides, "task": story.key}
+        why = SAME if sides["chosen"] == sides["rejected"] else _side_cut(sides, known)
+        yield {**sample, LEFT_OUT: why} if why else sample
+
+
+def _side_cut(sides: Mapping[str, Sequence[Sample]], cut: Mapping[bytes, str]) -> str:
+    """Why one of the two replies is not whole; empty where both are."""
+    last = [sides[side][-1]["content"] for side in ("chosen", "rejected")]
+    return next((cut[key] for text in last if isinstance(text, str) and (key := text_key(text)) in cut), "")
 
 
 GENERIC: dict[str, Callable[[Story], Iterator[Sample]]] = {

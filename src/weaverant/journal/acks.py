@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 
 SLICE_SECONDS = 0.005
-"""Time per loop iteration. Delivered in one go, 20,000 acknowledgements held the loop for 0.4-0.5 s."""
+"""Time per loop iteration. Delivered in one go, thousands of acknowledgements would hold the loop for too long."""
 _LOOK_EVERY = 16
 
 

@@ -85,6 +85,8 @@ class Summary(Struct, array_like=True, frozen=True):
     """Offsets of the map frames."""
     reserved: list[str] = []
     """Tasks for whose steps money was set aside here, the step's end not being here."""
+    calls: int = 0
+    """Model steps, reused ones included."""
 
     def offsets(self) -> list[int]:
         """Where each frame of events begins."""
@@ -94,7 +96,7 @@ class Summary(Struct, array_like=True, frozen=True):
 class SegmentIndex:
     """Notes events as they are written. One thread notes; `sizes` belongs to the one who writes the frames."""
 
-    __slots__ = ("_about_run", "_events", "_first", "_last", "_reserved", "_usage", "sizes", "tasks")
+    __slots__ = ("_about_run", "_calls", "_events", "_first", "_last", "_reserved", "_usage", "sizes", "tasks")
 
     def __init__(self) -> None:
         self.tasks: dict[str, TaskEntry] = {}
@@ -102,6 +104,7 @@ class SegmentIndex:
         self._events: dict[type[Event], int] = {}
         self._usage: dict[str, list[float]] = {}
         self._reserved = Reservations()
+        self._calls = 0
         self._about_run: list[int] = []
         self._first = self._last = 0.0
 
@@ -127,7 +130,7 @@ class SegmentIndex:
         usage = {model: _usage(totals) for model, totals in self._usage.items()}
         return Summary(
             events, stages, unfinished, late, usage, self._about_run, self._first, self._last, self.sizes, maps,
-            self._reserved.tasks(),
+            self._reserved.tasks(), self._calls,
         )  # fmt: skip
 
     def map_payloads(self) -> Iterator[bytes]:
@@ -147,6 +150,7 @@ class SegmentIndex:
     def _note_step(self, event: StepEnded, frame: int) -> None:
         self._entry(event.task, frame)
         self._reserved.close(event)
+        self._calls += event.kind == "model"
         if event.reused:
             return
         usage = event.usage

@@ -130,7 +130,7 @@ class JournalReader:
         return _reopened_too(parts, live) if reopened else live
 
     def places(self, tasks: Collection[str]) -> dict[str, list[Place]]:
-        """The frames with events of these tasks, in order of their start; reads all maps (0.5 us a task of the run)."""
+        """The frames with events of these tasks, in order of their start; reads all maps."""
         return _places(self._parts.now(), tasks)
 
     def histories(
@@ -186,6 +186,10 @@ class JournalReader:
             for model, usage in part.summary.usage.items():
                 totals[model] = totals.get(model, Usage(requests=0)) + usage
         return totals
+
+    def calls(self) -> int:
+        """All model steps, reused ones included. Reads summaries."""
+        return sum(part.summary.calls for part in self._parts.now())
 
     def reserved(self) -> Reservations:
         """Money set aside for steps whose end is not recorded. Reads summaries, and the events of the tasks that had

@@ -18,8 +18,14 @@ class Reservations:
         """By step and claim."""
 
     def add(self, event: CostReserved) -> None:
+        """A later event of the same claim takes the place of an earlier one; one of $0 ends it."""
         key = (event.task, event.path, event.fingerprint, event.occurrence)
-        self.open.setdefault(key, {})[event.claim] = event
+        claims = self.open.setdefault(key, {})
+        claims[event.claim] = event
+        if not event.dollars:
+            del claims[event.claim]
+            if not claims:
+                del self.open[key]
 
     def close(self, event: StepEnded) -> None:
         """The step has ended: its usage says what it cost, what was set aside included where nobody knows. One that

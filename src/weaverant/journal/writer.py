@@ -2,8 +2,9 @@
 
 Group commit clocks itself: while the thread writes a group the next one gathers. Where the last group had several
 acknowledgements to give, more are to come, and the next gathers for at least `GATHER_S`: each group costs a write, an
-fdatasync and two changes of thread, 70 to 100 us of CPU, and a model call takes far longer than what it waits here.
-A lone task, whose groups have one, waits for nothing. An event of 1.2 kB costs the loop about 2 us.
+fdatasync and two changes of thread, some 100 us of CPU, and a model call takes far longer than what it waits here.
+A lone task, whose groups have one, waits for nothing. An event of 1.2 kB costs the loop about 2 us
+(`bench/bench_pieces.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from weaverant.journal.store import Repair, SegmentStore
 
 SEGMENT_BYTES = 64 << 20
 SEGMENT_TASKS = 32_768
-"""A segment ends at this many tasks, too: its index is held in memory until then, about 400 bytes a task."""
+"""A segment ends at this many tasks, too: its index is held in memory until then."""
 GATHER_S = 0.005
 """Seconds from one group to the next while several steps end at about the same time."""
 FRAME_BYTES = 1 << 20

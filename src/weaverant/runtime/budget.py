@@ -167,6 +167,16 @@ class Budget:
         self._serve()
         return used + _bound(lost) if lost else used
 
+    def release(self, task: str, key: StepKey) -> None:
+        """Nothing was sent for the step: what this session set aside for it is free again."""
+        account = self._accounts.get((task, key))
+        if account is None or "" not in account.here:
+            return
+        self._set_aside -= account.here.pop("")
+        path, fingerprint, occurrence = key
+        event = CostReserved(task, path, fingerprint, occurrence, account.lost, "", time.time(), account.name)
+        self._write(event, lambda: None)
+
     def park(self) -> None:
         """The run stops: calls that wait for money end where they are, unrecorded, and are asked again some day."""
         self._parked = True

@@ -93,6 +93,13 @@ class Feed:
             return HELD
         return got
 
+    def at_end(self) -> bool:
+        """Whether there are no more rows, as far as anybody knows. Call it only when none is wanted any more."""
+        try:
+            return self.ended or (self._ahead is None and self.next() is END)
+        except (OSError, UserError):  # who goes on with the run is told
+            return False
+
     def close(self) -> Iterator[Row | tuple[Row, Unreadable]]:
         """Stop reading, and give what was read ahead from a source that cannot be read again."""
         self._pilot = None

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any, cast
 
 import msgspec
 
 from weaverant.events import StepEnded, TaskEnded
 from weaverant.journal import Reservations
 from weaverant.message import Usage
+
+CUT_SHORT = frozenset(("length", "content_filter"))
+"""How a reply finished that is not whole."""
+
+EXAMPLES = 20
+"""Reasons for which an agent's first failure is kept; all are counted."""
+EXAMPLE_CHARACTERS = 300
 
 
 class StageCounts(msgspec.Struct):
@@ -21,6 +29,8 @@ class StageCounts(msgspec.Struct):
     name: str
     rows: int = 0
     done: int = 0
+    nulls: int = 0
+    """How many of the results are null."""
     rejected: Counter[str] = msgspec.field(default_factory=Counter[str])
     failed: Counter[str] = msgspec.field(default_factory=Counter[str])
 
@@ -32,11 +42,20 @@ class StageCounts(msgspec.Struct):
     def left(self) -> int:
         return self.rows - self.ended
 
-    def count(self, state: str, reason: str, by: int = 1) -> None:
+    def count(self, state: str, reason: str, by: int = 1, null: bool = False) -> None:
         if state == "done":
             self.done += by
-        else:
-            (self.rejected if state == "rejected" else self.failed)[reason] += by
+            self.nulls += by * null
+            return
+        counts = self.rejected if state == "rejected" else self.failed
+        counts[reason] += by
+        if not counts[reason]:
+            del counts[reason]
+
+    def __str__(self) -> str:
+        rejected, failed = self.rejected.total(), self.failed.total()
+        ends = f"done {self.done:,} + rejected {rejected:,} + failed {failed:,} + left {self.left:,}"
+        return f"{self.name}: rows {self.rows:,} = {ends}"
 
 
 class Latencies:
@@ -63,7 +82,7 @@ class Latencies:
 class AgentCounts:
     """What one agent, tool or step function did."""
 
-    __slots__ = ("calls", "cancelled", "failures", "latencies", "reused", "unsure", "usage")
+    __slots__ = ("calls", "cancelled", "cut", "examples", "failures", "latencies", "reused", "unsure", "usage")
 
     def __init__(self) -> None:
         self.calls = 0
@@ -72,12 +91,18 @@ class AgentCounts:
         self.unsure = 0
         """Calls part of whose cost is a bound: nobody knows the bill."""
         self.failures: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        """What the first failure of each reason said, shortened."""
+        self.cut: Counter[str] = Counter()
+        """Model calls with a reply that was cut short, by how it finished; reused ones, too."""
         self.latencies = Latencies()
         self.usage = [0, 0, 0, 0, 0.0, 0, 0.0]
         """Summed fields of `Usage`, in their order."""
 
     def count(self, event: StepEnded) -> None:
         self.calls += 1
+        if event.kind == "model" and event.outcome == "reply":
+            self._replied(event.value)
         if event.reused:
             self.reused += 1
             return
@@ -86,7 +111,7 @@ class AgentCounts:
         else:
             self.latencies.add(event.clock - event.started)
         if event.outcome == "failure":
-            self.failures[event.reason] += 1
+            self._failed(event.reason, event.value)
         used = event.usage
         self.unsure += used.unsure > 0
         totals = self.usage
@@ -100,6 +125,21 @@ class AgentCounts:
 
     def total(self) -> Usage:
         return _usage(self.usage)
+
+    def _replied(self, value: Any) -> None:
+        """`value` is the reply as the journal holds it (`step.reply_value`): bare text where it stopped by itself."""
+        if isinstance(value, list):
+            choice = cast("list[Any]", value)
+            choices = [choice, *choice[3]] if len(choice) > 3 else [choice]
+            how = next((finish for _, finish, *_ in choices if finish in CUT_SHORT), None)
+            if how is not None:
+                self.cut[how] += 1
+
+    def _failed(self, reason: str, value: Any) -> None:
+        """`value` is the failure's text and detail; a text that the task has told before is only named there."""
+        self.failures[reason] += 1
+        if reason not in self.examples and len(self.examples) < EXAMPLES and isinstance(text := value[0], str):
+            self.examples[reason] = text[:EXAMPLE_CHARACTERS]
 
 
 def _usage(totals: list[float]) -> Usage:
@@ -136,12 +176,21 @@ class Ledger:
         self.stages = [StageCounts(name) for name in stages]
         self.earlier = 0
         """Rows of the first stage that had ended before this session."""
+        self.earlier_calls = 0
+        self.earlier_cost = 0.0
+        """What earlier sessions recorded, in US dollars. The counts by agent are those of this session."""
         self.agents: dict[tuple[str, str], AgentCounts] = {}
         """By (kind, name)."""
         self.reserved = Reservations()
 
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.stages))
+
+    def __repr__(self) -> str:
+        return f"Ledger({'; '.join(map(str, self.stages))})"
+
     def ended(self, event: TaskEnded) -> None:
-        self.stages[event.stage].count(event.state, event.reason)
+        self.stages[event.stage].count(event.state, event.reason, null=event.value is None)
 
     def step(self, event: StepEnded) -> None:
         self.reserved.close(event)

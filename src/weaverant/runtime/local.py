@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from weaverant.agent import Binding
-from weaverant.errors import JournalError
+from weaverant.errors import JournalError, Unavailable
 from weaverant.events import (
     NO_USAGE,
     AgentBound,
@@ -35,7 +35,7 @@ from weaverant.past import Blob
 from weaverant.protocols import Journal, Unreadable
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.calls import Calls
-from weaverant.runtime.feed import END, Feed
+from weaverant.runtime.feed import END, Empty, Feed
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.recovery import Unfinished, started_of
@@ -77,7 +77,7 @@ class LocalSwarm:
         self.ledger = ledger
         self.stopped = ""
         """Why the run stopped before its end: `interrupted`, `fuse`, `journal`, `source`, `closed`, `broken`, `budget`,
-        `pilot`."""
+        `pilot`, `server`."""
         self.error: BaseException | None = None
         self._stages = stages
         self._journal = journal
@@ -90,7 +90,7 @@ class LocalSwarm:
         self._budget = budget
         if budget is not None:
             budget.attach(self.write_reservation, partial(self.stop, "budget", math.inf))
-        self._calls = Calls(binding, limits, self._admit_soon, self._broken, run, budget)
+        self._calls = Calls(binding, limits, self._admit_soon, self._broken, self._unavailable, run, budget)
         self._live: dict[str, TaskRun] = {}
         self._backlog: list[tuple[int, int, Row | Refused, list[TaskEvent] | None]] = []
         self._arrivals = 0
@@ -159,6 +159,11 @@ class LocalSwarm:
     def in_flight(self) -> tuple[int, int]:
         """(rows, calls) in flight."""
         return len(self._live), len(self._calls.running())
+
+    @property
+    def sent(self) -> int:
+        """Calls in flight that wait neither inside an engine nor for money."""
+        return self._calls.sent() - (0 if self._budget is None else self._budget.waiting)
 
     # What tasks ask of their peer
 
@@ -235,6 +240,14 @@ class LocalSwarm:
         self.error = self.error or error
         self.stop("broken", 0.0)
 
+    def _unavailable(self, run: TaskRun, ask: Ask, error: Unavailable) -> None:
+        """Nobody answers for a model. To go on would only turn rows into failures."""
+        if self._budget is not None:
+            self._budget.release(run.row.key, ask.key)
+        if not self.stopped:
+            self.error = error
+            self.stop("server")
+
     def _room(self) -> bool:
         return (
             not self.stopped
@@ -262,7 +275,7 @@ class LocalSwarm:
             self.error = error
             self.stop("source")
             return False
-        if isinstance(got, Row | tuple):
+        if not isinstance(got, Empty):
             self.ledger.stages[0].rows += 1
             self._enter(got)
             return True
@@ -407,8 +420,19 @@ class LocalSwarm:
         for run in list(self._live.values()):
             run.close()
         self._keep_what_was_read()
+        if self.stopped == "fuse" and self._nothing_left():
+            self.stopped = ""
         self._calls.close()
         self.write(RunClosed(self.stopped or "finished", time.time()), None, None)
+
+    def _nothing_left(self) -> bool:
+        """Whether the rows that were in flight when the run stopped were the last: then it has finished after all."""
+        if self._book.waiting or any(stage.left for stage in self.ledger.stages):
+            return False
+        if not self._drained and self._feed.at_end():
+            self._drained = True
+            self.write(SourceEnded(self._feed.count, time.time()), None, None)
+        return self._drained
 
     def _keep_what_was_read(self) -> None:
         """Rows read ahead from a source that cannot be read again are journaled, to be worked on after a resume."""

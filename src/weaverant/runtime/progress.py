@@ -66,7 +66,8 @@ class StageProgress(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """A run at one moment. Rates are per second; `eta` is seconds, or None while nothing tells or all has stopped."""
+    """A run at one moment. Rows, calls and dollars are those of all its sessions, `elapsed` and rates are this one's.
+    Rates are per second; `eta` is seconds, or None while nothing tells or all has stopped."""
 
     stages: tuple[StageProgress, ...]
     rows_in_flight: int
@@ -96,10 +97,11 @@ class Pace:
         stages = tuple(_stage(counts, total if n == 0 else None) for n, counts in enumerate(ledger.stages))
         usage = ledger.usage()
         call_rate, token_rate = self._rates(now, ledger.calls, usage.prompt_tokens + usage.completion_tokens)
-        rows, calls = watched.in_flight
+        rows_in_flight, calls_in_flight = watched.in_flight
+        calls = ledger.earlier_calls + ledger.calls
         eta = self._eta(stages, ledger.earlier, now) if watched.state == "running" else None
         return Snapshot(
-            stages, rows, calls, ledger.calls, call_rate, token_rate, watched.spent, now - self._began,
+            stages, rows_in_flight, calls_in_flight, calls, call_rate, token_rate, watched.spent, now - self._began,
             eta, watched.state, watched.limits.budget, tuple(watched.notes),
         )  # fmt: skip
 

@@ -102,6 +102,8 @@ class Recovery:
         return 0 if place is None else place[1] * self._trials + place[2]
 
     def _count(self, left: Unfinished) -> None:
+        self._ledger.earlier_calls = self._reader.calls()
+        self._ledger.earlier_cost = sum(usage.cost for usage in self._reader.usage().values())
         for stage, counts in self._reader.counts().items():
             book = self._ledger.stages[stage]
             for state in ("done", "rejected", "failed"):

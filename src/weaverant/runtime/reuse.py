@@ -44,7 +44,7 @@ class OldSteps:
 
 
 READ_AHEAD = 256
-"""Tasks whose steps are read together: a frame holds many, and reading it anew for each cost 12-20 ms a task."""
+"""Tasks whose steps are read together: a frame holds many, and would be read anew for each."""
 
 
 class OldRun:

@@ -69,7 +69,8 @@ class StageBook:
             try:
                 by = plain(group.by(row.value), f"the key of group {group.name!r}")
             except Exception as error:  # the boundary to a user's code
-                formed.append((row, Unreadable(f"group {group.name!r} has no key for it: {error!r}", row.key)))
+                text = f"group {group.name!r} has no key for it: {error!r}; it has: {', '.join(map(repr, row.value))}"
+                formed.append((row, Unreadable(text, row.key)))
                 continue
             gathered.setdefault(repr(by), (by, []))[1].append(row)
         formed += [self._group_row(stage, group.name, by, rows) for by, rows in gathered.values()]

@@ -46,10 +46,13 @@ class Files:
         return True
 
     def identity(self) -> str:
-        """Of each file its size, its first and its last MiB: quick for any size, and blind only to an edit of equal
-        length in the middle of a large file."""
-        ends = [part for path, _ in self._files for part in _ends(path)]
-        return digest(b"".join(ends)).hex()
+        """Of each file its size, its first and its last MiB, as `bytes=12 ...`, a part for each check: quick for any
+        size, and blind only to an edit of equal length in the middle of a large file."""
+        sizes, firsts, lasts = zip(*(_ends(path) for path, _ in self._files), strict=True)
+        hashes = {"sizes": [size.to_bytes(8, "little") for size in sizes], "first": firsts, "last": lasts}
+        parts = {"files": len(sizes), "bytes": sum(sizes)}
+        parts |= {name: digest(b"".join(each)).hex() for name, each in hashes.items()}
+        return " ".join(f"{name}={value}" for name, value in parts.items())
 
     def count(self) -> int | None:
         total = 0
@@ -72,14 +75,15 @@ class Files:
                 raise UserError(f"the input {path!r} cannot be opened: {error.strerror or error}") from None
 
 
-def _ends(path: str) -> tuple[bytes, bytes, bytes]:
+def _ends(path: str) -> tuple[int, bytes, bytes]:
+    """A file's size, and hashes of its first and last MiB."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             first = file.read(END_BYTES)
             file.seek(max(0, size - END_BYTES))
-            return size.to_bytes(8, "little"), digest(first), digest(file.read(END_BYTES))
+            return size, digest(first), digest(file.read(END_BYTES))
     except OSError as error:
         raise UserError(f"the input {path!r} cannot be opened: {error.strerror or error}") from None
 

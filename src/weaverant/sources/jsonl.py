@@ -27,7 +27,7 @@ class JsonLines:
         return line_row(record, path)
 
     def count(self, path: str) -> int | None:
-        """Lines that are not blank, half a microsecond each. A packed file is not unpacked to be counted."""
+        """Lines that are not blank; reads the whole file. A packed file is not unpacked to be counted."""
         if path.endswith(".gz"):
             return None
         try:

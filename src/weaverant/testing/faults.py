@@ -127,4 +127,4 @@ def context(call: Call) -> Answer:
 
 def leak(call: Call) -> Answer:
     """Repeats the key it was sent, as some gateways do."""
-    return error(401, f"Incorrect API key provided: {call.exchange.headers.get('authorization', 'none')}")
+    return error(403, f"Incorrect API key provided: {call.exchange.headers.get('authorization', 'none')}")

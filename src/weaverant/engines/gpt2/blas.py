@@ -1,4 +1,4 @@
-"""One BLAS thread while a tiny model decodes: two threads that share a busy core made a product 200 times slower."""
+"""One BLAS thread while a tiny model decodes: two threads that share a busy core make a product many times slower."""
 
 from __future__ import annotations
 

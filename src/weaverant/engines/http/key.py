@@ -11,6 +11,9 @@ import html
 import json
 import os
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote, quote_plus
@@ -122,7 +125,8 @@ def looks_random(text: str) -> bool:
 
 
 def read_key(named: str | None, file: str | None, usual: str, required: bool, whose: str) -> Key | None:
-    """The key from `file`, else from the variable `named`, which must be set, else from the `usual` one.
+    """The key from `file`, else from the variable `named`, which must be set, else from the `usual` one, which must be
+    where a key is `required`.
 
     A variable NAME may also be given as NAME_FILE, the path of a file that holds the key. Whether others may read the
     file is not asked: keys that a container gets are readable by all in it. No message shows what was found.
@@ -142,11 +146,32 @@ def read_key(named: str | None, file: str | None, usual: str, required: bool, wh
     if path:
         return _checked(_read(path, f"the environment variable {name + '_FILE'!r}"), f"the file {path!r}")
     if required or named is not None:
-        raise UserError(
+        _miss(
             f"{whose!r} needs a key, expected in the environment variable {name!r}, which is not set. "
             f"Set it (export {name}=...) or {name}_FILE, or name another: ?key_env=NAME"
         )
     return None
+
+
+_missing: ContextVar[list[str] | None] = ContextVar("_missing", default=None)
+
+
+@contextmanager
+def keyless() -> Generator[list[str]]:
+    """For what calls nobody: in this block a key that is not there is no error, but one more text in the list."""
+    texts: list[str] = []
+    before = _missing.set(texts)
+    try:
+        yield texts
+    finally:
+        _missing.reset(before)
+
+
+def _miss(text: str) -> None:
+    texts = _missing.get()
+    if texts is None:
+        raise UserError(text)
+    texts.append(text)
 
 
 def is_set(name: str) -> bool:

@@ -94,8 +94,8 @@ def write(woven: Run, out: Path) -> dict[str, int]:
     for name in (*FILES, DROPPED):
         (out / name).unlink(missing_ok=True)  # a file that gets no samples now must not keep those of an earlier run
     for form in ("sft", "preference", "dropped"):
-        counts = export(woven.directory, form, str(out))
-        lines |= {Path(path).name: count for path, count in counts.items()}
+        files = export(woven.directory, form, str(out)).files
+        lines |= {Path(path).name: count for path, count in files.items()}
     for name in FILES:
         say(f"  {lines.get(name, 0):>6,}  {out / name}")
     say("left out, by reason:")

@@ -20,7 +20,7 @@ from weaverant.errors import StepFailed
 SMALL_S, LARGE_S = 60.0, 1800.0
 """Seconds for one HTTP request: a question, a file."""
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+LONGEST_WAIT_S = 60.0
 
 PATIENCE_S = 26 * 3600.0
 """Seconds without an answer after which a batch that stands is given up; it has a day to end."""
@@ -218,7 +218,7 @@ class BatchApi:
                 return found
             failure = found.failure
             failure.text = f"{method} {self._endpoint.name}/{path}: {failure.text}"
-            wait = _wait(tries) if found.wait is None else found.wait
+            wait = self._wait(tries) if found.wait is None else found.wait
             waited = time.monotonic() - began
             if found.final or self._spent(tries, waited + wait, patience):
                 failure.text += f"; tried {tries} times in {waited:.0f} s" if tries > 1 else ""
@@ -244,6 +244,10 @@ class BatchApi:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return _Setback(StepFailed("server", f"the answer is not as expected: {error}"), status)
 
+    def _wait(self, tries: int) -> float:
+        longest = min(LONGEST_WAIT_S, self._endpoint.address.options.backoff * 2.0 ** min(tries - 1, 20))
+        return random.uniform(longest / 2, longest)
+
     def _spent(self, tries: int, waited: float, patience: float) -> bool:
         options = self._endpoint.address.options
         if not self._answered:
@@ -263,8 +267,3 @@ def seconds_since(created: float | None) -> float:
     """By our clock; 0 where the server does not say. Some servers count milliseconds."""
     now = time.time()
     return max(0.0, now - (created / 1000 if created > 1e11 else created)) if created else 0.0
-
-
-def _wait(tries: int) -> float:
-    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(tries - 1, 20))
-    return random.uniform(longest / 2, longest)

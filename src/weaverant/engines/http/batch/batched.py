@@ -1,6 +1,6 @@
 """A hosted model through its batch API (`?batch=SECONDS`): half the price, within a day, in the same run as live ones.
 
-Calls are gathered for that many seconds from the first one waiting, at most 50,000 or 190 MB of them, and sent as one
+Calls are gathered for that many seconds from the first one waiting, at most `Limits` of them, and sent as one
 batch. The runtime holds a call in flight until its batch ends, so `--concurrency` bounds how large a batch can get.
 Files are never deleted after a batch: a kill before the journal is written must find them.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from weaverant.engines.http.address import Address
 from weaverant.engines.http.batch.calls import Call, custom_id
 from weaverant.engines.http.batch.session import RunBatches
+from weaverant.engines.http.batch.waiting import OPENAI, Limits
 from weaverant.engines.http.endpoint import Endpoint
 from weaverant.errors import UserError
 from weaverant.message import Reply, Request
@@ -22,7 +23,7 @@ SHARE = 0.5
 class Batched:
     """See `Engine`. Nothing but the server remembers a batch; a resumed run finds its own in the server's list."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, limits: Limits = OPENAI) -> None:
         preset = address.preset
         if preset.name and not preset.batch:
             raise UserError(
@@ -30,6 +31,7 @@ class Batched:
             )
         self._endpoint = Endpoint(address)
         self._share = preset.batch or SHARE
+        self._limits = limits
         self._runs: dict[str, RunBatches] = {}
         self.identity = f"http:{address.options.name or self._endpoint.model}"
 
@@ -39,7 +41,7 @@ class Batched:
         call = Call(custom_id(request, body, ctx), request, len(body), ctx, worst)
         run = self._runs.get(ctx.run)
         if run is None or run.forsaken():
-            run = self._runs[ctx.run] = RunBatches(self._endpoint, ctx.run, self._share)
+            run = self._runs[ctx.run] = RunBatches(self._endpoint, ctx.run, self._share, self._limits)
         return await run.reply(call)
 
     def unbounded(self, request: Request) -> str:

@@ -16,10 +16,6 @@ from weaverant.engines.http.attempt import Trouble
 from weaverant.engines.http.client.transport import Answer
 from weaverant.errors import StepFailed
 
-MOST_LINES = 50_000
-MOST_BYTES = 190_000_000
-"""OpenAI takes 200 MB; the rest is for what surrounds the requests."""
-
 PATH = "/v1/chat/completions"
 
 

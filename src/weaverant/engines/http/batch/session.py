@@ -16,7 +16,7 @@ from weaverant.engines.http.batch.api import BatchApi, BatchState, Refused
 from weaverant.engines.http.batch.calls import Asked, Call
 from weaverant.engines.http.batch.files import Line, encode_line, multipart, read_answers
 from weaverant.engines.http.batch.past import Mark, look_back
-from weaverant.engines.http.batch.waiting import Waiting
+from weaverant.engines.http.batch.waiting import OPENAI, Limits, Waiting
 from weaverant.engines.http.chat import wire
 from weaverant.engines.http.endpoint import Endpoint
 from weaverant.errors import StepFailed
@@ -49,7 +49,7 @@ class RunBatches:
     """Belongs to one event loop. `run` is empty where nothing tells the run from others; then nothing is adopted.
     `share` is what a batch costs of the price."""
 
-    def __init__(self, endpoint: Endpoint, run: str, share: float) -> None:
+    def __init__(self, endpoint: Endpoint, run: str, share: float, limits: Limits = OPENAI) -> None:
         session = secrets.token_hex(8)
         self._mark = Mark(digest(run.encode()).hex() if run else session, session, endpoint.model)
         self._resumable = bool(run)
@@ -58,7 +58,7 @@ class RunBatches:
         self._options = endpoint.address.options
         self._share = share
         self._calls: dict[str, Call] = {}
-        self._waiting = Waiting(self._options.batch, self._send, self._any_going)
+        self._waiting = Waiting(self._options.batch, self._send, self._any_going, limits)
         self._found: dict[str, Asked] = {}
         """By identity: batches with lines for calls that nobody waits for now."""
         self._batches: list[Asked] = []
@@ -211,11 +211,11 @@ class RunBatches:
         return await self._api.create(file, self._mark.metadata(batch.number))
 
     async def _end_of(self, batch: Asked, state: BatchState) -> BatchState:
-        """Asking delays the batch by a tenth of its time at most, and by a minute."""
+        """Asking delays the batch by a tenth of its time at most, and by a minute, or as the address says."""
         adopted = not batch.order
         while not state.outcome:
             if not adopted:
-                await asyncio.sleep(min(LAST_POLL_S, max(FIRST_POLL_S, batch.age / 10)))
+                await asyncio.sleep(self._options.poll or min(LAST_POLL_S, max(FIRST_POLL_S, batch.age / 10)))
             adopted = False
             batch.state = state = await self._api.retrieve(state.id)
         return state

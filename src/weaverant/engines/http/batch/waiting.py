@@ -6,11 +6,23 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from weaverant.engines.http.batch.calls import Call
-from weaverant.engines.http.batch.files import MOST_BYTES, MOST_LINES
+from msgspec import Struct
 
-CROWDED_S = 60.0
-"""Seconds after a batch was over the account's limit of enqueued tokens, with no other of ours under way."""
+from weaverant.engines.http.batch.calls import Call
+
+
+class Limits(Struct, frozen=True):
+    """What a server takes."""
+
+    lines: int = 50_000
+    """Of one batch."""
+    size: int = 190_000_000
+    """Bytes of one batch. OpenAI takes 200 MB; the rest is for what surrounds the requests."""
+    rest: float = 60.0
+    """Seconds after a batch was over the account's limit of enqueued tokens, with no other of ours under way."""
+
+
+OPENAI = Limits()
 
 
 class Waiting:
@@ -19,7 +31,9 @@ class Waiting:
     Near the account's limit batches are smaller, and go one after the other: `going` says whether one is under way.
     """
 
-    def __init__(self, seconds: float, send: Callable[[list[Call]], None], going: Callable[[], bool]) -> None:
+    def __init__(
+        self, seconds: float, send: Callable[[list[Call]], None], going: Callable[[], bool], limits: Limits = OPENAI
+    ) -> None:
         self.crowded = False
         self._seconds = seconds
         self._send = send
@@ -27,7 +41,8 @@ class Waiting:
         self._calls: dict[str, Call] = {}
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._most_lines = MOST_LINES
+        self._limits = limits
+        self._most_lines = limits.lines
         self._not_before = 0.0
 
     def __len__(self) -> int:
@@ -37,7 +52,7 @@ class Waiting:
         self._calls[call.identity] = call
         self._bytes += call.size
         call.waits(True)
-        if len(self._calls) >= self._most_lines or self._bytes >= MOST_BYTES:
+        if len(self._calls) >= self._most_lines or self._bytes >= self._limits.size:
             self._due()
         elif self._timer is None:
             self._in(self._seconds)
@@ -51,13 +66,13 @@ class Waiting:
         """A batch with so many lines was over the account's limit, by itself if none of ours is under way."""
         self.crowded = True
         if not self._going():
-            self._not_before = time.monotonic() + CROWDED_S
+            self._not_before = time.monotonic() + self._limits.rest
             self._most_lines = max(1, lines // 2)
 
     def ended(self, accepted: bool) -> None:
         """A batch has ended: there may be room for the next."""
         if accepted:
-            self._most_lines = min(MOST_LINES, self._most_lines + 1 + self._most_lines // 4)
+            self._most_lines = min(self._limits.lines, self._most_lines + 1 + self._most_lines // 4)
         if self.crowded:
             self._in(0.0)
 
@@ -75,7 +90,7 @@ class Waiting:
             self._in(left)
             return
         if self.crowded and self._going():
-            self._in(CROWDED_S)
+            self._in(self._limits.rest)
             return
         calls = self._first()
         for call in calls:
@@ -90,7 +105,7 @@ class Waiting:
         size = 0
         for call in self._calls.values():
             size += call.size
-            if calls and (len(calls) >= self._most_lines or size > MOST_BYTES):
+            if calls and (len(calls) >= self._most_lines or size > self._limits.size):
                 break
             calls.append(call)
         return calls

@@ -30,6 +30,7 @@ class Connection(asyncio.BufferedProtocol):
             "_reader",
             "_socket",
             "_state",
+            "_tls",
             "_transport",
             "_waiter",
         ),
@@ -50,6 +51,7 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = buffer
         self._transport: asyncio.Transport | None = None
         self._socket: Any = None
+        self._tls = False
         self._state = b""
         self._reader: Reader | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -63,8 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         """The answer to one request, or `Lost`; not `sent` where it is certain that nobody has read of it."""
         transport = self._transport
         self._state = tcp.state(self._socket)
-        stray = self._deadline > 0.0 and tcp.untidy(self._socket)  # a new one of TLS may have session tickets to read
-        if transport is None or transport.is_closing() or stray or not tcp.is_open(self._state):
+        if transport is None or transport.is_closing() or not self._is_fit():
             self.abort()
             raise Lost("connection", "the server closed the connection", sent=False)
         self._reader, self._idle, self._deadline, self.until = reader, idle, deadline, deadline
@@ -107,11 +108,17 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def _is_fit(self) -> bool:
+        """Whether it is open, and nothing has come that nobody asked for."""
+        used = self._deadline > 0.0  # a new one of TLS may have session tickets to read
+        return tcp.is_open(self._socket, self._state) and not (used and tcp.untidy(self._socket))
+
     # What the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._socket = transport.get_extra_info("socket")
+        self._tls = transport.get_extra_info("sslcontext") is not None
         self.until = self._loop.time() + IDLE_S  # and not since the dialling began: that may have taken longer
         self._home.add(self)
 
@@ -146,6 +153,6 @@ class Connection(asyncio.BufferedProtocol):
         if reader.begun:
             return Lost("connection", f"the connection broke in the middle of the answer ({why})", sent=True)
         # A write that fails with EPIPE was preceded by a FIN, too.
-        closed = error is None or isinstance(error, BrokenPipeError)
+        closed = not self._tls and (error is None or isinstance(error, BrokenPipeError))
         unread = closed and tcp.unread(self._state, tcp.state(self._socket))
         return Lost("connection", f"the connection broke before an answer came ({why})", sent=not unread)

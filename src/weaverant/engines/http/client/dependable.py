@@ -136,7 +136,7 @@ class _Connector(aiohttp.TCPConnector):
             wire = transport and transport.get_extra_info("socket")
             # A new connection of TLS may have session tickets to read, and nothing tells it from an old one.
             stray = transport is not None and not transport.get_extra_info("sslcontext") and tcp.untidy(wire)
-            if protocol is not None and not protocol.should_close and not stray and tcp.is_open(tcp.state(wire)):
+            if protocol is not None and not protocol.should_close and not stray and tcp.is_open(wire, tcp.state(wire)):
                 return connection
             connection.close()
 

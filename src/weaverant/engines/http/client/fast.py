@@ -18,7 +18,7 @@ TICK_S = 0.1
 """Seconds between two looks at what has taken too long. One look for all costs less than a timer for each."""
 
 READ_BYTES = 262_144
-"""What is read at once at most. asyncio's own reading makes that much room anew each time: 4 us more a reply."""
+"""What is read at once at most. asyncio's own reading makes that much room anew each time."""
 
 DIALS = 64
 """Connections to one server that are opened at once: more overflow the queue of many servers, and wait a second."""

@@ -8,10 +8,10 @@ environment (HTTPS_PROXY, HTTP_PROXY, NO_PROXY). All endpoints of an event loop 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import NamedTuple, Protocol
-from weakref import WeakKeyDictionary
 
 from weaverant.errors import UserError
 
@@ -83,9 +83,23 @@ class Transport(Protocol):
 
 
 class _Shared:
-    def __init__(self, client: str) -> None:
-        self.transport: Transport = _KINDS[client]()
+    """A client and how many use it. Closing `life` closes it, which the last user does, or else the event loop when it
+    ends: a loop closes all generators that were begun in it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, kind: str) -> None:
+        self.transport = _KINDS[kind]()
         self.users = 0
+        self.life = _life(loop, kind, self.transport)
+        with suppress(StopIteration):  # how a step ends that yields
+            self.life.__anext__().send(None)
+
+
+async def _life(loop: asyncio.AbstractEventLoop, kind: str, transport: Transport) -> AsyncGenerator[None]:
+    try:
+        yield
+    finally:
+        del _clients[loop, kind]
+        await transport.close()
 
 
 def choose(client: str) -> str:
@@ -103,25 +117,26 @@ def choose(client: str) -> str:
 
 
 def acquire(client: str = "") -> Transport:
-    """The client of this kind that the running event loop shares; the caller must `release` it in the same loop."""
-    clients = _clients.setdefault(asyncio.get_running_loop(), {})
-    kind = choose(client)
-    shared = clients.get(kind)
+    """The client of this kind that the running event loop shares, to be `release`d in it, or closed with it."""
+    for place in tuple(_clients):
+        if place[0].is_closed():  # by somebody who left its generators open
+            _clients.pop(place, None)
+    loop, kind = asyncio.get_running_loop(), choose(client)
+    shared = _clients.get((loop, kind))
     if shared is None:
-        shared = clients[kind] = _Shared(kind)
+        shared = _clients[loop, kind] = _Shared(loop, kind)
     shared.users += 1
     return shared.transport
 
 
 async def release(transport: Transport) -> None:
     """Give back what `acquire` gave. When the last user has done so, the client is closed."""
-    clients = _clients.get(asyncio.get_running_loop(), {})
-    for kind, shared in tuple(clients.items()):
-        if shared.transport is transport:
+    here = asyncio.get_running_loop()
+    for (loop, _), shared in tuple(_clients.items()):
+        if shared.transport is transport and loop is here:
             shared.users -= 1
             if not shared.users:
-                del clients[kind]
-                await transport.close()
+                await shared.life.aclose()
 
 
 def _fast() -> Transport:
@@ -133,4 +148,4 @@ def _dependable() -> Transport:
 
 
 _KINDS: dict[str, Callable[[], Transport]] = {"fast": _fast, "dependable": _dependable}
-_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = WeakKeyDictionary()
+_clients: dict[tuple[asyncio.AbstractEventLoop, str], _Shared] = {}

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from weaverant.engines.http.attempt import Trouble
-from weaverant.errors import StepFailed
+from weaverant.errors import StepFailed, Unavailable
 from weaverant.message import Message, Reply, Request, TextPart, Usage
 from weaverant.protocols import CallContext
 
 if TYPE_CHECKING:
     from weaverant.engines.http.pool.replica import Place, Replica
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+LONGEST_WAIT_S = 30.0
 
 UNBOUNDED_TOKENS = 500
 """Tokens a reply is taken to have, for pacing only, where the agent has no `max_tokens`; corrected once it came."""
@@ -28,7 +28,7 @@ class Call:
 
     __slots__ = (
         "agent", "cost", "ctx", "deadline", "failures", "future", "last", "passed", "request", "requests",
-        "retries", "since", "tokens", "tried", "unsure",
+        "retries", "sent", "since", "tokens", "tried", "unsure",
     )  # fmt: skip
 
     def __init__(self, request: Request, ctx: CallContext, now: float) -> None:
@@ -40,6 +40,8 @@ class Call:
         self.deadline = math.inf
         """Until the first request is sent."""
         self.requests = 0
+        self.sent = False
+        """Whether a server may have worked on it."""
         self.failures = 0
         """Requests that failed by the fault of a server or the network."""
         self.retries = 0
@@ -81,18 +83,30 @@ class Call:
         usage = Usage(requests=self.requests, cost=self.cost + self.unsure, unsure=self.unsure)
         return StepFailed(kind, text, detail, usage)
 
-    def ended(self, trouble: Trouble, why: str = "") -> StepFailed:
-        """The call's failure by its last trouble."""
+    def ended(self, trouble: Trouble, why: str, away: bool) -> StepFailed:
+        """The call's failure by its last trouble; `Unavailable` where no server has worked on it, and all are away."""
         failure = trouble.failure
         ended = self.failed(failure.kind, failure.text, trouble.status)
         ended.text += why
-        return ended
+        if self.sent or not away:
+            return ended
+        return Unavailable(ended.kind, ended.text, ended.detail, ended.usage)
 
 
-def backoff(failures: int) -> float:
-    """Seconds until the next try. The chance in it keeps what failed together from coming back together."""
-    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(30, failures - 1))
+def backoff(failures: int, first: float) -> float:
+    """Seconds until the next try; `first` at most after the first failure. The chance in it keeps what failed together
+    from coming back together."""
+    longest = _longest(failures, first)
     return random.uniform(longest / 2, longest)
+
+
+def patience(retries: int, first: float) -> float:
+    """Seconds that a call with so many retries waits for the next try, all of them together, on average."""
+    return 0.75 * sum(_longest(failures, first) for failures in range(1, retries + 1))
+
+
+def _longest(failures: int, first: float) -> float:
+    return min(LONGEST_WAIT_S, first * 2.0 ** min(30, failures - 1))
 
 
 def estimate(request: Request) -> float:

@@ -16,7 +16,7 @@ from weaverant.errors import UserError
 LOOK_S = 1.0
 """Seconds between two looks at what changes by itself: servers' gauges, and the file of addresses."""
 
-SHARED = ("timeout", "retries", "hedge")
+SHARED = ("timeout", "retries", "backoff", "hedge")
 """Options that concern a call, whichever replica it goes to."""
 
 

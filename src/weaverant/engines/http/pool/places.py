@@ -40,6 +40,8 @@ class Places:
         self._dry_since: float | None = None
         """Since when no replica can be used and none has answered."""
         self._last: Trouble | None = None
+        self.replied_at = -math.inf
+        """When a request was last replied to."""
 
     def __len__(self) -> int:
         """How many calls wait."""
@@ -105,6 +107,10 @@ class Places:
         if len(self._queue) and replica.drained is None:
             self._fill(replica, now)
         return dollars
+
+    def ended(self, call: Call, trouble: Trouble, why: str = "") -> StepFailed:
+        """The call's failure by its last trouble."""
+        return call.ended(trouble, why, away=time.monotonic() - self.replied_at >= self._timeout)
 
     def changed(self) -> None:
         """A replica came, or has more room than it had."""
@@ -183,6 +189,8 @@ class Places:
         self._expire(now)
 
     def _heard(self, outcome: Reply | Trouble, now: float) -> None:
+        if isinstance(outcome, Reply):
+            self.replied_at = now
         if isinstance(outcome, Reply) or outcome.blame == "call":
             self._dry_since = None
             return
@@ -204,12 +212,13 @@ class Places:
             for call in self._queue.waiting():
                 if not call.requests and call.since + self._timeout <= now:
                     why = f"; no server could be used for the {self._timeout:g} s that the call waited"
-                    self._fail(call, call.ended(last, why))
+                    self._fail(call, self.ended(call, last, why))
         self._look_ahead(now)
 
     def _late(self, call: Call) -> None:
         if call.waiting and call.last is not None:
-            self._fail(call, call.ended(call.last, f"; no place for another try within its {self._timeout:g} s"))
+            why = f"; no place for another try within its {self._timeout:g} s"
+            self._fail(call, self.ended(call, call.last, why))
 
     def _fail(self, call: Call, failure: StepFailed) -> None:
         if call.future is not None and not call.future.done():

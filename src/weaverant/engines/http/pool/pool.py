@@ -6,24 +6,21 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from weaverant.engines.http.address import parse
 from weaverant.engines.http.attempt import Attempt, Trouble
-from weaverant.engines.http.pool.call import FIRST_WAIT_S, LONGEST_WAIT_S, Call, backoff
+from weaverant.engines.http.pool.call import Call, backoff, patience
 from weaverant.engines.http.pool.hedge import Hedge
 from weaverant.engines.http.pool.members import Members
+from weaverant.engines.http.pool.race import Sent, race
 from weaverant.engines.http.pool.replica import Place, Replica, limited
 from weaverant.engines.http.pool.roster import Roster, split
 from weaverant.message import Reply, Request
 from weaverant.protocols import CallContext
 
-
-class Sent(NamedTuple):
-    """One request's end."""
-
-    outcome: Reply | Trouble
-    replica: Replica
+MISDIRECTED = frozenset((401, 404, 405))
+"""Statuses that, before the first reply, are the fault of an address or a key: every other call would get them, too."""
 
 
 class Pool:
@@ -144,48 +141,23 @@ class Pool:
         return Sent(outcome, replica)
 
     async def _hedged(self, place: Place, call: Call) -> Sent:
-        """A request and, where it takes long, a second one elsewhere: the first reply wins, the other is cut off."""
-        delay, requests = self._hedge.delay(), call.requests
-        first = asyncio.create_task(self._send(place, call))
-        tasks: list[asyncio.Task[Sent | None]] = [first]
+        """A request and, where it takes long, a second one elsewhere."""
+        requests, taken = call.requests, place.replica
+        delay = min(self._hedge.delay(), self._options.timeout)
         try:
-            await asyncio.wait(tasks, timeout=min(delay, self._options.timeout))
-            while not first.done():
-                if self._may_hedge(place.replica, call):
-                    second = asyncio.create_task(self._second(place.replica, call))
-                    tasks[1:] = [second]
-                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                    if not second.done() or second.exception() is not None or second.result() is not None:
-                        break  # else the room was gone: later, perhaps
-                delay *= 2
-                await asyncio.wait([first], timeout=delay)
-            if not any(_replied(task) for task in tasks):
-                await asyncio.wait(tasks)
+            won, *lost = await race(self._send(place, call), lambda: self._second(taken, call), delay)
         finally:
-            if len(tasks) > 1 or not first.done():
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
             if call.requests == requests:  # the first was cancelled before it ran a line
                 self._places.leave(place, call, None)
-        ends = [sent for task in tasks if not task.cancelled() and (sent := task.result()) is not None]
-        won, *lost = sorted(ends, key=lambda sent: not isinstance(sent.outcome, Reply))
         call.cost += sum(sent.outcome.usage.cost for sent in lost if isinstance(sent.outcome, Reply))
         return won
 
-    def _may_hedge(self, taken: Replica, call: Call) -> bool:
-        """Whether a second request would take no other call's place, and is not one too many."""
-        return (
-            not len(self._places)
-            and self._balance.other(call, taken, time.monotonic()) is not None
-            and self._hedge.allow()
-        )
-
     async def _second(self, taken: Replica, call: Call) -> Sent | None:
-        """The second request, to another replica; None where that, or the budget, has no room any more."""
+        """The second request, to another replica; None where it would take another call's place, where there is no
+        room for it, there or in the budget, or where it would be one too many."""
         purse, now = call.ctx.purse, time.monotonic()
-        replica = self._balance.other(call, taken, now)
-        if replica is None:
+        replica = None if len(self._places) else self._balance.other(call, taken, now)
+        if replica is None or not self._hedge.allow():
             return None
         bounds = self._bound(call, taken) + self._bound(call, replica)
         if purse is not None and not purse.affords(call.cost + call.unsure + bounds):
@@ -199,25 +171,27 @@ class Pool:
         """Seconds until the call may queue for its next request. Raises its failure where there is to be none."""
         now = time.monotonic()
         call.last = trouble
+        never_sent = trouble.blame == "network" and not trouble.billed
+        misdirected = trouble.status in MISDIRECTED and self._places.replied_at == -math.inf
+        call.sent |= not (never_sent or misdirected or trouble.blame == "limit")
         if not trouble.again and trouble.blame != "call":
             self._check_hope(call, trouble, replica, now)
         if not trouble.again or now >= call.deadline:
-            raise call.ended(trouble)
+            raise self._places.ended(call, trouble)
         if trouble.blame == "call":
             return 0.0  # the same request goes again, said in another way
         waits = limited(trouble)
-        never_sent = trouble.blame == "network" and not trouble.billed
         if not replica.health.answered or not (waits or never_sent):
             call.retries += 1
         if not waits:
             call.failures += 1
             call.tried |= {replica}
         self._check_hope(call, trouble, replica, now)
-        seconds = 0.0 if waits or self._balance.untried(call, now) else backoff(call.failures)
+        seconds = 0.0 if waits or self._balance.untried(call, now) else backoff(call.failures, self._options.backoff)
         wait = max(seconds, self._balance.soonest(now))
         if math.isfinite(wait) and now + wait >= call.deadline:
-            timeout = self._options.timeout
-            raise call.ended(trouble, f"; the next try, in {wait:.1f} s, would come after the call's {timeout:g} s")
+            why = f"; the next try, in {wait:.1f} s, would come after the call's {self._options.timeout:g} s"
+            raise self._places.ended(call, trouble, why)
         return seconds
 
     def _check_hope(self, call: Call, trouble: Trouble, replica: Replica, now: float) -> None:
@@ -226,18 +200,17 @@ class Pool:
         retries = self._options.retries
         if self._balance.answered:
             if call.retries > retries:
-                raise call.ended(trouble)
+                raise self._places.ended(call, trouble)
             return
         self._failing_since = min(self._failing_since, now)
-        patience = 0.75 * sum(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0**n) for n in range(retries))  # what one call has
         out = not limited(trouble) and self._balance.soonest(now) > 0.0
-        if call.retries > retries or (out and now - self._failing_since > patience):
+        if call.retries > retries or (out and now - self._failing_since > patience(retries, self._options.backoff)):
             self._given_up = True
             why = ""
             if trouble.blame == "network" and trouble.again:
                 why = f"; {replica.name} has never answered: is it up, and is its address right (often .../v1)?"
-            self._places.fail(lambda waiting: waiting.ended(trouble, why))
-            raise call.ended(trouble, why)
+            self._places.fail(lambda waiting: self._places.ended(waiting, trouble, why))
+            raise self._places.ended(call, trouble, why)
 
     async def _afford(self, place: Place, call: Call, besides: float = 0.0) -> bool:
         """Have the most set aside that the call can have cost once it has used its place; `besides` is for a request
@@ -272,8 +245,3 @@ class Pool:
 
     def _busy(self) -> bool:
         return bool(self._running)
-
-
-def _replied(task: asyncio.Task[Sent | None]) -> bool:
-    sent = task.result() if task.done() else None
-    return sent is not None and isinstance(sent.outcome, Reply)

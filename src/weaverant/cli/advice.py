@@ -1,0 +1,101 @@
+"""What can be done with a run now, as commands to copy. Nothing is advised that could not work."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from weaverant.cli.text import exact
+from weaverant.summary import Summary
+
+AGAIN = frozenset(("timeout", "connection", "rate_limit", "server", "output", "tool", "cache", "engine", "died"))
+"""Reasons that another try, with other samples, may not meet again."""
+
+ELSEWHERE = {
+    "context": "the same model with room for longer prompts",
+    "request": "the same model at a server that takes such requests",
+    "choices": "the same model at a server that gives as many replies",
+}
+"""Reasons that the same server gives again, and what would help."""
+
+MEND = {
+    "context": "the prompts, or take another model (--model SPEC)",
+    "request": "the agent, or take another model (--model SPEC)",
+    "choices": "the agent's n, or take another model (--model SPEC)",
+    "unreadable": "the input",
+    "budget": "the agent's max_tokens or the model's price (?price=IN,OUT)",
+    "unbounded": "the agent's max_tokens or the model's price (?price=IN,OUT)",
+}
+CODE = "the workflow's code"
+
+OWN = frozenset(("stuck", "spins", "result", "value"))
+"""Reasons that lie in the workflow's own code, like every exception that it raised itself."""
+
+MOVED = "--model SPEC: the same model at another address"
+
+
+def next_steps(summary: Summary) -> Iterator[str]:
+    """Each thing once."""
+    if summary.directory is None:
+        yield "nothing was stored (--no-journal)"
+        return
+    where = shlex.quote(str(summary.directory))
+    yield from _go_on(summary, where)
+    if summary.failures:
+        yield f"look:       weaverant show {where} --task {summary.failures[0].key}"
+        if summary.state != "running":
+            yield from _after_failures(summary, where)
+    last = summary.ledger.stages[-1]
+    if last.done:
+        yield f"export:     weaverant export {where} --as raw --out data.jsonl"
+    elif last.rejected.total():
+        yield f"look:       weaverant export {where} --state rejected --out rejected.jsonl"
+
+
+def _go_on(summary: Summary, where: str) -> Iterator[str]:
+    if summary.state == "budget":
+        spent = max(summary.budget, summary.ledger.spent().total)
+        yield f"go on:      weaverant resume {where} --budget DOLLARS   (more than {exact(spent)})"
+    elif summary.state == "server":
+        yield f"go on:      weaverant resume {where}"
+        yield f"            ({MOVED})"
+    elif summary.state == "fuse":
+        again = _retry(summary, where)
+        if again:
+            yield f"go on:      {again}   (once the cause is mended)"
+            moved = f"{MOVED}; " if "connection" in _reasons(summary) else ""
+            yield f"            ({moved}--max-failures 1: failures stop nothing)"
+        else:
+            yield f"go on:      weaverant resume {where} --max-failures 1   (what failed stays as it is)"
+    elif summary.state not in ("finished", "running"):
+        yield f"go on:      weaverant resume {where}"
+
+
+def _after_failures(summary: Summary, where: str) -> Iterator[str]:
+    reasons = _reasons(summary)
+    again = _retry(summary, where)
+    if again and summary.state != "fuse":
+        yield f"try again:  {again}"
+        if "connection" in reasons:
+            yield f"            ({MOVED})"
+    for reason in sorted(reasons & ELSEWHERE.keys()):
+        yield f"elsewhere:  weaverant resume {where} --retry failed:{reason} --model SPEC   ({ELSEWHERE[reason]})"
+    wrong = list(dict.fromkeys(MEND.get(reason, CODE) for reason in sorted(reasons - AGAIN)))
+    if wrong:
+        yield f"mend:       {'; '.join(wrong)}"
+        yield f"            then a new run, which pays only for what differs: weaverant run ... --reuse {where}"
+
+
+def _retry(summary: Summary, where: str) -> str:
+    """The command that takes up what may end otherwise now; empty where nothing would."""
+    reasons = _reasons(summary)
+    steps = {reason for counts in summary.ledger.agents.values() for reason in counts.failures}
+    worth = {reason for reason in reasons if reason in AGAIN or (reason in steps - OWN and reason not in MEND)}
+    if not worth:
+        return ""
+    only = f":{next(iter(worth))}" if len(worth) == 1 and worth != reasons else ""
+    return f"weaverant resume {where} --retry failed{only}"
+
+
+def _reasons(summary: Summary) -> set[str]:
+    return {failure.reason for failure in summary.failures}

@@ -1,0 +1,36 @@
+"""What several test files share: one server process for all tests of a file, as if new in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from weaverant.testing.server import MockServer
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[MockServer]:
+    with MockServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: MockServer) -> MockServer:
+    """A server that remembers no request."""
+    running.reset()
+    return running
+
+
+@pytest.fixture(params=["fast", "dependable"])
+def client(request: pytest.FixtureRequest) -> str:
+    """Each HTTP client."""
+    return request.param
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever proxies the environment names."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)

@@ -1,0 +1,110 @@
+"""A model that nobody answers for: the run stops, its rows stay open, and it is finished once somebody is there."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weaverant import Agent, resume, run, workflow
+from weaverant.errors import Unavailable
+from weaverant.events import CostReserved
+from weaverant.journal import JournalReader
+from weaverant.launch import Run
+from weaverant.summary import document, fold
+from weaverant.testing.server import MockServer
+
+asker = Agent("asker", prompt="{{ n }} {{ turn }}", max_tokens=20)
+ROWS = [{"n": n} for n in range(60)]
+
+
+@workflow
+async def two_turns(row: Any) -> int:
+    return sum([len(await asker(n=row["n"], turn=turn)) for turn in range(2)])
+
+
+def finish(going: Run) -> Run:
+    for _ in going:
+        pass
+    return going
+
+
+def counts(going: Run) -> tuple[int, int, int]:
+    """Rows done, failed, left."""
+    stage = going.ledger.stages[0]
+    return stage.done, stage.failed.total(), len(ROWS) - stage.done - stage.failed.total()
+
+
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_where_nobody_was_ever_there_no_row_fails(tmp_path: Path):
+    free = port()
+    url = f"http://127.0.0.1:{free}/v1?retries=1&backoff=0.1#m"
+    first = finish(run(two_turns, ROWS, models=url, directory=tmp_path / "run"))
+    assert (first.state, first.exit_code, first.ledger.failed) == ("server", 4, 0)
+    assert isinstance(first.error, Unavailable) and "has never answered: is it up" in str(first.error)
+    with MockServer(port=free) as server:
+        again = finish(resume(tmp_path / "run", workflow=two_turns, rows=ROWS, models=url))
+        assert (again.state, again.exit_code) == ("finished", 0) and counts(again) == (60, 0, 0)
+        assert server.stats()["total"] == 120
+
+
+def test_an_outage_longer_than_a_calls_time_costs_only_what_was_sent(tmp_path: Path):
+    with MockServer(latency=0.1) as server:
+        spec = f"{server.url}?timeout=3&connections=4&backoff=0.1#m"
+        going = run(two_turns, ROWS, models=spec, directory=tmp_path / "run")
+        for ended, _ in enumerate(going, 1):
+            if ended == 10:
+                server.stop()
+        done, failed, left = counts(going)
+        assert (going.state, going.exit_code) == ("server", 4), going.error
+        assert failed <= 4 and left >= 60 - 10 - 4 - 4 and done + failed + left == 60
+        assert "connection refused" in str(going.error)
+        server.start()
+        again = finish(resume(tmp_path / "run", workflow=two_turns, rows=ROWS, models=spec))
+        assert again.state == "finished" and counts(again) == (60 - failed, failed, 0)
+
+
+@pytest.mark.parametrize(("path", "status"), [("/scenario/fault-401/v1", 401), ("/nowhere", 404)])
+def test_a_wrong_key_or_address_stops_the_run(tmp_path: Path, path: str, status: int):
+    with MockServer() as server:
+        wrong, right = f"{server.root}{path}#m", f"{server.url}#m"
+        going = finish(run(two_turns, ROWS, models=wrong, directory=tmp_path / "run"))
+        assert (going.state, going.ledger.failed) == ("server", 0) and f"({status})" in str(going.error)
+        assert counts(finish(resume(tmp_path / "run", workflow=two_turns, rows=ROWS, models=right))) == (60, 0, 0)
+
+
+def test_a_key_that_is_refused_later_fails_the_rows_that_it_fails(tmp_path: Path):
+    with MockServer(latency=0.05, slots=1) as server:
+        going = run(two_turns, ROWS, models=f"{server.url}?connections=1#m", directory=tmp_path / "run", fuse_after=10)
+        for ended, _ in enumerate(going, 1):
+            if ended == 3:
+                server.control(scenario="fault-401")
+    assert going.state == "fuse" and going.ledger.stages[0].failed["request"] >= 5
+
+
+@pytest.mark.parametrize("scenario", ["hang", "fault-500", "fault-429", "fault-429-retry-after-endless"])
+def test_where_a_server_never_replies_only_what_was_sent_fails(tmp_path: Path, scenario: str):
+    with MockServer() as server:
+        spec = f"{server.scenario(scenario)}?timeout=2&retries=1&backoff=0.1#m"
+        going = finish(run(two_turns, ROWS, models=spec, directory=tmp_path / "run", max_failures=1))
+        done, failed, left = counts(going)
+        assert going.state == "server" and done == 0 and left + failed == 60 and left >= 30
+        assert failed <= server.stats()["total"]
+        server.control(scenario="ok")
+        again = finish(resume(tmp_path / "run", workflow=two_turns, rows=ROWS, models=f"{server.url}#m"))
+        assert counts(again) == (left, failed, 0)
+
+
+def test_what_was_set_aside_for_a_call_that_was_never_sent_is_free_again(tmp_path: Path):
+    spec = f"http://127.0.0.1:{port()}/v1?retries=1&backoff=0.1&price=1000,1000#m"
+    going = finish(run(two_turns, ROWS, models=spec, directory=tmp_path / "run", budget=5))
+    assert going.state == "server" and going.ledger.spent().total == 0.0
+    reserved = [event for event in JournalReader(tmp_path / "run").events() if isinstance(event, CostReserved)]
+    assert any(event.dollars > 0 for event in reserved), "before the first attempt to connect"
+    assert document(fold(tmp_path / "run"))["spent"]["total"] == 0.0
