@@ -145,15 +145,41 @@ def pair(one: Agent, other: Agent) -> Any:
     return replace(recipe_of(calling(one)), agents=(one, other))
 
 
-def test_two_agents_of_a_file_that_differ_need_two_names():
-    first, second = Agent("judge", prompt="Is it hard?"), Agent("judge", prompt="Is it true?", temperature=0.5)
+hard, true = Agent("judge_", prompt="Is it hard?"), Agent("judge_", prompt="Is it true?", temperature=0.5)
+teams = {"hard": hard, "true": true}
+hard_again = replace(hard)
+
+
+async def asks_true() -> str:
+    return await true()
+
+
+@workflow
+async def asks_both(row: Any) -> Any:
+    return [await hard(), await asks_true()]
+
+
+@workflow
+async def asks_one_of_a_team(row: Any) -> Any:
+    return [await teams["true"](), hard.name]
+
+
+@workflow
+async def asks_the_same_twice(row: Any) -> Any:
+    return [await hard(), await hard_again()]
+
+
+def test_two_different_agents_that_a_workflow_asks_need_two_names():
     with pytest.raises(UserError) as refused:
-        run(pair(first, second), [{"n": 1}], models=Scripted("x"), journal=False)
+        one(asks_both, "x")
     text = str(refused.value)
-    assert "are called 'judge'" in text and "'Is it hard?' and 'Is it true?'" in text
+    assert "two agents that are called 'judge_'" in text and "'Is it hard?' and 'Is it true?'" in text
     assert "temperature is None and 0.5" in text
-    (task,) = run(pair(first, replace(first)), [{"n": 1}], models=Scripted("x"), journal=False)
-    assert task.result == "x"
+
+
+def test_equal_agents_and_those_of_teams_may_share_a_name():
+    assert one(asks_the_same_twice, "x").result == ["x", "x"]
+    assert one(asks_one_of_a_team, "x").result == ["x", "judge_"]
 
 
 def test_agents_made_for_a_row_may_share_a_name():

@@ -269,10 +269,21 @@ def test_a_server_that_refuses_fails_the_calls_at_once(server: MockServer, route
 
 
 @pytest.mark.parametrize(
-    ("route", "paid"), [("GET /batches", False), ("POST /files", False), ("GET /batches/{id}", True)]
+    ("troubles", "paid"),
+    [
+        ({"GET /batches": ["403"]}, False),
+        ({"POST /files": ["403"]}, False),
+        ({"POST /files": ["lost", "403"]}, False),
+        ({"POST /batches": ["403"]}, False),
+        ({"POST /batches": ["429"], "GET /batches": ["", "403"]}, False),
+        ({"POST /batches": ["lost"], "GET /batches": ["", "403"]}, True),
+        ({"GET /batches/{id}": ["403"]}, True),
+    ],
 )
-def test_only_calls_that_may_have_been_worked_on_are_charged(server: MockServer, route: str, paid: bool):
-    control(server.root, troubles={route: ["403"] * 4})
+def test_only_calls_that_may_have_been_worked_on_are_charged(
+    server: MockServer, troubles: dict[str, list[str]], paid: bool
+):
+    control(server.root, troubles=troubles)
     found = ask(spec(server, price="2,8"))
     assert kinds(found) == ["request"] * 4
     used = [each.usage for each in found if isinstance(each, StepFailed) and each.usage is not None]
@@ -411,6 +422,27 @@ def test_a_cancelled_calls_line_is_there_should_it_be_asked_again(server: MockSe
         await engine.close()
 
     asyncio.run(main())
+    assert set(stats(server.root)["lines"].values()) == {1}
+
+
+@pytest.mark.parametrize("trouble", ["", "403"])
+def test_a_call_does_not_wait_for_an_equal_one_that_never_asked(server: MockServer, trouble: str):
+    """The first is cancelled, or refused, while it looks for earlier batches."""
+    control(server.root, delay=0.2, troubles={"GET /files": [trouble], "GET /batches": [trouble]})
+
+    async def main() -> list[Reply | BaseException]:
+        engine = Batched(parse(spec(server)))
+        calls = [asyncio.create_task(engine.generate(asked(1), ctx(1))) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        if not trouble:
+            calls[0].cancel()
+        found = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+        await engine.close()
+        return found
+
+    first, *others = asyncio.run(main())
+    assert isinstance(first, StepFailed if trouble else asyncio.CancelledError)
+    assert all(isinstance(each, Reply) for each in others)
     assert set(stats(server.root)["lines"].values()) == {1}
 
 

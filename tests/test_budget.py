@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -251,6 +252,39 @@ def test_a_second_request_that_the_budget_has_no_room_for_stops_nothing(tmp_path
     found = spent(tmp_path / "run")
     assert stopped.exit_code == 5 and bill <= found["total"] <= 0.2
     assert found["reserved"] == 0, "the call in flight was cut off, and would be paid twice"
+
+
+@workflow
+async def either(row: dict[str, Any]) -> Any:
+    return await (first if row["n"] else second)(pad="")
+
+
+@pytest.mark.parametrize("how", ["stop", "task"])
+def test_money_that_was_set_aside_for_a_call_that_was_never_sent_is_free_again(tmp_path: Path, how: str):
+    """The second agent's call takes all money there is. When it has ended two others get theirs, but only one place."""
+
+    @workflow
+    async def breaks(row: dict[str, Any]) -> Any:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(either(row))
+            if row["n"] == 2:
+                await asyncio.sleep(2.0)
+                raise RuntimeError("enough")
+
+    with MockServer(price="1,1", latency=1.2, tokens=1) as server:
+        given = models(server, price="0,100", connections=1)
+        given["second"] = f"{server.url}?price=0,200#second"
+        done = run(
+            either if how == "stop" else breaks, rows(3), models=given, directory=tmp_path / "run", budget=0.0085
+        )
+        if how == "stop":
+            threading.Timer(1.8, done.stop).start()
+        done.wait()
+        asked = server.stats()["total"]
+    assert asked == 2 and len(events(tmp_path / "run", CostReserved)) >= 3
+    found = spent(tmp_path / "run")
+    assert found["total"] == pytest.approx(300e-6) and (found["reserved"], found["unsure"]) == (0, 0)
+    assert JournalReader(tmp_path / "run").reserved().open == {}
 
 
 # The queue for money, with an engine that says what it sets aside

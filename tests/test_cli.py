@@ -696,3 +696,118 @@ def test_a_hosted_models_bare_name_is_answered_with_its_spec(folder: Path, capsy
         assert f"no kind of model is called {word!r}. Did you mean 'openai:gpt-4o'?" in capsys.readouterr().err
     assert main(["run", "w.py", "--input", "rows.jsonl", "--model", "sk-live-0123456789abcdef"]) == 2
     assert "0123456789" not in capsys.readouterr().err
+
+
+# Runs that were made in Python
+
+
+TEN_LINES = """
+import asyncio
+from collections import Counter
+from weaverant import Agent, reject, run, workflow
+
+solver = Agent("solver", prompt="{{ question }}", temperature=1.0)
+
+
+@workflow
+async def agree(row):
+    replies = await asyncio.gather(*(solver(question=row["question"]) for _ in range(5)))
+    answer, votes = Counter(reply.split()[-1] for reply in replies).most_common(1)[0]
+    if votes < 3:
+        return reject("no majority", votes=votes)
+    return {"question": row["question"], "answer": answer, "votes": votes}
+
+
+"""
+GUARDED = """
+if __name__ == "__main__":
+    open("loaded", "a").write("x")
+    for task in run(agree, ROWS, models=MODEL, directory="out", limit=40, concurrency=5):
+        print(task.key, task.state)
+"""
+
+
+def killed(text: str, rows: str, model: str) -> None:
+    Path("agree.py").write_text(TEN_LINES + text.replace("ROWS", rows).replace("MODEL", model))
+    ran = subprocess.Popen([sys.executable, "agree.py"], stdout=subprocess.PIPE, text=True)
+    assert ran.stdout is not None
+    for _ in range(3):
+        assert ran.stdout.readline()
+    ran.kill()
+    ran.communicate()
+
+
+def test_a_killed_script_goes_on_from_the_command_line(folder: Path):
+    killed(GUARDED, '"arithmetic:weave"', '"simulated:latency=0.1"')
+    shown = call("show", "out")
+    assert "go on:      weaverant resume out\n" in shown.stdout
+    before = json.loads(call("show", "out", "--json").stdout)
+    assert before["state"] == "killed" and before["left"] > 0
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    resumed = subprocess.run(
+        command("resume", str(folder / "out")), cwd=elsewhere, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "rows 40 = done" in resumed.stdout and "+ left 0" in resumed.stdout
+    assert Path("loaded").read_text() == "x", "what the file does as a script was not done again"
+    after = json.loads(call("show", "out", "--json").stdout)
+    assert after["agents"][0]["calls"] == 200, "no call that was recorded was made again"
+
+
+def test_a_changed_workflow_of_a_script_is_refused(folder: Path):
+    killed(GUARDED, '"arithmetic:weave"', '"simulated:latency=0.1"')
+    text = Path("agree.py").read_text()
+    Path("agree.py").write_text(text.replace("limit=40", "limit=41"))
+    Path("agree.py").write_text(text.replace("votes < 3", "votes < 4"))
+    refused = call("resume", "out")
+    assert refused.returncode == 2 and "the code of 'agree'" in refused.stderr
+    assert f"weaverant run {folder / 'agree.py'}:agree ... --reuse out" in refused.stderr
+    Path("agree.py").unlink()
+    gone = call("resume", "out")
+    assert gone.returncode == 2 and "there is none there any more" in gone.stderr
+
+
+UNGUARDED = GUARDED.replace('if __name__ == "__main__":', "if True:")
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "model", "wanted"),
+    [
+        (GUARDED, "[{'question': str(n)} for n in range(40)]", '"simulated:latency=0.1"', "rows=..."),
+        (GUARDED, '"arithmetic:weave"', "engine()", "models=..."),
+        (UNGUARDED, '"arithmetic:weave"', '"simulated:latency=0.1"', "workflow=..."),
+    ],
+    ids=["rows", "models", "workflow"],
+)
+def test_what_only_python_can_give_again_is_told(folder: Path, text: str, rows: str, model: str, wanted: str):
+    engine = "def engine():\n    from weaverant.engines.simulated import Simulated\n    return Simulated(0.1)\n"
+    killed(engine + text, rows, model)
+    line = f"weaverant.resume('out', {wanted})"
+    shown = call("show", "out")
+    assert f"go on:      in Python {line}\n" in shown.stdout and "weaverant resume out" not in shown.stdout
+    refused = call("resume", "out")
+    assert refused.returncode == 2 and line in refused.stderr
+    given = {"rows=...": f"rows={rows}", "models=...": "models=engine()", "workflow=...": "workflow=agree"}[wanted]
+    Path("again.py").write_text(
+        f"{TEN_LINES}{engine}import weaverant\nfor task in {line.replace(wanted, given)}:\n    print(task.key)\n"
+    )
+    went_on = subprocess.run([sys.executable, "again.py"], capture_output=True, text=True, timeout=60, check=False)
+    assert went_on.returncode == 0, went_on.stderr
+    assert json.loads(call("show", "out", "--json").stdout)["left"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: text + '{"n": 20}\n', "(20 rows, now 21; 190 bytes, now 200; "),
+        (lambda text: text.replace("13", "31", 1), "(the first MiB of a file; the last MiB of a file)"),
+        (lambda text: text.replace('{"n": 3}\n', '{"n":\t3}\n\n', 1), "(190 bytes, now 191; "),
+    ],
+    ids=["longer", "edited", "spaced"],
+)
+def test_a_changed_input_says_which_check_differs(folder: Path, change: Callable[[str], str], says: str):
+    assert call(*RUN).returncode == 3
+    Path("rows.jsonl").write_text(change(Path("rows.jsonl").read_text()))
+    refused = call("resume", "out", "--retry", "failed")
+    assert refused.returncode == 2 and f"the input '{folder / 'rows.jsonl'}' {says}" in refused.stderr

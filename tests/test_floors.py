@@ -12,7 +12,7 @@ FLOORS = {
     1: ["protocols"],
     2: [
         *("agent", "schema", "jsontext", "workflow", "recipe", "task", "past", "branch", "replay", "story", "__init__"),
-        *("fields", "engines", "journal", "sources", "export"),
+        *("fields", "namesakes", "engines", "journal", "sources", "export"),
     ],
     3: ["runtime"],
     4: ["recipes"],

@@ -409,6 +409,23 @@ def test_without_limits_nothing_waits_until_headers_tell_one():
     assert limits.wait(1000.0, 0.0) == pytest.approx(60 / 60 / 0.98)
 
 
+def test_nothing_is_sent_where_nothing_remains_of_a_limit_that_is_not_told():
+    limits = RateLimits(0, 0, 0.0)
+    limits.learn({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "20"}, 100.0)
+    assert limits.wait(500.0, 105.0) == 15.0 and limits.wait(500.0, 120.0) == 0.0
+    for _ in range(1_000):
+        limits.take(500.0, 120.0)
+    assert limits.wait(500.0, 120.0) == 0.0, "there is no limit a minute"
+    limits.learn({"x-ratelimit-limit-requests": "60"}, 121.0)
+    limits.take(500.0, 121.0)
+    limits.take(500.0, 121.0)
+    assert limits.wait(500.0, 121.0) > 0.5
+
+    silent = RateLimits(0, 0, 0.0)
+    silent.learn({"x-ratelimit-remaining": "0"}, 100.0)
+    assert silent.wait(500.0, 100.0) == 0.0
+
+
 def test_what_the_user_said_counts_and_not_the_headers():
     limits = RateLimits(600, 0, 0.0)
     limits.learn({"x-ratelimit-limit-requests": "6"}, 0.0)
@@ -520,8 +537,7 @@ def test_headers_of_many_servers_are_understood(headers: dict[str, str], request
 
 def fail(health: Health, times: int, now: float) -> None:
     for _ in range(times):
-        health.begin(now)
-        health.failed(now)
+        health.failed(now, health.begin())
 
 
 def test_five_failures_in_a_row_put_a_replica_out_and_one_reply_brings_it_back():
@@ -531,7 +547,7 @@ def test_five_failures_in_a_row_put_a_replica_out_and_one_reply_brings_it_back()
     fail(health, 1, 0.0)
     assert health.wait(0.0) == 1.0
     assert health.describe(0.0) == "out: 5 failures, next try in 1 s"
-    health.begin(1.0)
+    health.begin()
     assert health.wait(1.5) == math.inf
     assert health.describe(1.5) == "out: 5 failures, being tried now"
     health.reply(2.0)
@@ -562,18 +578,22 @@ def test_more_than_half_of_the_last_ones_failing_puts_it_out():
 
 def test_requests_in_flight_when_a_replica_went_out_say_nothing_of_its_probes():
     health = Health(0.0)
-    for _ in range(100):
-        health.begin(0.0)
-    for _ in range(100):
-        health.failed(0.5)
+    sent = [health.begin() for _ in range(100)]
+    for probe in sent[:98]:
+        health.failed(0.5, probe)
     assert health.wait(0.5) == 1.0
+    probe = health.begin()
+    health.failed(1.6, sent[98])
+    health.dropped(sent[99])
+    assert health.wait(1.6) == math.inf, "one probe at a time"
+    health.failed(2.0, probe)
+    assert health.wait(2.0) == 2.0
 
 
 def test_a_cancelled_probe_makes_way_for_another():
     health = Health(0.0)
     fail(health, 5, 0.0)
-    health.begin(1.0)
-    health.dropped(1.1)
+    health.dropped(health.begin())
     assert health.wait(1.1) == 0.0
 
 
@@ -589,10 +609,10 @@ def test_a_pause_is_waited_out_and_shows():
 def test_a_replica_that_was_out_and_asks_for_a_pause_is_up_after_it():
     health = Health(0.0)
     fail(health, 5, 0.0)
-    health.begin(1.0)
+    health.begin()
     health.pause(1.2, 3.0)
     assert health.wait(1.2) == pytest.approx(3.0)
-    health.begin(4.2)
+    health.begin()
     assert health.wait(4.2) == 0.0
 
 

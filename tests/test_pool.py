@@ -219,6 +219,19 @@ def test_replicas_come_and_go_while_calls_are_made(servers: list[MockServer]):
     perform(main, pool([first]))
 
 
+@pytest.mark.parametrize("gone", [0, 1])
+def test_of_two_replicas_at_one_server_the_one_that_is_named_goes(servers: list[MockServer], gone: int):
+    addresses = [address(servers[0].url, connections=number) for number in (2, 3)]
+
+    async def main(engine: Pool) -> int:
+        await engine.remove(addresses[gone])
+        servers[0].control(latency=0.1)
+        await many(engine, 20, 20)
+        return servers[0].stats()["in_flight_max"]
+
+    assert perform(main, Pool(addresses)) == (3, 2)[gone]
+
+
 def test_a_file_of_replicas_is_followed_and_its_bad_lines_are_told(servers: list[MockServer], tmp_path: Path):
     file = tmp_path / "replicas.txt"
     file.write_text(f"# two of them\n{servers[0].url}\n\n{servers[1].url}#m\nhttp://me:hunter2@host/v1\n")
@@ -495,6 +508,53 @@ def test_few_calls_get_a_second_request_even_where_all_are_slow(servers: list[Mo
 # The queue
 
 
+def short(number: int, agent: str = "a") -> Request:
+    return request(number, agent, tokens=1)
+
+
+def long(number: int) -> Request:
+    """More than is left of 6,000 tokens a minute once anything was sent: it waits for a minute."""
+    return request(number, tokens=5_980)
+
+
+@pytest.mark.parametrize("why", ["cancelled", "older", "other"])
+def test_a_short_call_does_not_wait_for_the_tokens_of_a_long_one(servers: list[MockServer], why: str):
+    async def main(engine: Pool) -> None:
+        await engine.generate(short(0), CallContext("0"))
+        first = asyncio.create_task(engine.generate(long(1), CallContext("1", order=1)))
+        await asyncio.sleep(0.05)
+        agent, order = ("b", 2) if why == "other" else ("a", 0 if why == "older" else 2)
+        second = asyncio.create_task(engine.generate(short(2, agent), CallContext("2", order=order)))
+        await asyncio.sleep(0.05)
+        if why == "cancelled":
+            first.cancel()
+        await asyncio.wait_for(second, 10)
+        first.cancel()
+        await asyncio.wait([first])
+
+    perform(main, pool(servers[:1], tpm=6_000))
+    assert servers[0].stats()["total"] == 2
+
+
+def test_a_call_whose_turn_comes_goes_to_any_replica_with_room(servers: list[MockServer]):
+    one, two = servers[:2]
+    one.control(latency=1.0)
+    two.control(latency=0.1)
+
+    async def main(engine: Pool) -> None:
+        def ask(asked: Request, order: int) -> asyncio.Task[Reply]:
+            return asyncio.create_task(engine.generate(asked, CallContext("t", order=order)))
+
+        calls = [ask(short(0), 0), ask(short(1), 1)]  # one each
+        await asyncio.sleep(0)
+        calls += [ask(long(2), 2), ask(short(3), 3)]
+        await asyncio.gather(*calls)
+
+    addresses = [address(one.url, connections=1), address(two.url, connections=1, tpm=6_000)]
+    perform(main, Pool(addresses))
+    assert [server.stats()["total"] for server in (one, two)] == [2, 2]
+
+
 def test_agents_with_calls_of_any_length_get_the_same_share_of_the_places():
     """Simulated, to be exact: 8 places; one agent with 100 calls of 10 s at a time, one with 10 calls of 1 s, and one
     with 10 calls of 3 s that comes later. Each gets its share of the time, and what was before counts no more."""
@@ -741,6 +801,20 @@ def test_a_failure_tells_what_it_may_have_cost(servers: list[MockServer]):
     assert failure.usage.cost == failure.usage.unsure == wallet.asked[0] > 0
 
 
+def test_a_call_that_closing_cut_off_tells_what_it_may_have_cost(servers: list[MockServer]):
+    servers[0].control(scenario="hang")
+    wallet = Wallet(1.0)
+
+    async def main(engine: Pool) -> StepFailed:
+        call = asyncio.create_task(failed(paid(engine, 1, wallet)))
+        await asyncio.sleep(0.3)
+        await engine.close()
+        return await call
+
+    usage = perform(main, pool(servers[:1], price="1000,2000")).usage
+    assert usage is not None and usage.requests == 1 and usage.cost == usage.unsure == wallet.asked[0] > 0
+
+
 def test_money_is_set_aside_only_for_calls_that_have_a_place(servers: list[MockServer]):
     async def main(engine: Pool) -> None:
         wallet = Wallet(1.0)
@@ -756,6 +830,22 @@ def test_money_is_set_aside_only_for_calls_that_have_a_place(servers: list[MockS
     perform(main, pool(servers[:1], connections=1, price="1000,2000"))
 
 
+def test_what_waits_for_money_uses_up_no_rate_limit(servers: list[MockServer]):
+    class Poor(Wallet):
+        """Has the money only once it was asked for it."""
+
+        def affords(self, dollars: float) -> bool:
+            return bool(self.asked)
+
+    async def main(engine: Pool) -> float:
+        began = time.monotonic()
+        await asyncio.gather(*(paid(engine, number, Poor(9.0)) for number in range(30)))
+        return time.monotonic() - began
+
+    seconds = perform(main, pool(servers[:1], rpm=600, price="1,1"))
+    assert 1.5 < seconds < 3.0, "ten at once, then ten a second; twice as many would take 5 s"
+
+
 def test_a_call_that_waits_for_money_gives_its_place_back_when_it_is_cancelled(servers: list[MockServer]):
     async def main(engine: Pool) -> Reply:
         poor = asyncio.create_task(paid(engine, 1, Wallet(0.0)))
@@ -766,6 +856,26 @@ def test_a_call_that_waits_for_money_gives_its_place_back_when_it_is_cancelled(s
         return await answer(engine, 2)
 
     assert perform(main, pool(servers[:1], connections=1, price="1000,2000"))
+
+
+def test_a_call_that_waits_for_money_between_two_tries_ends_at_its_deadline(servers: list[MockServer]):
+    servers[0].control(scenario="drop-mid-body")
+
+    class Slow(Wallet):
+        async def afford(self, dollars: float, claim: str = "") -> None:
+            if self.asked:
+                await asyncio.sleep(3)
+            await super().afford(dollars, claim)
+
+        def affords(self, dollars: float) -> bool:
+            return not self.asked or dollars <= max(self.asked)
+
+    wallet = Slow(9.0)
+    began = time.monotonic()
+    engine = pool(servers[:1], price="1000,2000", timeout=1, retries=3)
+    failure = perform(lambda engine: failed(paid(engine, 1, wallet)), engine)
+    assert 1.0 <= time.monotonic() - began < 2.5 and "no money" in failure.text
+    assert servers[0].stats()["total"] == 1 and failure.usage is not None and failure.usage.requests == 1
 
 
 def test_what_has_no_bound_is_refused_under_a_budget(servers: list[MockServer]):

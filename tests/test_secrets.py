@@ -5,6 +5,7 @@ Real commands against a server that repeats the key it was sent, in every encodi
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -24,10 +25,13 @@ from urllib.parse import quote, quote_plus
 import pytest
 import zstandard
 
+from weaverant.engines.http import Pool
 from weaverant.engines.http.address import find_key, parse
 from weaverant.engines.http.key import Key
-from weaverant.errors import UserError
+from weaverant.errors import StepFailed, UserError
 from weaverant.journal.segment import Segment, segment_numbers, segment_path
+from weaverant.message import Request, user
+from weaverant.protocols import CallContext
 
 PLAIN = "sk-proj-Zx81kQ_77vB-4mNpRt902LwE"
 ODD = 'k9/odd+chars=&"q"<w>%41\\n~Zz73'
@@ -123,6 +127,17 @@ ENCODINGS = {
     "wide": lambda key: ("y " * 595) + key,
 }
 
+LONG = f"sk-proj-{'Qw7' * 40}"
+HEADS = {
+    "kind": "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nContent-Length: 3\r\n\r\nabc",
+    "coding": "HTTP/1.1 200 OK\r\nContent-Encoding: {}\r\nContent-Length: 3\r\n\r\nabc",
+    "transfer": "HTTP/1.1 200 OK\r\nTransfer-Encoding: {}, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    "length": "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\nabc",
+    "header": "HTTP/1.1 200 OK\r\nno header {}\r\nContent-Length: 3\r\n\r\nabc",
+    "line": "{} {}\r\n\r\n",
+}
+"""Answers that repeat a key where it makes no sense, and which a failure quotes."""
+
 
 class Parrot(BaseHTTPRequestHandler):
     """`/STATUS/ENCODING/v1/...` answers with that status and repeats the key in that form, all over the place."""
@@ -191,6 +206,22 @@ def serving(kind: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+class HeadParrot(BaseHTTPRequestHandler):
+    """`/WHERE/v1/...` answers as `HEADS` says."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        key = (self.headers["Authorization"] or "").removeprefix("Bearer ")  # none with GET /metrics
+        self.wfile.write(HEADS[self.path.split("/")[1]].format(key, key).encode())
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +326,27 @@ def test_no_list_of_models_shows_a_key(folder: Path, parrot: str, encoding: str)
     call("models", f"{parrot}/200/{encoding}/v1?key_env=ODD")
     done = call("models", f"{parrot}/401/{encoding}/v1?key_env=ODD")
     assert done.returncode == 1 and ("[key]" in done.stderr or encoding in ("long", "wide"))
+
+
+@pytest.mark.parametrize("client", ["fast", "dependable"])
+def test_no_failure_shows_a_key_that_the_head_of_an_answer_repeats(client: str, monkeypatch: pytest.MonkeyPatch):
+    async def ask(spec: str) -> str:
+        engine = Pool([spec])
+        try:
+            with pytest.raises(StepFailed) as caught:
+                await engine.generate(Request("a", "m", (user("hi"),)), CallContext("t"))
+            return caught.value.text
+        finally:
+            await engine.close()
+
+    monkeypatch.setenv("LONG", LONG)
+    for root in serving(HeadParrot):
+        for where in HEADS:
+            base = f"{root}/{where}/v1?key_env=LONG&client={client}&retries=0"
+            with pytest.raises(UserError) as unlisted:
+                Pool([base])
+            for said in (asyncio.run(ask(f"{base}#m")), str(unlisted.value)):
+                assert said and LONG[:24] not in said, said  # what is cut somewhere is a leak as well
 
 
 def test_no_list_of_models_to_choose_from_shows_a_key(folder: Path, parrot: str):

@@ -283,6 +283,25 @@ def test_alternatives_that_look_alike_count_as_the_likeliest():
     assert tokens is not None and tokens.top == ({"\ufffd": -0.5, "b": -3.0}, {})
 
 
+def test_calls_are_in_the_order_of_their_index():
+    def begun(*indexes: int) -> list[dict[str, Any]]:
+        return [{"index": n, "id": f"c{n}", "function": {"name": f"f{n}", "arguments": "{}"}} for n in indexes]
+
+    came = sse(piece(tool_calls=begun(2)), piece(tool_calls=begun(0, 1)), piece("tool_calls"))
+    whole = {"choices": [{"message": {"tool_calls": begun(0, 1, 2)}, "finish_reason": "tool_calls"}]}
+    assert reply(streamed(came)).message == wire.decode(json.dumps(whole).encode()).message
+
+
+def test_events_without_data_are_no_part_of_the_reply():
+    came = (
+        b"data:\n\n"
+        + sse(piece(content="a"), done=False)
+        + b"event: ping\ndata: \n\n"
+        + sse(piece("stop", content="b"))
+    )
+    assert reply(streamed(came)).text == "ab"
+
+
 def test_choices_are_in_the_order_of_their_index():
     body = {"choices": [{"index": n, "message": {"content": str(n)}} for n in (2, 0, 1)], "prompt_token_ids": [1]}
     choices = wire.decode(json.dumps(body).encode()).choices

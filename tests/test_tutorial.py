@@ -165,3 +165,9 @@ def test_the_mock_server_of_the_models_page_starts_and_answers(reader: Reader):
     assert (solver["calls"], sum(solver["failures"].values())) == (20, 0)
     named = set(re.findall(r"`([a-z0-9]+(?:-[a-z0-9]+)*)`", section)) - {"simulated", "output", "price", "metrics"}
     assert {"fault-429-retry-after", "hang", "echo"} <= named <= set(SCENARIOS)
+
+
+def test_a_directory_that_holds_a_run_is_refused_with_the_ways_out_of_both_doors(reader: Reader):
+    again = reader.type("weaverant run pairs.py --input arithmetic:weave --model embedded:tiny --run runs/pairs")
+    assert again.returncode == 2 and "'runs/pairs' already holds a run" in again.stderr
+    assert all(way in again.stderr for way in ("weaverant resume", "weaverant.resume(", "--run", "directory="))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +11,12 @@ from typing import Any, cast
 
 import msgspec
 
-from weaverant.agent import Agent, Binding, Bound
+from weaverant.agent import Binding
 from weaverant.engines import doubts, open_engine, pooled
 from weaverant.errors import UserError
 from weaverant.found import recipe_at
 from weaverant.message import Request, Sampling
+from weaverant.namesakes import differences, namesakes
 from weaverant.protocols import Engine, Source
 from weaverant.recipe import Recipe, load_recipe, recipe_of
 from weaverant.rundir import RunConfig, resume_in_python
@@ -138,24 +138,15 @@ def bind(
 
 
 def _bind_all(binding: Binding, recipe: Recipe) -> None:
-    """Bind the agents that the recipe's file defines. Two that differ may not share a name there: all that counts,
-    sets and exports by agent would take them for one. Those that a workflow makes for a row may."""
-    by_name: dict[str, Bound] = {}
+    """Bind the agents that the recipe's file defines. `UserError` where its workflow takes two for one."""
     for agent in recipe.agents:
-        bound = binding.bound(agent)
-        other = by_name.setdefault(agent.name, bound)
-        if other.spec != bound.spec:
+        binding.bound(agent)
+    for one, other in namesakes(recipe.stages):
+        if differ := differences(one, other):
             raise UserError(
-                f"two agents of {str(recipe.path)!r} are called {agent.name!r}, and they differ: "
-                f"{_differences(other.agent, bound.agent)}. Give each a name of its own: tables, `--set`, overrides "
-                "and `export --agent` go by it"
+                f"{recipe.name!r} asks two agents that are called {one.name!r} and differ: {differ}. Give each a name "
+                "of its own: tables, `--set`, overrides and `export --agent` go by it"
             )
-
-
-def _differences(one: Agent, other: Agent) -> str:
-    names = [field.name for field in dataclasses.fields(Agent) if field.name != "folder"]
-    values = {name: (getattr(one, name), getattr(other, name)) for name in names}
-    return ", ".join(f"{name} is {a!r:.60} and {b!r:.60}" for name, (a, b) in values.items() if a != b)
 
 
 def _model(name: str, given: object) -> Engine | str:
@@ -218,8 +209,11 @@ def _unpriced(binding: Binding) -> list[str]:
 
 
 def _specs_by_name(binding: Binding) -> dict[str, str]:
-    """The specs of the agents that the file defines."""
-    return {bound.agent.name: bound.spec for bound in binding.all()}
+    """The agents' specs; several agents of one name count together."""
+    specs: dict[str, list[str]] = {}
+    for bound in binding.all():
+        specs.setdefault(bound.agent.name, []).append(bound.spec)
+    return {name: "+".join(sorted(own)) for name, own in specs.items()}
 
 
 def _absolute(name: str) -> str:

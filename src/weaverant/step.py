@@ -20,8 +20,8 @@ StepKey = tuple[str, bytes, int]
 
 
 class Turn(msgspec.Struct):
-    """Whether a call still waits inside its engine, nothing having been sent. The engine says so; a run that is
-    stopped takes such calls back at once, and gives its grace to the others."""
+    """Whether a call still waits inside its engine, nothing having been sent. The engine says so, and leaves it so when
+    the call is cancelled; a run that is stopped takes such calls back at once, and gives its grace to the others."""
 
     waiting: bool = False
     waited: float = 0.0

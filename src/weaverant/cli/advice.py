@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from weaverant.cli.text import exact
+from weaverant.rundir import resume_in_python
 from weaverant.summary import Summary
 
 AGAIN = frozenset(("timeout", "connection", "rate_limit", "server", "output", "tool", "cache", "engine", "died"))
@@ -40,7 +41,7 @@ def next_steps(summary: Summary) -> Iterator[str]:
         yield "nothing was stored (--no-journal)"
         return
     where = shlex.quote(str(summary.directory))
-    yield from _go_on(summary, where)
+    yield from _go_on(summary)
     if summary.failures:
         yield f"look:       weaverant show {where} --task {summary.failures[0].key}"
         if summary.state != "running":
@@ -52,41 +53,42 @@ def next_steps(summary: Summary) -> Iterator[str]:
         yield f"look:       weaverant export {where} --state rejected --out rejected.jsonl"
 
 
-def _go_on(summary: Summary, where: str) -> Iterator[str]:
+def _go_on(summary: Summary) -> Iterator[str]:
     if summary.state == "budget":
         spent = max(summary.budget, summary.ledger.spent().total)
-        yield f"go on:      weaverant resume {where} --budget DOLLARS   (more than {exact(spent)})"
+        yield f"go on:      {_resume(summary, budget='DOLLARS')}   (more than {exact(spent)})"
     elif summary.state == "server":
-        yield f"go on:      weaverant resume {where}"
+        yield f"go on:      {_resume(summary)}"
         yield f"            ({MOVED})"
     elif summary.state == "fuse":
-        again = _retry(summary, where)
+        again = _retry(summary)
         if again:
             yield f"go on:      {again}   (once the cause is mended)"
             moved = f"{MOVED}; " if "connection" in _reasons(summary) else ""
             yield f"            ({moved}--max-failures 1: failures stop nothing)"
         else:
-            yield f"go on:      weaverant resume {where} --max-failures 1   (what failed stays as it is)"
+            yield f"go on:      {_resume(summary, max_failures='1')}   (what failed stays as it is)"
     elif summary.state not in ("finished", "running"):
-        yield f"go on:      weaverant resume {where}"
+        yield f"go on:      {_resume(summary)}"
 
 
 def _after_failures(summary: Summary, where: str) -> Iterator[str]:
     reasons = _reasons(summary)
-    again = _retry(summary, where)
+    again = _retry(summary)
     if again and summary.state != "fuse":
         yield f"try again:  {again}"
         if "connection" in reasons:
             yield f"            ({MOVED})"
     for reason in sorted(reasons & ELSEWHERE.keys()):
-        yield f"elsewhere:  weaverant resume {where} --retry failed:{reason} --model SPEC   ({ELSEWHERE[reason]})"
+        command = _resume(summary, retry=f"failed:{reason}", model="SPEC")
+        yield f"elsewhere:  {command}   ({ELSEWHERE[reason]})"
     wrong = list(dict.fromkeys(MEND.get(reason, CODE) for reason in sorted(reasons - AGAIN)))
     if wrong:
         yield f"mend:       {'; '.join(wrong)}"
         yield f"            then a new run, which pays only for what differs: weaverant run ... --reuse {where}"
 
 
-def _retry(summary: Summary, where: str) -> str:
+def _retry(summary: Summary) -> str:
     """The command that takes up what may end otherwise now; empty where nothing would."""
     reasons = _reasons(summary)
     steps = {reason for counts in summary.ledger.agents.values() for reason in counts.failures}
@@ -94,7 +96,22 @@ def _retry(summary: Summary, where: str) -> str:
     if not worth:
         return ""
     only = f":{next(iter(worth))}" if len(worth) == 1 and worth != reasons else ""
-    return f"weaverant resume {where} --retry failed{only}"
+    return _resume(summary, retry=f"failed{only}")
+
+
+def _resume(summary: Summary, **options: str) -> str:
+    """The command that goes on; of a run that no command can make again, the line of Python."""
+    config, directory = summary.config, str(summary.directory)
+    if not config.objects:
+        flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
+        return f"weaverant resume {shlex.quote(directory)}{flags}"
+    objects = [*config.objects, *(["models"] if "model" in options and "models" not in config.objects else [])]
+    more = "".join(f", {name}={_argument(name, value)}" for name, value in options.items() if name != "model")
+    return f"in Python {resume_in_python(directory, objects, more)}"
+
+
+def _argument(name: str, value: str) -> str:
+    return value if name != "retry" else repr(value.partition(":")[2] or True)
 
 
 def _reasons(summary: Summary) -> set[str]:

@@ -23,7 +23,7 @@ from weaverant.step import Ask, StepKey
 Place = tuple[str, StepKey]
 """A step of the run: its task and its key there."""
 
-Write = Callable[[CostReserved, Callable[[], None]], None]
+Write = Callable[[CostReserved, Callable[[], None] | None], None]
 """Journals the event, and calls back when it is durable."""
 
 ROUNDING = 1e-12
@@ -70,6 +70,10 @@ class Account:
             if more > 0:
                 await self._budget.set_aside(self, more, claim)
                 self.here[claim] = self.here.get(claim, 0.0) + more
+
+    def take_back(self) -> None:
+        """The call is cancelled before anything was sent: nothing is set aside for it any more."""
+        self._budget.take_back(self)
 
     def affords(self, dollars: float) -> bool:
         """See `Purse`."""
@@ -167,16 +171,6 @@ class Budget:
         self._serve()
         return used + _bound(lost) if lost else used
 
-    def release(self, task: str, key: StepKey) -> None:
-        """Nothing was sent for the step: what this session set aside for it is free again."""
-        account = self._accounts.get((task, key))
-        if account is None or "" not in account.here:
-            return
-        self._set_aside -= account.here.pop("")
-        path, fingerprint, occurrence = key
-        event = CostReserved(task, path, fingerprint, occurrence, account.lost, "", time.time(), account.name)
-        self._write(event, lambda: None)
-
     def park(self) -> None:
         """The run stops: calls that wait for money end where they are, unrecorded, and are asked again some day."""
         self._parked = True
@@ -186,6 +180,13 @@ class Budget:
                 self._drop(wish)
                 if wish.account.handle is not None:
                     wish.account.handle.cancel()
+
+    def take_back(self, account: Account) -> None:
+        """Nothing was sent for what the step's call has set aside here. What outlives the process stays claimed."""
+        if self._accounts.get(account.place) is account and (dollars := account.here.pop("", 0.0)):
+            self._set_aside -= dollars
+            self._note(account, "", 0.0)
+            self._serve()
 
     async def set_aside(self, account: Account, more: float, claim: str) -> None:
         """Return once `more` dollars are set aside for the step, durably."""
@@ -202,8 +203,9 @@ class Budget:
             if self._accounts.get(account.place) is not account:
                 raise asyncio.CancelledError("the step has ended, and its call is about to hear of it")
         except asyncio.CancelledError:  # nothing has been sent for this money
-            if self._accounts.get(account.place) is account:
-                self._set_aside -= wish.more if wish.granted else 0.0
+            if self._accounts.get(account.place) is account and wish.granted:
+                self._set_aside -= wish.more
+                self._note(account, claim, account.here.get(claim, 0.0))
             self._drop(wish)
             self._serve()
             raise
@@ -253,10 +255,14 @@ class Budget:
         self._drop(wish)
         wish.granted = True
         self._set_aside += wish.more
+        self._note(account, claim, wish.more + account.here.get(claim, 0.0), wish.written)
+
+    def _note(self, account: Account, claim: str, dollars: float, durable: Callable[[], None] | None = None) -> None:
+        """Journal what is set aside now, besides what was lost before."""
         task, (path, fingerprint, occurrence) = account.place
-        dollars = wish.more + account.here.get(claim, 0.0) + (0.0 if claim else account.lost)
+        dollars += 0.0 if claim else account.lost
         event = CostReserved(task, path, fingerprint, occurrence, dollars, claim, time.time(), account.name)
-        self._write(event, wish.written)
+        self._write(event, durable)
 
     def _drop(self, wish: Wish) -> None:
         """It waits no longer."""

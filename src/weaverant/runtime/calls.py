@@ -37,7 +37,7 @@ class Slots:
         perform: Callable[[TaskRun, Ask], Any],
         idle: Callable[[], None],
         broken: Callable[[BaseException], None],
-        unavailable: Callable[[TaskRun, Ask, Unavailable], None],
+        unavailable: Callable[[Unavailable], None],
     ) -> None:
         self.size = size
         self._broken = broken
@@ -92,7 +92,7 @@ class Slots:
             if task.cancelling():
                 return
             if isinstance(error, Unavailable):
-                self._unavailable(run, ask, error)
+                self._unavailable(error)
                 return
             outcome = _failure(error)
         run.record(ask, outcome)
@@ -119,7 +119,7 @@ class Calls:
         limits: Limits,
         idle: Callable[[], None],
         broken: Callable[[BaseException], None],
-        unavailable: Callable[[TaskRun, Ask, Unavailable], None],
+        unavailable: Callable[[Unavailable], None],
         run: str,
         budget: Budget | None,
     ) -> None:
@@ -187,9 +187,14 @@ class Calls:
         purse = None
         if self._budget is not None:
             purse = self._budget.purse(row.key, row.order, ask, engine, request)
-        ask.turn = Turn()
-        ctx = CallContext(row.key, path, occurrence, row.order, self._run, purse, ask.turn)
-        reply = await engine.generate(request, ctx)
+        turn = ask.turn = Turn()
+        ctx = CallContext(row.key, path, occurrence, row.order, self._run, purse, turn)
+        try:
+            reply = await engine.generate(request, ctx)
+        except (asyncio.CancelledError, Unavailable) as error:
+            if purse is not None and (turn.waiting or isinstance(error, Unavailable)):
+                purse.take_back()
+            raise
         return _checked(reply, work.request.model)
 
     async def _effect(self, run: TaskRun, ask: Ask) -> Any:

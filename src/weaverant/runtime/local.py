@@ -184,13 +184,15 @@ class LocalSwarm:
         elif type(event) is TaskEnded:
             self._pending_ends += 1
 
-    def write_reservation(self, event: CostReserved, durable: Callable[[], None]) -> None:
+    def write_reservation(self, event: CostReserved, durable: Callable[[], None] | None) -> None:
         self.ledger.reserved.add(event)
         self.write(event, durable, None)
 
     def charge(self, run: TaskRun, ask: Ask, usage: Usage | None) -> Usage:
         if self._budget is None:
             return usage or NO_USAGE
+        if usage is None and ask.turn is not None and ask.turn.waiting:
+            usage = NO_USAGE  # nothing was sent
         return self._budget.charge(run.row.key, ask.key, usage)
 
     def launch(self, run: TaskRun, ask: Ask) -> None:
@@ -240,10 +242,8 @@ class LocalSwarm:
         self.error = self.error or error
         self.stop("broken", 0.0)
 
-    def _unavailable(self, run: TaskRun, ask: Ask, error: Unavailable) -> None:
+    def _unavailable(self, error: Unavailable) -> None:
         """Nobody answers for a model. To go on would only turn rows into failures."""
-        if self._budget is not None:
-            self._budget.release(run.row.key, ask.key)
         if not self.stopped:
             self.error = error
             self.stop("server")

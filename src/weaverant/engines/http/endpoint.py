@@ -81,7 +81,7 @@ class Endpoint:
             return Attempt(Trouble(failure, "call"))
         except Lost as lost:
             if stream is None or not (stream.settled or stream.failed):
-                failure = StepFailed(lost.kind, f"{self.name}: {lost.text}")
+                failure = StepFailed(lost.kind, f"{self.name}: {self.shown(lost.text)}")
                 return Attempt(Trouble(failure, "network", not lost.final, lost.sent))
             answer = Answer(200, {}, b"")
         outcome = self.judge(answer) if stream is None else self._judge_stream(answer, stream)
@@ -143,6 +143,10 @@ class Endpoint:
         prompted = self._schemas.prompted(request.output)
         return wire.encode(request, self.model, self.address.preset, schema_in_prompt=prompted, stream=stream)
 
+    def shown(self, text: str) -> str:
+        """A server's own words, or what quotes them: short, and without the key."""
+        return wire.shown(text.encode(errors="replace"), self.key)
+
     async def close(self) -> None:
         transport, self._transport = self._transport, None
         if transport is not None:
@@ -196,11 +200,11 @@ class Endpoint:
 
     def _garbled(self, failure: StepFailed, answer: Answer) -> Trouble:
         kind = answer.headers.get("content-type", "").partition(";")[0]
-        failure.text += f" (content type {kind!r}, from {self.name})"
+        failure.text += f" (content type {self.shown(kind)!r}, from {self.name})"
         return Trouble(failure, "server", False, True, None, answer.status)
 
     def _redirect(self, answer: Answer) -> str:
-        where = wire.shown(answer.headers.get("location", "").partition("?")[0].encode(), self.key)
+        where = self.shown(answer.headers.get("location", "").partition("?")[0])
         return (
             f"{self.name} redirects ({answer.status}) to {where!r}; a prompt and its key are not sent on. "
             "If you trust it, give that address, without /chat/completions, as the model's URL"

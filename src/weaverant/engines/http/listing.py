@@ -58,7 +58,7 @@ async def _get(address: Address, key: Key | None, path: str, kind: type[T]) -> T
             raise NotListed(f"status {answer.status}: {shown(answer.body, key)}", answer.status)
         return msgspec.json.decode(answer.body if key is None else key.hide(answer.body), type=kind)
     except (Lost, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise NotListed(str(error)) from None
+        raise NotListed(shown(str(error).encode(errors="replace"), key)) from None
     finally:
         await release(client)
 

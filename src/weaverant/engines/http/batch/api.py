@@ -38,21 +38,25 @@ _T = TypeVar("_T")
 
 
 class Refused(Exception):
-    """The server said no for good, or nothing for too long. `status` is 0 where none came."""
+    """The server said no for good, or nothing for too long. `status` is 0 where none came; `unsure`: it may have done
+    what it was asked, as an answer was lost."""
 
-    def __init__(self, failure: StepFailed, status: int = 0) -> None:
+    def __init__(self, failure: StepFailed, status: int = 0, unsure: bool = False) -> None:
         super().__init__(failure)
         self.failure = failure
         self.status = status
+        self.unsure = unsure
 
 
 class _Setback(NamedTuple):
-    """A request that has to be repeated, after `wait` seconds if the server says so, unless it is `final`."""
+    """A request that has to be repeated, after `wait` seconds if the server says so, unless it is `final`. `unsure`: it
+    may have been done all the same."""
 
     failure: StepFailed
     status: int = 0
     wait: float | None = None
     final: bool = False
+    unsure: bool = False
 
 
 class Counts(Struct):
@@ -204,7 +208,8 @@ class BatchApi:
         patience: float = 0.0,
         stands: Callable[[], Awaitable[_T | None]] | None = None,
     ) -> _T:
-        """What `read` makes of the answer; `stands`, asked before each repetition, may know that it is not needed."""
+        """What `read` makes of the answer; `stands`, asked before each repetition, may know that it is not needed.
+        Where there is no `stands` it matters nothing how often it is done."""
         began = time.monotonic()
         tries = 0
         while True:
@@ -222,27 +227,32 @@ class BatchApi:
             waited = time.monotonic() - began
             if found.final or self._spent(tries, waited + wait, patience):
                 failure.text += f"; tried {tries} times in {waited:.0f} s" if tries > 1 else ""
-                raise Refused(failure, found.status)
+                raise Refused(failure, found.status, found.unsure and stands is not None)
             self.trouble = failure.text
             await asyncio.sleep(wait)
-            if stands is not None and (known := await stands()) is not None:
-                return known
+            try:
+                if stands is not None and (known := await stands()) is not None:
+                    return known
+            except Refused as refused:
+                refused.unsure = found.unsure
+                raise
 
     async def _once(self, sent: Awaitable[Answer], read: Callable[[Answer], _T]) -> _T | _Setback:
         try:
             answer = await sent
         except Lost as lost:
-            return _Setback(StepFailed(lost.kind, lost.text), 0, None, lost.final)
+            return _Setback(StepFailed(lost.kind, self._endpoint.shown(lost.text)), 0, None, lost.final, lost.sent)
         self._answered = True
         status = answer.status
         if not 200 <= status < 300:
             wait = retry_after(answer.headers)
             final = status < 500 and status not in (408, 429)
-            return _Setback(wire.failure(status, answer.body, self._endpoint.key), status, wait, final)
+            failure = wire.failure(status, answer.body, self._endpoint.key)
+            return _Setback(failure, status, wait, final, status >= 500)
         try:
             return read(answer)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            return _Setback(StepFailed("server", f"the answer is not as expected: {error}"), status)
+            return _Setback(StepFailed("server", f"the answer is not as expected: {error}"), status, unsure=True)
 
     def _wait(self, tries: int) -> float:
         longest = min(LONGEST_WAIT_S, self._endpoint.address.options.backoff * 2.0 ** min(tries - 1, 20))

@@ -39,6 +39,9 @@ class Call:
         self.lost = 0
         """Of these the ones that may have worked on it, and bill it, although no answer came."""
         self.waiters = 0
+        self.entry = asyncio.Lock()
+        self.placed = False
+        """Whether it has found its line, or waits to become one."""
         self.batch: Asked | None = None
         self.answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._worst = worst

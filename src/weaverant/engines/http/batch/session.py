@@ -17,7 +17,6 @@ from weaverant.engines.http.batch.calls import Asked, Call
 from weaverant.engines.http.batch.files import Line, encode_line, multipart, read_answers
 from weaverant.engines.http.batch.past import Mark, look_back
 from weaverant.engines.http.batch.waiting import OPENAI, Limits, Waiting
-from weaverant.engines.http.chat import wire
 from weaverant.engines.http.endpoint import Endpoint
 from weaverant.errors import StepFailed
 from weaverant.message import Reply, Usage, digest
@@ -72,10 +71,12 @@ class RunBatches:
         call = self._calls.setdefault(call.identity, call)
         call.waiters += 1
         try:
-            if call.waiters == 1:
-                await call.afford()
-                await self._know_the_past()
-                self._place(call)
+            async with call.entry:  # should the first not come through, the next tries
+                if not call.placed:
+                    await call.afford()
+                    await self._know_the_past()
+                    self._place(call)
+                    call.placed = True
             return await asyncio.shield(call.answer)
         finally:
             call.waiters -= 1
@@ -239,7 +240,7 @@ class RunBatches:
     def _settle(self, call: Call, line: Line) -> None:
         answer = line.answer()
         if isinstance(answer, Trouble):
-            answer.failure.text = self._shown(answer.failure.text)
+            answer.failure.text = self._endpoint.shown(answer.failure.text)
             outcome = answer
         else:
             outcome = self._endpoint.judge(answer)
@@ -285,7 +286,7 @@ class RunBatches:
                 failure = StepFailed("server", f"{batch.name} failed for {said}")
                 self._again(call, Trouble(failure, "server", again=True))
             else:
-                said = self._shown(f"{cause.code or 'error'}: {cause.message or 'no text'}")
+                said = self._endpoint.shown(f"{cause.code or 'error'}: {cause.message or 'no text'}")
                 call.fail(Trouble(StepFailed("request", f"{batch.name} was refused: {said}"), "call"))
 
     def _wait_for_room(self, batch: Asked) -> None:
@@ -299,16 +300,13 @@ class RunBatches:
             self._again(call, Trouble(failure, "limit", again=True))
 
     def _fail(self, batch: Asked, refused: Refused) -> None:
-        """What stood may have been paid for. Where it is gone it is asked again; what was refused is not."""
-        stood = batch.state is not None
-        gone = stood and refused.status in GONE
+        """What stood, or may stand, may have been paid for. Where it is gone it is asked again; what was refused is
+        not."""
+        stood = batch.state is not None or refused.unsure
+        gone = batch.state is not None and refused.status in GONE
         for call in batch.take():
             call.lost += stood
             self._again(call, Trouble(refused.failure, "server", again=gone, status=refused.status))
-
-    def _shown(self, text: str) -> str:
-        """A server's own words: short, and without the key."""
-        return wire.shown(text.encode(errors="replace"), self._endpoint.key)
 
     def _spawn(self, work: Coroutine[Any, Any, None], calls: Iterable[Call] = ()) -> asyncio.Task[None]:
         """A task of ours. Should it break, so do these calls, rather than wait for ever."""

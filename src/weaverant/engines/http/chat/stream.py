@@ -107,10 +107,12 @@ class Stream:
                 self._raw.clear()
             if self._done or self.failed is not None or self.garbled is not None:
                 return
-            if event.data.strip() == DONE:
+            data = event.data.strip()
+            if data == DONE:
                 self._done = True
                 return
-            self._read(event)
+            if data:  # else a sign of life
+                self._read(event)
 
     def _read(self, event: Event) -> None:
         try:
@@ -169,7 +171,7 @@ class _Gathered:
         said = Said(
             texts.get("content"),
             texts.get("refusal"),
-            [called.call() for called in self._calls],
+            [called.call() for called in sorted(self._calls, key=_index)],
             texts.get("reasoning_content"),
             texts.get("reasoning"),
             [Piece(texts["details"])] if "details" in texts else None,
@@ -185,6 +187,11 @@ class _Gathered:
                 known.add(call)
                 return
         self._calls.append(_Called(call))
+
+
+def _index(called: _Called) -> int:
+    """Calls may begin in any order; those without an index, or with the same, stay as they came."""
+    return called.index or 0
 
 
 class _Called:

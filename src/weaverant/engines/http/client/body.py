@@ -56,7 +56,7 @@ def body_of(status: int, headers: Mapping[str, str], most: int, on_data: Callabl
         raise Garbled("it changes to another protocol, which nobody asked for")
     coding = headers.get("transfer-encoding", "").lower()
     if coding not in ("", "chunked", "identity"):
-        raise Garbled(f"it is transferred as {coding[:40]!r}, expected 'chunked'")
+        raise Garbled(f"it is transferred as {coding!r}, expected 'chunked'")
     return Body(headers.get("content-encoding"), most, on_data if status == 200 else None)
 
 
@@ -110,4 +110,4 @@ def _inflate(encoding: str) -> Inflate | None:
         return Inflate(_GZIP)
     if name == "deflate":
         return Inflate(_ZLIB)
-    raise Garbled(f"its body is compressed as {encoding[:40]!r}, expected gzip or deflate, which were asked for")
+    raise Garbled(f"its body is compressed as {encoding!r}, expected gzip or deflate, which were asked for")

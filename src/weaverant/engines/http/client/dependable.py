@@ -114,7 +114,8 @@ class _Request:
             where = f"the proxy {self._proxy!r}: " if self._proxy is not None else ""
             return Lost("connection", where + why, sent=False, final=final)
         if isinstance(error, aiohttp.ClientResponseError):
-            return Lost("connection", f"no whole answer: it is no HTTP: {' '.join(error.message.split())}", sent=True)
+            why = error.message.partition("\n")[0].rstrip(":")  # what follows quotes the answer, cut somewhere
+            return Lost("connection", f"no whole answer: it is no HTTP: {why}", sent=True)
         if isinstance(error, aiohttp.ClientPayloadError):
             return Lost("connection", "no whole answer: the connection broke in the middle of its body", sent=True)
         return Lost("connection", f"the connection broke before an answer came ({why})", sent=True)

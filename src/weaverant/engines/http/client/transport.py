@@ -42,7 +42,8 @@ class Lost(Exception):
     """No whole answer came.
 
     `kind` is `timeout` or `connection`. `sent`: the request may have reached the server, which may have worked on it
-    and bill it. `final`: another try would end the same way (a certificate that is not trusted).
+    and bill it. `final`: another try would end the same way (a certificate that is not trusted). The text may quote
+    an answer's head, uncut, so that a key in it can still be found and hidden.
     """
 
     def __init__(self, kind: str, text: str, *, sent: bool, final: bool = False) -> None:

@@ -117,6 +117,13 @@ class RateLimits:
         if self._tokens:
             self._tokens.take(tokens * self._share, now)
 
+    def give_back(self, tokens: float, now: float) -> None:
+        """It was not sent after all."""
+        if self._requests:
+            self._requests.take(-1.0, now)
+        if self._tokens:
+            self._tokens.take(-tokens * self._share, now)
+
     def settle(self, estimated: float, actual: float, now: float) -> None:
         """Its reply told the true number of tokens. See `Bucket.settle`."""
         if self._tokens:
@@ -130,8 +137,8 @@ class RateLimits:
         estimate counts a little less, until half of them are used.
         """
         requests, tokens = requests_quota(headers), tokens_quota(headers)
-        self._requests = _adopt(self._requests, requests.limit, self._stated[0], now)
-        self._tokens = _adopt(self._tokens, tokens.limit, self._stated[1], now)
+        self._requests = _adopt(self._requests, requests, self._stated[0], now)
+        self._tokens = _adopt(self._tokens, tokens, self._stated[1], now)
         for bucket, quota, little in ((self._requests, requests, 0.0), (self._tokens, tokens, 0.01)):
             if bucket and quota.remaining is not None and quota.remaining <= little * (quota.limit or 0.0):
                 bucket.empty_until(now + _until_some(quota))
@@ -147,12 +154,13 @@ class RateLimits:
             self._tight_at += 10.0
 
 
-def _adopt(bucket: Bucket | None, limit: float | None, stated: bool, now: float) -> Bucket | None:
-    if limit is None or stated:
-        return bucket
+def _adopt(bucket: Bucket | None, quota: Quota, stated: bool, now: float) -> Bucket | None:
+    """The bucket from now on; one without a limit where all that is told is that nothing remains, and until when."""
     if bucket is None:
-        return Bucket(limit, now)
-    bucket.per_minute = limit
+        known = quota.limit is not None or (quota.remaining == 0.0 and quota.reset is not None)
+        return Bucket(quota.limit or math.inf, now) if known else None
+    if quota.limit is not None and not stated:
+        bucket.per_minute = quota.limit
     return bucket
 
 

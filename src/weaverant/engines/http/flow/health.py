@@ -43,10 +43,10 @@ class Health:
         at = max(self._paused_until, self._probe_at) if self._out else self._paused_until
         return max(0.0, at - now)
 
-    def begin(self, now: float) -> None:
-        """A request is sent. To a replica that is out, it is the probe."""
-        if self._out:
-            self._probing = True
+    def begin(self) -> bool:
+        """A request is sent. Whether it is the probe, as it is to a replica that is out; to be told when it ends."""
+        self._probing |= self._out
+        return self._out
 
     def reply(self, now: float) -> None:
         self.answered = True
@@ -55,7 +55,7 @@ class Health:
         self._recent.append(False)
         self._up()
 
-    def failed(self, now: float, arrived: bool = False, again: bool = False) -> None:
+    def failed(self, now: float, probe: bool, arrived: bool = False, again: bool = False) -> None:
         """Server or network trouble. `arrived`: the request reached it; `again`: the same call had failed here before.
 
         A prompt that a server cannot stand fails at every try and says nothing of the server: six such rows of 200
@@ -65,13 +65,12 @@ class Health:
             return
         self._row += 1
         self._recent.append(True)
-        if not self._out and not self._failing():
-            return
         # Requests sent before it went out may fail long after: they are no verdict of the probe.
-        if not self._out or self._probing:
-            longer = self._gap if again and arrived else 2 * self._gap
-            self._gap = min(longer, LONGEST_PROBE_S) if self._gap else 1.0
-            self._probe_at = now + self._gap
+        if not (probe if self._out else self._failing()):
+            return
+        longer = self._gap if again and arrived else 2 * self._gap
+        self._gap = min(longer, LONGEST_PROBE_S) if self._gap else 1.0
+        self._probe_at = now + self._gap
         self._out = True
         self._probing = False
 
@@ -80,9 +79,9 @@ class Health:
         self._paused_until = max(self._paused_until, now + seconds)
         self._up()  # it answers
 
-    def dropped(self, now: float) -> None:
+    def dropped(self, probe: bool) -> None:
         """A request was cancelled. If it was the probe, another may probe at once."""
-        self._probing = False
+        self._probing &= not probe
 
     def describe(self, now: float) -> str:
         """For people; empty while it is up."""

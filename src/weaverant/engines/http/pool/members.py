@@ -78,7 +78,8 @@ class Members:
 
     async def part(self, address: Address) -> None:
         """No more calls go there; returns once those in flight have ended."""
-        replica = next((each for each in self._balance.replicas if _same_place(each.address, address)), None)
+        there = [each for each in self._balance.replicas if _same_place(each.address, address)]
+        replica = next((each for each in there if each.address == address), there[0] if there else None)
         if replica is None:
             known = ", ".join(each.name for each in self._balance.replicas) or "none"
             raise UserError(f"the pool has no replica at {address.base}; it has: {known}")

@@ -61,24 +61,26 @@ class Places:
         call.future = future
         self._queue.push(call)
         now = time.monotonic()
-        if len(self._queue) == 1:
-            self._arm(now + self.balance.wait(call, now))
-            self._look_ahead(now)
+        if self._queue.head() is call:  # it need not wait for what the one before it waits for
+            self._come_back(now)
         timer = loop.call_later(max(0.0, call.deadline - now), self._late, call) if call.requests else None
         turn = None if call.requests else call.ctx.turn
         if turn is not None:
             turn.waiting = True
+        cut_off = False
         try:
             return await future
         except asyncio.CancelledError:
+            cut_off = True
             if future.cancelled():
                 self._queue.gone()
+                self._come_back(time.monotonic())
             elif future.exception() is None:  # it was given a place in the same moment
                 self.leave(future.result(), call, None)
             raise
         finally:
             if turn is not None:
-                turn.waiting = False
+                turn.waiting = cut_off  # for good: nothing was sent
                 turn.waited = time.monotonic() - now
             if timer is not None:
                 timer.cancel()
@@ -138,8 +140,9 @@ class Places:
 
     def _fill(self, replica: Replica, now: float) -> None:
         """Give the replica's room to the calls whose turn it is."""
-        queue, many = self._queue, len(self.balance.replicas) > 1
+        queue, many, handed = self._queue, len(self.balance.replicas) > 1, False
         while (call := queue.head()) is not None and replica.ready(call.tokens, now):
+            handed = True
             native = self._native(replica, call, now) if many else call
             self._hand(replica, native, now)
             if native is call:
@@ -147,7 +150,8 @@ class Places:
             else:
                 queue.gone()
         if call is not None:
-            self._arm(now + replica.wait(call.tokens, now))
+            # Another call than before may find room elsewhere: tokens a minute let a short one through sooner.
+            self._arm(now + (self.balance.wait(call, now) if handed and many else replica.wait(call.tokens, now)))
             if self._dry_since is not None:
                 self._look_ahead(now)
 
@@ -215,10 +219,18 @@ class Places:
                     self._fail(call, self.ended(call, last, why))
         self._look_ahead(now)
 
+    def _come_back(self, now: float) -> None:
+        """Look again when there may be room for the first of the queue, which may be another one than before."""
+        call = self._queue.head()
+        if call is not None:
+            self._arm(now + self.balance.wait(call, now))
+            self._look_ahead(now)
+
     def _late(self, call: Call) -> None:
         if call.waiting and call.last is not None:
             why = f"; no place for another try within its {self._timeout:g} s"
             self._fail(call, self.ended(call, call.last, why))
+            self._come_back(time.monotonic())
 
     def _fail(self, call: Call, failure: StepFailed) -> None:
         if call.future is not None and not call.future.done():

@@ -122,13 +122,14 @@ class Pool:
         if not call.requests:
             call.deadline = place.began + self._options.timeout
         call.requests += 1
+        place.sent = True
         replica = place.replica
         ended: Attempt | None = None
         try:
             ended = attempt = await replica.endpoint.attempt(call.request, max(0.01, call.deadline - place.began))
         finally:
             call.cost += self._places.leave(place, call, ended)
-            if ended is None and self._hedge.on:  # cut off, but the call may live on in its other request
+            if ended is None:  # cut off, but the call may live on in its other request, or fail by `close`
                 call.unsure += self._bound(call, replica)
         outcome = attempt.outcome
         if isinstance(outcome, Reply):
@@ -236,8 +237,21 @@ class Pool:
         if kept:
             replica.restart(place, time.monotonic())
         else:
-            await purse.afford(total)
+            await self._await_money(call, total)
         return kept
+
+    async def _await_money(self, call: Call, total: float) -> None:
+        """Wait for the purse; a call that has been sent waits until its deadline at most."""
+        purse, last = call.ctx.purse, call.last
+        assert purse is not None
+        left = max(0.0, call.deadline - time.monotonic()) if last is not None else None
+        try:
+            async with asyncio.timeout(left):
+                await purse.afford(total)
+        except TimeoutError:
+            assert last is not None
+            why = f"; no money for another try within its {self._options.timeout:g} s"
+            raise self._places.ended(call, last, why) from None
 
     def _bound(self, call: Call, replica: Replica) -> float:
         """The most that a request of the call cost there, whose bill nobody knows."""

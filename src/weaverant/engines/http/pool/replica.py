@@ -94,9 +94,9 @@ class Replica:
     def take(self, tokens: float, now: float) -> Place:
         """A place for one request."""
         self.window.begin(now)
-        self.health.begin(now)
         self.limits.take(tokens, now)
-        return Place(self, tokens, now, 0.0 if self._meter is None else self._meter.begin(now))
+        mark = 0.0 if self._meter is None else self._meter.begin(now)
+        return Place(self, tokens, now, mark, self.health.begin())
 
     def restart(self, place: Place, now: float) -> None:
         """The request is sent only now: what its place was held for before is no part of the server's latency."""
@@ -109,7 +109,9 @@ class Replica:
         of its time at a server paid hourly."""
         if attempt is None:
             self.window.end(now, place.began, "dropped")
-            self.health.dropped(now)
+            self.health.dropped(place.probe)
+            if not place.sent:
+                self.limits.give_back(place.tokens, now)
         elif isinstance(attempt.outcome, Reply):
             self._limited_in_a_row = 0
             self._heard_at = now
@@ -158,11 +160,11 @@ class Replica:
             if trouble.status:
                 self.health.reply(now)
             else:  # it was never sent
-                self.health.dropped(now)
+                self.health.dropped(place.probe)
         else:
             self.window.end(now, place.began, "failed")
             arrived = trouble.blame == "server" or trouble.billed
-            self.health.failed(now, arrived, again)
+            self.health.failed(now, place.probe, arrived, again)
 
     def _pause(self, place: Place, retry_after: float | None, now: float) -> float:
         """Seconds that all calls keep away. Many refused together are one refusal: it grows only where a request
@@ -180,14 +182,18 @@ class Replica:
 class Place:
     """A replica's place, held by one request from `Replica.take` to `Replica.give_back`."""
 
-    __slots__ = ("began", "charged", "mark", "replica", "tokens")
+    __slots__ = ("began", "charged", "mark", "probe", "replica", "sent", "tokens")
 
-    def __init__(self, replica: Replica, tokens: float, began: float, mark: float) -> None:
+    def __init__(self, replica: Replica, tokens: float, began: float, mark: float, probe: bool) -> None:
         self.replica = replica
         self.tokens = tokens
         self.began = began
         self.mark = mark
         """What the meter wants back."""
+        self.sent = False
+        """Whether the server may have counted it."""
+        self.probe = probe
+        """Whether the request finds out if the replica is back."""
         self.charged = 0.0
         """What the queue wants back."""
 
