@@ -40,6 +40,7 @@ def one_answer() -> Iterator[tuple[str, list[bytes]]]:
             after.append(peer.recv(1))
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
         thread = threading.Thread(target=serve)
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/", after
@@ -128,9 +129,11 @@ def closing(certificate: Certificate) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve)
         thread.start()
-        yield f"https://127.0.0.1:{listener.getsockname()[1]}/"
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        try:
+            yield f"https://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # which ends `accept`
+            thread.join()
 
 
 def loops() -> list[Callable[[], asyncio.AbstractEventLoop]]:
@@ -157,7 +160,7 @@ def test_a_connection_of_tls_that_was_closed_while_idle_fails_no_request(
         transport = acquire(client)
         for turns in range(12):
             assert (await post(transport, url)).body == b"hello"
-            time.sleep(0.02)  # the loop sees nothing of what comes
+            time.sleep(0.02)  # noqa: ASYNC251 - the loop sees nothing of what comes
             for _ in range(turns):
                 await asyncio.sleep(0)
 
@@ -187,9 +190,11 @@ def test_a_request_that_meets_a_closing_connection_of_tls_is_never_served_twice(
                     lost[f"{number}."] = one
                 await asyncio.sleep(odds.uniform(0.0003, 0.003))
 
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(main())
-        server.kill()
+        try:
+            with asyncio.Runner(loop_factory=new_loop) as runner:
+                runner.run(main())
+        finally:
+            server.kill()
         served = server.stdout.read().split()
     assert len(served) == len(set(served)) >= 200 - len(lost)
     assert not {number for number, one in lost.items() if not one.sent} & set(served)

@@ -156,7 +156,7 @@ class SegmentJournal:
         self._flushes.add(done)
         done.add_done_callback(self._flushes.discard)
         self._group.acks.append(lambda: None if done.done() else done.set_result(None))
-        if not self._armed:
+        if not self._armed or asyncio.get_running_loop() is not self._loop:  # or the loop that had it armed has ended
             self._arm()
         elif self._due is not None:  # whoever flushes waits for it
             self._due.cancel()

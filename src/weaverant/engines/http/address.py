@@ -176,6 +176,8 @@ def _as_url(spec: str) -> str:
     model, _, query = rest.partition("?")
     if not model:
         raise UserError(f"{name}: names no model; expected one, as in {name}:{preset.example}")
+    if "#" in query:
+        raise UserError(f"{name}: names its model before the options and again behind #; expected {name}:MODEL?OPTIONS")
     return f"{preset.base}?{query}#{model}"
 
 

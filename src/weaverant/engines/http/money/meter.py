@@ -34,10 +34,6 @@ class Meter:
         self._calls -= 1
         return (self._virtual - began) * self._rate
 
-    def most(self, seconds: float) -> float:
-        """What a call that long costs at most: all of the server."""
-        return seconds * self._rate
-
     def _advance(self, now: float) -> None:
         if self._calls:
             self._virtual += (now - self._now) / self._calls

@@ -160,6 +160,8 @@ class Pool:
         replica = None if len(self._places) else self._balance.other(call, taken, now)
         if replica is None or not self._hedge.allow():
             return None
+        if purse is not None and replica.worst(call.request) is None:
+            return None  # nobody can say what it would cost
         bounds = self._bound(call, taken) + self._bound(call, replica)
         if purse is not None and not purse.affords(call.cost + call.unsure + bounds):
             return None
