@@ -54,8 +54,8 @@ class CostReserved(Struct, frozen=True, array_like=True, tag="reserve"):
     """Money was set aside for a model step, before a request was sent.
 
     `dollars` is all that is set aside for the step under this `claim`, what earlier sessions set aside included: of
-    several events with the same step and claim the last holds, one of $0 ending it. The step's `StepEnded`, unless it was reused, closes
-    them all: what it cost is then in its usage. `claim` names a purchase that outlives the process.
+    several events with the same step and claim the last holds, one of $0 ending it. The step's `StepEnded`, unless it
+    was reused, closes them all: what it cost is then in its usage. `claim` names a purchase that outlives the process.
     """
 
     task: str
@@ -147,11 +147,24 @@ class SourceEnded(Struct, frozen=True, array_like=True, tag="source"):
     time: float
 
 
+class Capacity(Struct, frozen=True, array_like=True):
+    """How much an engine was found to take: so many `calls` at once now, growing to `most` where that is not settled,
+    and so many `per_minute` by rate limits, each as large as those so far; 0 for no limit."""
+
+    calls: int
+    most: int
+    per_minute: float = 0.0
+
+
 class RunClosed(Struct, frozen=True, array_like=True, tag="close"):
-    """The process stopped writing in order. `state` is `finished`, or why it stopped."""
+    """The process stopped writing in order. `state` is `finished`, or why it stopped. Of a pilot, `bound` is the most
+    that any one of its calls could have cost, in US dollars, 0 where no engine tells; `capacities` are those of its
+    engines, by the name of the model they are given for, None for one that does not tell."""
 
     state: str
     time: float
+    bound: float = 0.0
+    capacities: dict[str, Capacity | None] = {}
 
 
 TaskEvent = TaskStarted | CostReserved | StepEnded | TimerFired | TaskEnded | TaskReopened | TaskSuperseded

@@ -46,6 +46,7 @@ from weaverant.runtime.feed import Feed, as_row
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.local import LocalSwarm
+from weaverant.runtime.outlook import Outlook
 from weaverant.runtime.recovery import Recovery, Retry, Unfinished, started_of
 from weaverant.runtime.reuse import OldRun
 from weaverant.runtime.stagebook import StageBook
@@ -237,6 +238,7 @@ class Run:
         return LocalSwarm(
             recipe.stages, self.binding, journal, feed, self.ledger, book, self.limits,
             blob=blob, run=config.run, budget=self._budget, unfinished=self.unfinished, reuse=reuse,
+            outlook=None if self._pilot is None else Outlook(self.binding.models),
         )  # fmt: skip
 
     def _current_row(self, blob: Callable[[bytes], str]) -> Any:

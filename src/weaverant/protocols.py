@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from weaverant.events import Event
+from weaverant.events import Capacity, Event
 from weaverant.message import Reply, Request
 from weaverant.step import Turn
 
@@ -73,6 +73,14 @@ class Costly(Protocol):
         ...
 
 
+class Priced(Protocol):
+    """What an engine has besides where a pilot can learn how much room under a budget one call needs."""
+
+    def worst(self, request: Request) -> float | None:
+        """The most that one such request can cost, in dollars; None where `Costly.unbounded` says why nobody knows."""
+        ...
+
+
 class Selective(Protocol):
     """What an engine has besides where it cannot do all that an agent may ask for."""
 
@@ -87,6 +95,14 @@ class Observed(Protocol):
 
     def status(self) -> list[str]:
         """Short lines for people: each replica's load, and what it waits for."""
+        ...
+
+
+class Sized(Protocol):
+    """What an engine has besides where a pilot can learn how fast a long run may get."""
+
+    def capacity(self) -> Capacity:
+        """How much it was found to take so far. Asked once, when the pilot ends."""
         ...
 
 

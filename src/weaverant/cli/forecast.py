@@ -55,12 +55,9 @@ def _percent(share: float) -> str:
 def _time(found: Estimate) -> Iterator[str]:
     if found.seconds is None:
         return
-    low, high = found.seconds
-    most = span(high) if high < math.inf else "nobody knows"
-    yield (
-        f"  time left: {span(low)}, if all {found.allowed:,} calls that are allowed at once stay as fast, to {most}, "
-        f"at the {found.reached:.1f} that there were"
-    )
+    time = found.seconds
+    most = span(time.high) if time.high < math.inf else "nobody knows"
+    yield f"  time left: about {span(time.value)} ({span(time.low)} to {most})"
 
 
 def _budget(found: Estimate) -> str:

@@ -63,6 +63,10 @@ class Cached:
         ask: Callable[[Request], str] | None = getattr(self._engine, "unbounded", None)
         return "" if ask is None else ask(request)
 
+    def worst(self, request: Request) -> float | None:
+        ask: Callable[[Request], float | None] | None = getattr(self._engine, "worst", None)
+        return None if ask is None else ask(request)
+
     def refuses(self, request: Request) -> str:
         ask: Callable[[Request], str] | None = getattr(self._engine, "refuses", None)
         return "" if ask is None else ask(request)

@@ -23,6 +23,7 @@ from weaverant.message import FinishReason, Message, Reply, Usage
 from weaverant.protocols import CallContext
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.limits import Limits
+from weaverant.runtime.outlook import Outlook
 from weaverant.step import Ask, EffectWork, ModelWork, Turn
 from weaverant.task import TaskRun
 from weaverant.trace import plain
@@ -122,12 +123,14 @@ class Calls:
         unavailable: Callable[[Unavailable], None],
         run: str,
         budget: Budget | None,
+        outlook: Outlook | None = None,
     ) -> None:
         """`idle` is called whenever a slot is free and nothing waits for it, `unavailable` for a call that found
         nobody to ask."""
         self._binding = binding
         self._run = run
         self._budget = budget
+        self._outlook = outlook
         self._models: dict[int, Slots] = {}
         """By engine, so that calls which wait for a slow model keep no fast one idle."""
         self._effects = Slots(limits.threads, self._effect, idle, broken, unavailable)
@@ -187,6 +190,8 @@ class Calls:
         purse = None
         if self._budget is not None:
             purse = self._budget.purse(row.key, row.order, ask, engine, request)
+        if self._outlook is not None:
+            self._outlook.note(engine, request)
         turn = ask.turn = Turn()
         ctx = CallContext(row.key, path, occurrence, row.order, self._run, purse, turn)
         try:

@@ -38,6 +38,7 @@ from weaverant.runtime.calls import Calls
 from weaverant.runtime.feed import END, Empty, Feed
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
+from weaverant.runtime.outlook import Outlook
 from weaverant.runtime.recovery import Unfinished, started_of
 from weaverant.runtime.stagebook import Refused, StageBook, key_of
 from weaverant.step import Ask
@@ -72,7 +73,9 @@ class LocalSwarm:
         budget: Budget | None = None,
         unfinished: Unfinished | None = None,
         reuse: Callable[[str, bytes], Reusable | None] | None = None,
+        outlook: Outlook | None = None,
     ) -> None:
+        """`outlook` is for a pilot."""
         self.binding = binding
         self.ledger = ledger
         self.stopped = ""
@@ -88,9 +91,10 @@ class LocalSwarm:
         self._left = unfinished or Unfinished()
         self._reuse = reuse
         self._budget = budget
+        self._outlook = outlook
         if budget is not None:
             budget.attach(self.write_reservation, partial(self.stop, "budget", math.inf))
-        self._calls = Calls(binding, limits, self._admit_soon, self._broken, self._unavailable, run, budget)
+        self._calls = Calls(binding, limits, self._admit_soon, self._broken, self._unavailable, run, budget, outlook)
         self._live: dict[str, TaskRun] = {}
         self._backlog: list[tuple[int, int, Row | Refused, list[TaskEvent] | None]] = []
         self._arrivals = 0
@@ -423,7 +427,8 @@ class LocalSwarm:
         if self.stopped == "fuse" and self._nothing_left():
             self.stopped = ""
         self._calls.close()
-        self.write(RunClosed(self.stopped or "finished", time.time()), None, None)
+        bound, capacities = (0.0, {}) if self._outlook is None else (self._outlook.bound, self._outlook.capacities())
+        self.write(RunClosed(self.stopped or "finished", time.time(), bound, capacities), None, None)
 
     def _nothing_left(self) -> bool:
         """Whether the rows that were in flight when the run stopped were the last: then it has finished after all."""

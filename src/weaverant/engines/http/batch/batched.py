@@ -37,8 +37,7 @@ class Batched:
 
     async def generate(self, request: Request, ctx: CallContext) -> Reply:
         body = self._endpoint.body(request)
-        worst = (self._endpoint.worst(request) or 0.0) * self._share
-        call = Call(custom_id(request, body, ctx), request, len(body), ctx, worst)
+        call = Call(custom_id(request, body, ctx), request, len(body), ctx, self.worst(request) or 0.0)
         run = self._runs.get(ctx.run)
         if run is None or run.forsaken():
             run = self._runs[ctx.run] = RunBatches(self._endpoint, ctx.run, self._share, self._limits)
@@ -46,6 +45,10 @@ class Batched:
 
     def unbounded(self, request: Request) -> str:
         return self._endpoint.unbounded(request)
+
+    def worst(self, request: Request) -> float | None:
+        worst = self._endpoint.worst(request)
+        return None if worst is None else worst * self._share
 
     def status(self) -> list[str]:
         return [line for run in self._runs.values() for line in run.status()]

@@ -1,4 +1,4 @@
-"""The dependable HTTP client: aiohttp behind the seam. It never sends a request a second time."""
+"""The dependable HTTP client: aiohttp behind the seam. It sends no POST a second time; aiohttp may so send a GET."""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ class Transport(Protocol):
 
         A body longer than `most` bytes, after decompression, is cut off. `idle` is how many seconds may pass without
         a byte once the answer has begun (0: any). With `on_data` the pieces of a body of status 200 go there as they
-        come, and not into the answer; what it raises ends the request. Cancelling closes the connection. A request
-        is sent once more only where it is certain that nobody has read the first (see `tcp.py`).
+        come, and not into the answer; what it raises ends the request. Cancelling closes the connection. A POST is
+        sent once more only where it is certain that nobody has read the first (see `tcp.py`).
         """
         ...
 

@@ -33,6 +33,8 @@ class Bucket:
 
     def __init__(self, per_minute: float, now: float) -> None:
         self.per_minute = per_minute
+        self.taken = 0.0
+        """In all."""
         self._owed_until = now
         self._empty_until = now
         self._cells: deque[tuple[float, float]] = deque()
@@ -46,6 +48,7 @@ class Bucket:
 
     def take(self, amount: float, now: float) -> None:
         """It was taken, whether or not it had to be waited for."""
+        self.taken += amount
         self._owed_until = max(self._owed_until, now) + amount / self._per_second
         end = (math.floor(now / CELL_S) + 1) * CELL_S
         if self._cells and self._cells[-1][0] == end:
@@ -101,9 +104,19 @@ class RateLimits:
         """0: unknown."""
         self._requests = Bucket(rpm, now) if rpm else None
         self._tokens = Bucket(tpm, now) if tpm else None
+        self._sent = 0
+        """Requests since there is a limit of tokens."""
         self._stated = (rpm > 0, tpm > 0)
         self._share = 1.0
         self._tight_at = now
+
+    @property
+    def per_minute(self) -> float:
+        """Requests a minute that are let through in the long run, with as many tokens each as so far; inf: all."""
+        requests = self._requests.per_minute if self._requests else math.inf
+        if self._tokens is not None and self._sent > 0 and self._tokens.taken > 0.0:
+            requests = min(requests, self._tokens.per_minute * self._sent / self._tokens.taken)
+        return SHY * requests
 
     def wait(self, tokens: float, now: float) -> float:
         """Seconds until a request of so many tokens (prompt and `max_tokens`) may be sent; 0.0: now."""
@@ -116,6 +129,7 @@ class RateLimits:
             self._requests.take(1.0, now)
         if self._tokens:
             self._tokens.take(tokens * self._share, now)
+            self._sent += 1
 
     def give_back(self, tokens: float, now: float) -> None:
         """It was not sent after all."""
@@ -123,6 +137,7 @@ class RateLimits:
             self._requests.take(-1.0, now)
         if self._tokens:
             self._tokens.take(-tokens * self._share, now)
+            self._sent -= 1
 
     def settle(self, estimated: float, actual: float, now: float) -> None:
         """Its reply told the true number of tokens. See `Bucket.settle`."""

@@ -56,6 +56,11 @@ class Search:
         """Requests that may be in flight now."""
         return self._here.level
 
+    @property
+    def settled(self) -> bool:
+        """Whether the level is what the server was found to work on, rather than what is to be tried next."""
+        return self._settled
+
     def restart(self, target: float, now: float) -> None:
         """Begin anew from this load: something else than latency told it."""
         self._target = max(1.0, min(target, float(self._most)))

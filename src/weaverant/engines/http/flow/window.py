@@ -59,6 +59,12 @@ class Window:
         return max(1, min(self._told or self._search.level, self._ceiling))
 
     @property
+    def reach(self) -> int:
+        """How many it may yet grow to: `size`, where that is settled."""
+        settled = self._waited if self._told else self._search.settled
+        return self.size if settled else max(self.size, min(self._most, self._ceiling))
+
+    @property
     def room(self) -> bool:
         return self.in_flight < self.size
 

@@ -16,6 +16,7 @@ from weaverant.engines.http.pool.members import Members
 from weaverant.engines.http.pool.race import Sent, race
 from weaverant.engines.http.pool.replica import Place, Replica, limited
 from weaverant.engines.http.pool.roster import Roster, split
+from weaverant.events import Capacity
 from weaverant.message import Reply, Request
 from weaverant.protocols import CallContext
 
@@ -82,6 +83,23 @@ class Pool:
     def unbounded(self, request: Request) -> str:
         """See `Costly`."""
         return next(filter(None, (replica.unbounded(request) for replica in self._balance.replicas)), "")
+
+    def worst(self, request: Request) -> float | None:
+        """See `Priced`: at the dearest replica."""
+        bounds = [replica.worst(request) for replica in self._balance.replicas]
+        known = [bound for bound in bounds if bound is not None]
+        return max(known, default=None) if len(known) == len(bounds) else None
+
+    def capacity(self) -> Capacity:
+        """See `Sized`: that of all replicas."""
+        replicas = self._balance.replicas
+        per_minute = sum(replica.limits.per_minute for replica in replicas)
+        windows = [replica.window for replica in replicas]
+        return Capacity(
+            sum(window.size for window in windows),
+            sum(window.reach for window in windows),
+            per_minute if per_minute < math.inf else 0.0,
+        )
 
     def status(self) -> list[str]:
         """See `Observed`."""
