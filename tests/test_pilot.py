@@ -19,7 +19,10 @@ import pytest
 
 from weaverant import Agent, Reply, Request, Stages, StepFailed, Usage, UserError, reject, resume, run, workflow
 from weaverant.cli.forecast import forecast
+from weaverant.engines.cache import Cached
 from weaverant.engines.http import Pool
+from weaverant.events import RunClosed
+from weaverant.journal import JournalReader
 from weaverant.message import Sampling, assistant, user
 from weaverant.pilot import Estimate, Interval, estimate
 from weaverant.pilot.intervals import mean_of, share_of, student, total_of
@@ -249,6 +252,13 @@ def test_the_cap_has_room_for_the_bound_of_a_call(tmp_path: Path):
         assert found.cap <= cap < found.cap + 0.01
         done = resume(tmp_path / "run", workflow=promises, rows=rows(40), models=spec, budget=cap).wait()
         assert (done.state, done.exit_code) == ("finished", 0) and done.spent == pytest.approx(40 * 0.002)
+    closed = [event for event in JournalReader(tmp_path / "run").run_events() if isinstance(event, RunClosed)]
+    assert [round(event.bound, 1) for event in closed] == [0.8, 0.0], "only a pilot asks for it"
+    assert [list(event.capacities) for event in closed] == [["*"], []]
+
+
+NOISE_S = 2.0
+"""So much longer a run may take on a busy machine than a pilot could know."""
 
 
 def seconds_of_the_rest(directory: Path, spec: str, count: int, pilot: int) -> tuple[Estimate, float]:
@@ -265,7 +275,7 @@ def test_time_that_a_rate_limit_takes(tmp_path: Path):
         found, took = seconds_of_the_rest(tmp_path / "run", f"{server.url}?rpm=3000&start=64#m", 440, 40)
     told = found.seconds
     assert told is not None and told.low >= 400 / 50 - 1, "a second's worth may be ahead"
-    assert told.low <= took <= told.high
+    assert told.low <= took <= told.high + NOISE_S and told.high < 4 * took
     (printed,) = [line for line in forecast(found) if "time left" in line]
     assert printed.split()[:3] == ["time", "left:", "about"] and printed.endswith(" s)") and " to " in printed
 
@@ -275,7 +285,7 @@ def test_time_that_latency_takes(tmp_path: Path, slots: int, pilot: int):
     with MockServer(latency=0.1, slots=slots) as server:
         found, took = seconds_of_the_rest(tmp_path / "run", f"{server.url}#m", 400, pilot)
     told = found.seconds
-    assert told is not None and 360 * 0.1 / 1024 < told.low <= took <= told.high
+    assert told is not None and 360 * 0.1 / 1024 < told.low <= took <= told.high + NOISE_S
 
 
 def test_time_of_a_server_that_takes_so_many_at_once(tmp_path: Path):
@@ -283,11 +293,11 @@ def test_time_of_a_server_that_takes_so_many_at_once(tmp_path: Path):
         found, took = seconds_of_the_rest(tmp_path / "run", f"{server.url}?connections=4&start=4#m", 120, 40)
     told = found.seconds
     assert told is not None and told.low >= 80 * 0.1 / 4
-    assert 0.7 * told.value < took and told.low <= took <= told.high
+    assert 0.7 * told.low <= took <= told.high + NOISE_S and told.value < 2 * took
 
 
-def test_what_a_pool_tells_of_its_servers():
-    """Two limits of tokens, and what calls counted as so far: 25 of the prompt and 30 of the reply."""
+def test_what_a_pool_tells_of_its_servers(tmp_path: Path):
+    """A limit of tokens and one of requests, and what calls counted as so far: 25 of the prompt and 30 of the reply."""
     asked = Request("a", "m", (user("x" * 100),), Sampling(max_tokens=30))
     with MockServer() as server:
         pool = Pool(
@@ -303,6 +313,9 @@ def test_what_a_pool_tells_of_its_servers():
     assert told.most == 7 + 9 and 0 < told.calls <= told.most
     assert told.per_minute == pytest.approx(0.98 * (5500 / 55 + 50))
     assert worst is not None and 30 * 4e-6 < worst < 30 * 4e-6 + 1000 * 1e-6
+    cached = Cached(pool, tmp_path)
+    assert cached.worst(asked) == worst
+    asyncio.run(cached.close())
 
 
 def test_the_interval_of_a_share_holds_what_it_promises():
