@@ -228,6 +228,12 @@ def test_equal_costs_and_a_lean_to_either_side():
 
 long_winded = Agent("long-winded", prompt="Say {{ n }}", max_tokens=8000)
 brief = Agent("brief", prompt="Say {{ n }}", max_tokens=30)
+limited = Agent("limited", model="limited", prompt="{{ n }}", max_tokens=5)
+
+
+@workflow
+async def both(row: dict[str, Any]) -> Any:
+    return [await limited(n=row["n"]), await asker(n=row["n"])]
 
 
 @workflow
@@ -294,6 +300,15 @@ def test_time_of_a_server_that_takes_so_many_at_once(tmp_path: Path):
     told = found.seconds
     assert told is not None and told.low >= 80 * 0.1 / 4
     assert 0.7 * told.low <= took <= told.high + NOISE_S and told.value < 2 * took
+
+
+def test_each_engine_takes_its_own_time(tmp_path: Path):
+    """One call of each row goes to a server with a rate limit, one to an engine that tells nothing."""
+    with MockServer() as server:
+        engines: Any = {"limited": f"{server.url}?rpm=600#m", "*": Teller(skewed(20))}
+        run(both, rows(1020), models=engines, directory=tmp_path / "run", pilot=20).wait()
+    told = estimate(tmp_path / "run").seconds
+    assert told is not None and told.low == pytest.approx(1000 / 0.98 / 10 - 1), "a thousand calls, ten a second"
 
 
 def test_what_a_pool_tells_of_its_servers(tmp_path: Path):

@@ -2,9 +2,9 @@
 
 Few dear rows among many cheap ones make costs skewed, and Student's interval misses the truth more often than it says.
 Hall's (On the removal of skewness by transformation, JRSS B 54, 1992) allows for the skewness of the values seen. For
-lognormal costs of sigma 1 it holds the sum of many further rows in 94 of 100 cases after 50 rows, Student's in 90. What
-no interval can know is what has not been seen: where one row in 50 costs 50 times as much as the others, there is none
-of them among 36 of 100 pilots of 50 rows, and all of these promise too little.
+lognormal costs of sigma 1 it holds the sum of 1,000 further rows in 93 of 100 cases after 50 rows, Student's in 90.
+What no interval can know is what has not been seen: where one row in 50 costs 50 times as much as the others, there is
+none of them among 36 of 100 pilots of 50 rows, and all of these promise too little.
 """
 
 from __future__ import annotations
