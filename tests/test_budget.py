@@ -61,6 +61,13 @@ def billed(server: MockServer) -> float:
     return math.fsum(item["dollars"] for item in server.bill())
 
 
+def settle(server: MockServer) -> None:
+    """Wait until nothing is worked on: a call that its client has left is not in flight any more, and is billed when its
+    work is done. Another run may be under way by then, whose calls are the same."""
+    while (stats := server.stats())["in_flight"] or stats["running"]:
+        time.sleep(0.02)
+
+
 def price_of(usage: Usage) -> float:
     """As on the price list, worked out here."""
     return (usage.prompt_tokens * 30 + usage.completion_tokens * 150) / 1e6
@@ -193,7 +200,7 @@ def test_calls_that_time_out_are_charged_what_they_may_have_cost(tmp_path: Path)
     with MockServer(price=PRICE, latency=0.6) as server:
         given = models(server, timeout=0.2, retries=0)
         done = run(twice, rows(4), models=given, directory=tmp_path / "run", budget=5, max_failures=1.0).wait()
-        time.sleep(0.8)  # it goes on working for nobody
+        settle(server)
         bill = billed(server)
     found = document(fold(tmp_path / "run"))
     assert done.exit_code == 3 and found["stages"][0]["failed"] == {"timeout": 4}
@@ -224,7 +231,7 @@ def test_calls_that_the_workflow_cancels_are_charged_what_they_may_have_cost(tmp
     with MockServer(price=PRICE, latency=0.8) as server:
         done = run(impatient, rows(3), models=models(server)["first"], directory=tmp_path / "run", budget=5)
         assert [task.result for task in done] == ["gave up"] * 3
-        time.sleep(1.0)
+        settle(server)
         bill = billed(server)
     found = document(fold(tmp_path / "run"))
     cancelled = [event for event in events(tmp_path / "run", StepEnded) if event.outcome == "cancelled"]
@@ -544,13 +551,6 @@ def life(arguments: list[str], seconds: float | None) -> int:
             end = math.inf
         time.sleep(0.002)
     return os.waitstatus_to_exitcode(ended[1])
-
-
-def settle(server: MockServer) -> None:
-    """Wait until nothing is worked on: a call of a killed run is not in flight any more, and is billed when its work is
-    done. The next trial may have begun by then, whose calls are the same."""
-    while (stats := server.stats())["in_flight"] or stats["running"]:
-        time.sleep(0.02)
 
 
 def trial(number: int, folder: Path, server: MockServer) -> Trial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,33 @@ def test_a_wrong_key_or_address_stops_the_run(tmp_path: Path, path: str, status:
         assert counts(finish(resume(tmp_path / "run", workflow=two_turns, rows=ROWS, models=right))) == (60, 0, 0)
 
 
-def test_a_key_that_is_refused_later_fails_the_rows_that_it_fails(tmp_path: Path):
+def test_a_key_that_expires_stops_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with MockServer(latency=0.05, slots=1) as server:
-        going = run(two_turns, ROWS, models=f"{server.url}?connections=1#m", directory=tmp_path / "run", fuse_after=10)
+        spec = f"{server.url}?connections=1#m"
+        going = run(two_turns, ROWS, models=spec, directory=tmp_path / "run")
         for ended, _ in enumerate(going, 1):
             if ended == 3:
                 server.control(scenario="fault-401")
-    assert going.state == "fuse" and going.ledger.stages[0].failed["request"] >= 5
+        done, failed, left = counts(going)
+        assert going.state == "server" and failed == 0 and left == 60 - done > 40
+        assert "the run stopped (server): request: the server refused the request (401)" in caplog.text
+        server.control(scenario="ok")
+        assert counts(finish(resume(tmp_path / "run", workflow=two_turns, rows=ROWS, models=spec))) == (60, 0, 0)
+
+
+def test_a_run_whose_last_row_cannot_be_read_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By another path to the same file."""
+    lines = [json.dumps(row) for row in ROWS]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "broken{"]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    free = port()
+    spec = f"http://127.0.0.1:{free}/v1?retries=0#m"
+    stopped = finish(run(two_turns, "rows.jsonl", models=spec, directory=tmp_path / "run"))
+    assert stopped.state == "server" and stopped.ledger.failed == 1
+    with MockServer(port=free):
+        again = finish(resume(tmp_path / "run", workflow=two_turns, models=spec))
+    stage = again.ledger.stages[0]
+    assert (again.state, stage.done, stage.failed.total()) == ("finished", 60, 1)
 
 
 @pytest.mark.parametrize("scenario", ["hang", "fault-500", "fault-429", "fault-429-retry-after-endless"])

@@ -132,6 +132,11 @@ class Run:
         return self.ledger.earlier_cost + self.ledger.usage().cost if self._budget is None else self._budget.spent
 
     @property
+    def priced(self) -> bool:
+        """Whether the price of every model is known."""
+        return not self.config.unpriced
+
+    @property
     def notes(self) -> list[str]:
         """What engines have to tell while the run goes on, and how many calls wait for money."""
         engines = {id(engine): engine for engine in self.binding.models.values()}
@@ -188,6 +193,8 @@ class Run:
         finally:
             self._loop = None
             gc.set_threshold(*thresholds)
+            if self.error is not None and self.tell is _warn:  # a command prints it itself
+                _log.error("weaverant: the run stopped (%s): %s", self.state, self.error)
 
     def __iter__(self) -> Iterator[Task]:
         return iter(Blocking(self, self.leave))

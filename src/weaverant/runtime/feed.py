@@ -120,7 +120,7 @@ def as_row(value: Any, count: int, trials: int) -> tuple[Row, Unreadable | None]
         except (UserError, ValueError, OverflowError, TypeError) as error:
             value = Unreadable(str(error), key)
     value = Unreadable(_printable(value.text), _printable(value.where))
-    return Row(key, 0, count, row_digest([value.text, value.where], trial), None), value
+    return Row(key, 0, count, row_digest([value.text], trial), None), value
 
 
 def _printable(text: str) -> str:

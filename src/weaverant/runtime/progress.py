@@ -45,6 +45,8 @@ class Watched(Protocol):
     @property
     def spent(self) -> float: ...
     @property
+    def priced(self) -> bool: ...
+    @property
     def limits(self) -> Limits: ...
     @property
     def notes(self) -> list[str]: ...
@@ -82,6 +84,8 @@ class Snapshot(Struct, frozen=True):
     budget: float = 0.0
     notes: tuple[str, ...] = ()
     """What engines have to tell."""
+    priced: bool = True
+    """Whether somebody knows what the calls cost."""
 
 
 class Pace:
@@ -103,6 +107,7 @@ class Pace:
         return Snapshot(
             stages, rows_in_flight, calls_in_flight, calls, call_rate, token_rate, watched.spent, now - self._began,
             eta, watched.state, watched.limits.budget, tuple(watched.notes),
+            watched.priced,
         )  # fmt: skip
 
     def _rates(self, now: float, calls: int, tokens: int) -> tuple[float, float]:
@@ -162,6 +167,8 @@ def line(shot: Snapshot) -> str:
 
 
 def _cost(shot: Snapshot) -> str:
+    if not shot.cost and not shot.priced:
+        return "cost unknown"
     return f"{money(shot.cost)} of {money(shot.budget)}" if shot.budget else money(shot.cost)
 
 

@@ -27,7 +27,7 @@ class Call:
     """What a pool knows of a call while it works on it."""
 
     __slots__ = (
-        "agent", "cost", "ctx", "deadline", "failures", "future", "last", "passed", "request", "requests",
+        "agent", "barred", "cost", "ctx", "deadline", "failures", "future", "last", "passed", "request", "requests",
         "retries", "sent", "since", "tokens", "tried", "unsure",
     )  # fmt: skip
 
@@ -40,6 +40,8 @@ class Call:
         self.deadline = math.inf
         """Until the first request is sent."""
         self.requests = 0
+        self.barred = False
+        """The server does not take the key."""
         self.sent = False
         """Whether a server may have worked on it."""
         self.failures = 0
@@ -88,7 +90,7 @@ class Call:
         failure = trouble.failure
         ended = self.failed(failure.kind, failure.text, trouble.status)
         ended.text += why
-        if self.sent or not away:
+        if self.sent or not (away or self.barred):
             return ended
         return Unavailable(ended.kind, ended.text, ended.detail, ended.usage)
 

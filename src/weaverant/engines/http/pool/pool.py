@@ -20,8 +20,11 @@ from weaverant.events import Capacity
 from weaverant.message import Reply, Request
 from weaverant.protocols import CallContext
 
-MISDIRECTED = frozenset((401, 404, 405))
-"""Statuses that, before the first reply, are the fault of an address or a key: every other call would get them, too."""
+UNAUTHORIZED = 401
+"""The key is the fault, at any time: every other call would be answered alike."""
+
+MISDIRECTED = frozenset((404, 405))
+"""Statuses that, before the first reply, are the fault of an address."""
 
 
 class Pool:
@@ -194,7 +197,8 @@ class Pool:
         call.last = trouble
         never_sent = trouble.blame == "network" and not trouble.billed
         misdirected = trouble.status in MISDIRECTED and self._places.replied_at == -math.inf
-        call.sent |= not (never_sent or misdirected or trouble.blame == "limit")
+        call.barred = trouble.status == UNAUTHORIZED
+        call.sent |= not (never_sent or misdirected or call.barred or trouble.blame == "limit")
         if not trouble.again and trouble.blame != "call":
             self._check_hope(call, trouble, replica, now)
         if not trouble.again or now >= call.deadline:
