@@ -164,7 +164,7 @@ def test_what_engines_tell_stands_in_the_block_four_lines_at_most():
     assert line(shot(notes=notes)).endswith("; ".join(["", *notes[:4], "and 3 more"]))
     assert line(shot(notes=notes[:2])).endswith("; ".join(["", *notes[:2]]))
     assert "$1.23 of $5.00;" in line(shot(budget=5.0, cost=1.23))
-    assert "; cost unknown;" in line(shot(cost=0.0, priced=False)) and "$0.00;" in line(shot(cost=0.0))
+    assert ", cost unknown;" in line(shot(cost=0.0, priced=False)) and "$0.00;" in line(shot(cost=0.0))
 
 
 def test_a_stop_shows():
