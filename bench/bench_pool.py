@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -144,15 +145,25 @@ async def rate_limits(minutes: float) -> list[dict[str, Any]]:
 
 
 async def measure(scale: float) -> list[dict[str, Any]]:
-    rows = await saturation(scale)
-    rows += await slow_down(scale)
-    rows += [await silent_queue(metrics, scale) for metrics in ("", "vllm")]
-    return rows + await rate_limits(max(0.5, 2 * scale))
+    """All of it; what is known is printed as it comes, because it takes minutes."""
+    rows: list[dict[str, Any]] = []
+
+    def take(found: list[dict[str, Any]]) -> None:
+        rows.extend(found)
+        for row in found:
+            print(f"  {row['name']}: {row['value']}", file=sys.stderr, flush=True)
+
+    take(await saturation(scale))
+    take(await slow_down(scale))
+    for metrics in ("", "vllm"):
+        take([await silent_queue(metrics, scale)])
+    take(await rate_limits(max(0.5, scale)))
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="2 minutes instead of 7")
     rows = asyncio.run(measure(0.3 if parser.parse_args().quick else 1.0))
     lines = [
         [r["name"], f"{r['value']:.3f}", r["goal"] or "", {True: "yes", False: "no"}.get(r["met"], "")] for r in rows

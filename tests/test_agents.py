@@ -81,6 +81,12 @@ def test_a_template_that_fails_says_whose_it_is_and_what_it_was_given():
     assert text.startswith("agent 'a': prompt: TypeError: ") and text.endswith("; it was given: n")
 
 
+def test_a_field_of_the_agent_given_to_a_call_is_no_silent_variable():
+    task = one(calling(Agent("poet", prompt="About {{ topic }}"), topic="a", temperature=0.0), "never")
+    assert "'poet': temperature= is no variable of its prompt but a field of the agent" in task.result["text"]
+    assert one(calling(Agent("chef", prompt="At {{ temperature }}"), temperature=180), "well").state == "done"
+
+
 def test_variables_have_names():
     agent = Agent("a", system="{{ style }}", prompt="{{ question }}")
     for way in (agent, agent.reply):

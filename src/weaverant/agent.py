@@ -282,6 +282,8 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any]) -
     """One call of an agent: the first request, the tools' turns, the repairs."""
     loop = current_loop(f"agent {agent.name!r}")
     bound = cast("Binding", loop.binding).bound(agent)
+    if not _FIELDS.isdisjoint(variables):
+        _refuse_fields(bound, variables)
     variables = {
         name: value if type(value) in SCALARS else plain(value, f"variable {name!r}")
         for name, value in variables.items()
@@ -298,6 +300,21 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any]) -
     if bound.output is None:
         return scope.reply.message.text, scope.reply
     return await scope.parse(bound.output), scope.reply
+
+
+def _refuse_fields(bound: Bound, variables: Mapping[str, Any]) -> None:
+    """In other libraries a call takes them; here they would be variables that no template reads."""
+    for name in sorted(_FIELDS.intersection(variables).difference(bound.templates.variables)):
+        raise UserError(
+            f"agent {bound.agent.name!r}: {name}= is no variable of its prompt but a field of the agent. Set it there, "
+            f"Agent({bound.agent.name!r}, ..., {name}=...), or make another agent of it with dataclasses.replace"
+        )
+
+
+_FIELDS = frozenset(
+    ("temperature", "top_p", "max_tokens", "stop", "logprobs", "top_logprobs", "extra", "output", "tools")
+)
+"""Those that nobody means as a variable."""
 
 
 def _too_few(bound: Bound, ask: Ask, reply: Reply) -> StepFailed:
