@@ -191,7 +191,10 @@ def test_malt_on_gsm8k_against_transformers_serve(server: str, tmp_path: Path):
     assert (stage["rows"], stage["done"], stage["left"]) == (ROWS, ROWS, 0)
     assert sum(agent["calls"] for agent in shown["agents"]) == calls
     exported = tmp_path / "messages.jsonl"
-    assert weaverant("export", run, "--as", "messages", "--out", exported).returncode == 0
+    left_out = weaverant("export", run, "--as", "messages", "--out", exported)
+    assert left_out.returncode == 0 and f"left out: {calls} cut short (max_tokens)" in left_out.stderr
+    again = weaverant("export", run, "--as", "messages", "--keep-cut", "--force", "--out", exported)
+    assert again.returncode == 0, again.stderr
     samples = [json.loads(line) for line in exported.read_text().splitlines()]
     assert len(samples) == calls
     questions = [json.loads(line)["question"] for line in GSM8K.read_text().splitlines()[:ROWS]]
