@@ -24,7 +24,7 @@ from weaverant.engines import open_engine
 from weaverant.engines.http import Pool
 from weaverant.engines.http.pool.call import Call
 from weaverant.engines.http.pool.queue import Queue
-from weaverant.errors import StepFailed, UserError
+from weaverant.errors import StepFailed, Unavailable, UserError
 from weaverant.message import Reply, Request, Sampling, user
 from weaverant.protocols import CallContext
 from weaverant.testing.server import MockServer
@@ -378,6 +378,22 @@ def test_where_nothing_has_ever_answered_all_that_wait_fail_soon_and_say_why():
     assert {failure.kind for failure in failures} == {"connection"}
     assert all(f"{url}#m has never answered: is it up" in failure.text for failure in failures)
     assert max(failure.detail["requests"] for failure in failures) <= 2 and failures[-1].detail["requests"] == 1
+
+
+def test_a_call_whose_other_request_may_have_been_billed_was_sent(servers: list[MockServer]):
+    """The first is refused for its key, after its second was sent to a server that broke off."""
+    first, second = servers[:2]
+
+    async def main(engine: Pool) -> list[StepFailed]:
+        await many(engine, 100, 10)
+        first.control(scenario="fault-401", latency=0.4)
+        second.control(scenario="drop-mid-body", latency=0.4)
+        return [await failed(answer(engine, number)) for number in range(200, 212)]
+
+    engine = Pool([address(server.url, hedge=0.5, retries=0, price="1,1") for server in (first, second)])
+    failures = [failure for failure in perform(main, engine) if failure.usage is not None]
+    unsure = [failure for failure in failures if failure.usage is not None and failure.usage.unsure]
+    assert unsure and not any(isinstance(failure, Unavailable) for failure in unsure)
 
 
 def test_a_refusal_pauses_the_replica_for_all_calls(servers: list[MockServer]):

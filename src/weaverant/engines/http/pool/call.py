@@ -86,11 +86,12 @@ class Call:
         return StepFailed(kind, text, detail, usage)
 
     def ended(self, trouble: Trouble, why: str, away: bool) -> StepFailed:
-        """The call's failure by its last trouble; `Unavailable` where no server has worked on it, and all are away."""
+        """The call's failure by its last trouble; `Unavailable` where no server can have worked on it, a hedge's
+        either, and all are away or take no such key."""
         failure = trouble.failure
         ended = self.failed(failure.kind, failure.text, trouble.status)
         ended.text += why
-        if self.sent or not (away or self.barred):
+        if self.sent or self.unsure or not (away or self.barred):
             return ended
         return Unavailable(ended.kind, ended.text, ended.detail, ended.usage)
 
