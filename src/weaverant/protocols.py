@@ -16,6 +16,18 @@ from weaverant.message import Reply, Request
 from weaverant.step import Turn
 
 
+class Clock(Protocol):
+    """What time it is. The module `time` is one; a simulated world brings its own."""
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow, from any moment on."""
+        ...
+
+    def time(self) -> float:
+        """Unix time. It may jump."""
+        ...
+
+
 class Purse(Protocol):
     """What a call may still cost. An engine gets one where the run has a budget, and asks it before every request."""
 

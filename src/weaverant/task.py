@@ -7,7 +7,6 @@ events and journaled events into what the workflow sees. `Task` is what is left 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -30,6 +29,7 @@ from weaverant.events import (
 )
 from weaverant.message import Reply, Usage
 from weaverant.past import Blob, Past
+from weaverant.protocols import Clock
 from weaverant.replay import WorkflowLoop
 from weaverant.step import Ask, ModelWork, StepKey, message_value, reply_of, reply_value, seed_of
 from weaverant.trace import Texts, fresh, plain
@@ -41,6 +41,9 @@ class Peer(Protocol):
 
     @property
     def binding(self) -> Binding: ...
+
+    @property
+    def clock(self) -> Clock: ...
 
     def write(self, event: Event, durable: Callable[[], None] | None, blobs: Mapping[bytes, str] | None) -> None: ...
 
@@ -138,7 +141,7 @@ class TaskRun:
 
     def journal_row(self) -> float:
         """Write the event that the task began. Returns the time in it."""
-        row, wall = self.row, time.time()
+        row, wall = self.row, self._peer.clock.time()
         blobs: dict[bytes, str] = {}
         packed = self._texts.pack(row.value, blobs)
         self._peer.write(TaskStarted(row.key, row.stage, wall, row.digest, packed, row.parents), None, blobs)
@@ -269,7 +272,7 @@ class TaskRun:
         if isinstance(instead_of, Reply):
             model = instead_of.model
         path, fingerprint, occurrence = ask.key
-        clock, wall = self._clock(), time.time()
+        clock, wall = self._clock(), self._peer.clock.time()
         if ask.turn is not None:  # what it waited for its turn is no part of its latency
             ask.started = min(clock, ask.started + ask.turn.waited)
             ask.turn = None
@@ -290,7 +293,7 @@ class TaskRun:
     def _fire(self, timer: Timer) -> None:
         if self.closed or timer.settled:
             return
-        clock, wall = max(timer.due, self._clock()), time.time()
+        clock, wall = max(timer.due, self._clock()), self._peer.clock.time()
         path, number = timer.key
         durable = partial(self._acknowledged, timer, Record(self._count, "timer", None, clock, wall))
         self._count += 1
@@ -304,10 +307,10 @@ class TaskRun:
     def _clock(self) -> float:
         """Seconds on the task's own clock. It goes on from the last event that the workflow saw, so the time a run
         stood still does not count against deadlines."""
-        clock = -1.0 if self._zero is None else time.monotonic() - self._zero
+        clock = -1.0 if self._zero is None else self._peer.clock.monotonic() - self._zero
         if clock < self._loop.clock:  # not begun, or a retry has come past answers that were kept
             clock = self._loop.clock
-            self._zero = time.monotonic() - clock
+            self._zero = self._peer.clock.monotonic() - clock
         return clock
 
     # The end
@@ -344,7 +347,7 @@ class TaskRun:
         loop, row = self._loop, self.row
         blobs: dict[bytes, str] = {}
         event = TaskEnded(
-            row.key, row.stage, state, reason, where, value, self._clock(), time.time(),
+            row.key, row.stage, state, reason, where, value, self._clock(), self._peer.clock.time(),
             loop.unasked, loop.first_unasked(),
         )  # fmt: skip
         packed = msgspec.structs.replace(event, value=self._texts.pack(value, blobs))

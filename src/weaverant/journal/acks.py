@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import perf_counter
+
+from weaverant.protocols import Clock
 
 SLICE_SECONDS = 0.005
 """Time per loop iteration. Delivered in one go, thousands of acknowledgements would hold the loop for too long."""
@@ -15,9 +16,10 @@ _LOOK_EVERY = 16
 class Acks:
     """Callbacks on their way to the event loop."""
 
-    __slots__ = ("_due", "_loop", "_scheduled")
+    __slots__ = ("_clock", "_due", "_loop", "_scheduled")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
+        self._clock = clock
         self._loop = loop
         self._due: deque[Callable[[], None]] = deque()
         self._scheduled = False
@@ -31,13 +33,13 @@ class Acks:
     def _run(self) -> None:
         due = self._due
         self._scheduled = True
-        end = perf_counter() + SLICE_SECONDS
+        end = self._clock.monotonic() + SLICE_SECONDS
         calls = 0
         try:
             while due:
                 due.popleft()()
                 calls += 1
-                if calls % _LOOK_EVERY == 0 and perf_counter() >= end:
+                if calls % _LOOK_EVERY == 0 and self._clock.monotonic() >= end:
                     break
         finally:  # also where a callback raised: the loop reports it, the others still get their turn
             self._scheduled = bool(due)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 
 from weaverant.errors import JournalError
 from weaverant.events import Event
 from weaverant.journal.acks import Acks
+from weaverant.protocols import Clock
 
 
 class NullJournal:
     """Implements `protocols.Journal` without storage. Acknowledges soon, in order, in slices."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = time) -> None:
+        self._clock = clock
         self._waiting: list[Callable[[], None]] = []
         self._acks: Acks | None = None
         self._closed = False
@@ -39,7 +42,7 @@ class NullJournal:
     def _acknowledge(self, durable: Callable[[], None]) -> None:
         if not self._waiting:
             loop = asyncio.get_running_loop()
-            self._acks = self._acks or Acks(loop)
+            self._acks = self._acks or Acks(loop, self._clock)
             loop.call_soon(self._deliver, self._acks)
         self._waiting.append(durable)
 

@@ -10,10 +10,10 @@ A lone task, whose groups have one, waits for nothing. An event of 1.2 kB costs 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from typing import NoReturn
 
 from weaverant.errors import JournalError
@@ -25,6 +25,8 @@ from weaverant.journal.disk import Disk
 from weaverant.journal.index import SegmentIndex
 from weaverant.journal.lock import RunLock
 from weaverant.journal.store import Repair, SegmentStore
+from weaverant.journal.worker import ThreadWorker, Worker
+from weaverant.protocols import Clock
 
 SEGMENT_BYTES = 64 << 20
 SEGMENT_TASKS = 32_768
@@ -64,7 +66,10 @@ class SegmentJournal:
         segment_bytes: int = SEGMENT_BYTES,
         on_failure: Callable[[JournalError], None] | None = None,
         disk: Disk | None = None,
+        worker: Worker | None = None,
+        clock: Clock = time,
     ) -> None:
+        """`disk`, `worker` and `clock` are for simulated ones."""
         directory = Path(directory)
         disk = disk or Disk()
         self._lock = RunLock(directory)
@@ -95,9 +100,10 @@ class SegmentJournal:
         self._flushes: set[asyncio.Future[None]] = set()
         self._due: asyncio.TimerHandle | None = None
         """When the group that gathers is handed over."""
-        self._work: SimpleQueue[_Group | None] = SimpleQueue()
-        self._thread = Thread(target=self._write_groups, name="weaverant-journal", daemon=True)
-        self._thread.start()
+        self._clock = clock
+        self._broken = False
+        """Whether a group could not be written: known to the worker alone."""
+        self._worker = worker or ThreadWorker()
 
     def append(
         self, event: Event, durable: Callable[[], None] | None = None, blobs: Mapping[bytes, str] | None = None
@@ -146,8 +152,7 @@ class SegmentJournal:
             self._refuse()
 
     def _stop(self) -> None:
-        self._work.put(None)
-        self._thread.join()
+        self._worker.stop()
         self._store.close()
         self._lock.release()
 
@@ -173,7 +178,7 @@ class SegmentJournal:
         self._armed = True
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._loop, self._acks = loop, Acks(loop)
+            self._loop, self._acks = loop, Acks(loop, self._clock)
         loop.call_soon(self._send_in_time)
 
     def _end_payload(self) -> None:
@@ -202,7 +207,7 @@ class SegmentJournal:
             self._index = SegmentIndex()
             self._frame = 0
         self._group = _Group(self._index)
-        self._work.put(group)
+        self._worker.do(partial(self._write, group))
 
     def _landed(self, group: _Group, size: int) -> None:
         self._size = 0 if group.seal else size
@@ -222,20 +227,22 @@ class SegmentJournal:
             self._told = True
             self._on_failure(error)
 
-    def _write_groups(self) -> None:
-        """The thread."""
-        error: JournalError | None = JournalError("the journal's thread died of a bug: see its traceback above")
+    def _write(self, group: _Group) -> None:
+        """The worker's part. Once a group could not be written, none that follows is."""
+        if self._broken:
+            return
+        self._broken = True
+        error: JournalError | None = JournalError("the journal's worker died of a bug: see its traceback above")
         try:
-            while (group := self._work.get()) is not None:
-                self._write(group)
-            error = None
+            self._write_group(group)
+            self._broken, error = False, None
         except OSError as failure:
             error = self._store.give_up(failure)
         finally:
             if error is not None:
                 self._post(self._fail, error)
 
-    def _write(self, group: _Group) -> None:
+    def _write_group(self, group: _Group) -> None:
         self._blobs.put(group.blobs)
         size = self._store.write(group.payloads, group.index) if group.payloads else self._size
         self._post(self._landed, group, size)

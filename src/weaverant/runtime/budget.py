@@ -17,7 +17,7 @@ from weaverant.errors import StepFailed
 from weaverant.events import NO_USAGE, CostReserved
 from weaverant.journal import Reservations
 from weaverant.message import Request, Usage
-from weaverant.protocols import Engine
+from weaverant.protocols import Clock, Engine
 from weaverant.step import Ask, StepKey
 
 Place = tuple[str, StepKey]
@@ -106,9 +106,10 @@ class Budget:
     With a `cap` of infinity no call gets a purse: it only remembers what earlier sessions have set aside.
     """
 
-    def __init__(self, cap: float, spent: float = 0.0, left: Reservations | None = None) -> None:
+    def __init__(self, cap: float, spent: float = 0.0, left: Reservations | None = None, clock: Clock = time) -> None:
         """`spent` is what the recorded steps cost, `left` what was set aside for others."""
         self.cap = cap
+        self._clock = clock
         self.spent = spent
         """What ended calls cost, and what was set aside for calls that were cut off."""
         self._most = cap * (1 + ROUNDING)
@@ -261,7 +262,7 @@ class Budget:
         """Journal what is set aside now, besides what was lost before."""
         task, (path, fingerprint, occurrence) = account.place
         dollars += 0.0 if claim else account.lost
-        event = CostReserved(task, path, fingerprint, occurrence, dollars, claim, time.time(), account.name)
+        event = CostReserved(task, path, fingerprint, occurrence, dollars, claim, self._clock.time(), account.name)
         self._write(event, durable)
 
     def _drop(self, wish: Wish) -> None:

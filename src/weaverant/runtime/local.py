@@ -32,7 +32,7 @@ from weaverant.events import (
 )
 from weaverant.message import Usage
 from weaverant.past import Blob
-from weaverant.protocols import Journal, Unreadable
+from weaverant.protocols import Clock, Journal, Unreadable
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.calls import Calls
 from weaverant.runtime.feed import END, Empty, Feed
@@ -74,9 +74,11 @@ class LocalSwarm:
         unfinished: Unfinished | None = None,
         reuse: Callable[[str, bytes], Reusable | None] | None = None,
         outlook: Outlook | None = None,
+        clock: Clock = time,
     ) -> None:
-        """`outlook` is for a pilot."""
+        """`outlook` is for a pilot, `clock` for a simulated one."""
         self.binding = binding
+        self.clock = clock
         self.ledger = ledger
         self.stopped = ""
         """Why the run stopped before its end: `interrupted`, `fuse`, `journal`, `source`, `closed`, `broken`, `budget`,
@@ -228,9 +230,9 @@ class LocalSwarm:
     def _admit(self) -> None:
         """Start rows while there is room. Runs as a callback: a workflow's tasks may not run inside another task."""
         self._admitting = False
-        until = time.monotonic() + ADMISSION_SLICE
+        until = self.clock.monotonic() + ADMISSION_SLICE
         while self._room():
-            if time.monotonic() > until:
+            if self.clock.monotonic() > until:
                 self._admit_soon()
                 return
             try:
@@ -285,7 +287,7 @@ class LocalSwarm:
             return True
         if got is END and not self._drained:
             self._drained = True
-            self.write(SourceEnded(self._feed.count, time.time()), None, None)
+            self.write(SourceEnded(self._feed.count, self.clock.time()), None, None)
             self._close_groups()
             return bool(self._backlog)
         return False
@@ -293,7 +295,7 @@ class LocalSwarm:
     def _enter(self, got: Row | Refused) -> None:
         if isinstance(got, tuple):
             row, unreadable = got
-            self.write(TaskStarted(row.key, row.stage, time.time(), row.digest, None, row.parents), None, None)
+            self.write(TaskStarted(row.key, row.stage, self.clock.time(), row.digest, None, row.parents), None, None)
             self._refuse_row(row, unreadable.text, unreadable.where)
             return
         reuse = None if self._reuse is None else self._reuse(got.key, got.digest)
@@ -314,7 +316,7 @@ class LocalSwarm:
         self._live[started.task] = TaskRun.restore(self, stage, order, events, self._blob, reuse)
 
     def _refuse_row(self, row: Row, text: str, where: str) -> None:
-        end = TaskEnded(row.key, row.stage, "failed", "unreadable", where, {"text": text}, 0.0, time.time())
+        end = TaskEnded(row.key, row.stage, "failed", "unreadable", where, {"text": text}, 0.0, self.clock.time())
         self.write(end, lambda: self._finish(row, end, None), None)
 
     # Rows out
@@ -346,7 +348,7 @@ class LocalSwarm:
                 self._push_again(got)  # one that had ended before may let the next stage's groups form
         if self._left.held and not self._book.waiting:
             for key in self._left.held:
-                self.write(TaskSuperseded(key, "", time.time()), None, None)
+                self.write(TaskSuperseded(key, "", self.clock.time()), None, None)
             self._left.held.clear()
 
     def _push_again(self, got: Row | Refused) -> None:
@@ -428,7 +430,7 @@ class LocalSwarm:
             self.stopped = ""
         self._calls.close()
         bound, capacities = (0.0, {}) if self._outlook is None else (self._outlook.bound, self._outlook.capacities())
-        self.write(RunClosed(self.stopped or "finished", time.time(), bound, capacities), None, None)
+        self.write(RunClosed(self.stopped or "finished", self.clock.time(), bound, capacities), None, None)
 
     def _nothing_left(self) -> bool:
         """Whether the rows that were in flight when the run stopped were the last: then it has finished after all."""
@@ -436,7 +438,7 @@ class LocalSwarm:
             return False
         if not self._drained and self._feed.at_end():
             self._drained = True
-            self.write(SourceEnded(self._feed.count, time.time()), None, None)
+            self.write(SourceEnded(self._feed.count, self.clock.time()), None, None)
         return self._drained
 
     def _keep_what_was_read(self) -> None:
