@@ -8,10 +8,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-slow hostile check format bench train-tiny clean
+.PHONY: help install run test test-all test-slow hostile faults faults-mutants fuzz audit check format bench bench-installed-peers train-tiny clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed  ## .venv with weaverant and what its tests need
 
@@ -37,7 +37,7 @@ run: install  ## weave 300 questions with the embedded model, write the data set
 test: install  ## all tests that need no extra
 	$(BIN)/python -m pytest
 
-test-all: check test $(VENV)-heavy/.installed  ## format, lint, types, all tests, and those that need the heavy extras
+test-all: check test audit $(VENV)-heavy/.installed  ## format, lint, types, dependencies, all tests, and those that need the heavy extras
 	$(VENV)-heavy/bin/python -m pytest -m heavy
 
 test-slow: install  ## the long forms: 2,000 random workflows, 200 crash trials, a million rows
@@ -45,6 +45,21 @@ test-slow: install  ## the long forms: 2,000 random workflows, 200 crash trials,
 
 hostile: install  ## real runs against servers that fail in every way: what is lost, late, or asked twice
 	$(BIN)/python tests/test_hostile.py
+
+SEEDS ?= 10000
+faults: install  ## the fault gate: SEEDS=10000 simulated runs through crashes, power cuts, errors and edits; SEED=7 tells one
+	$(BIN)/python -m weaverant.testing.world $(or $(SEED),--seeds $(SEEDS))
+
+faults-mutants: install  ## the test of the gate: planted bugs, each to be caught within 500 seeds
+	$(BIN)/python -m weaverant.testing.world --mutants
+
+MINUTES ?= 60
+fuzz: install  ## hostile bytes for everything that reads what others wrote, for MINUTES=60 in all
+	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+audit: install  ## dependencies: versions, licences, origins; the index and pip-audit are asked where they answer
+	@test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit; } || true
+	$(BIN)/python tools/audit.py --strict --pip-audit $(VENV)-audit/bin/pip-audit
 
 check: install  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -60,8 +75,11 @@ bench: install  ## the benchmark tables (bench/README.md)
 	@for bench in bench/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 	@$(BIN)/python bench/report.py
 
+bench-installed-peers: install  ## other libraries beside ours, each installed into an environment of its own (20 minutes, 3 GB)
+	@$(BIN)/python bench/installed_peers.py
+
 train-tiny: $(VENV)-heavy/.installed  ## train the packaged model anew (under 30 minutes on 2 cores)
 	$(VENV)-heavy/bin/python training/tiny/train.py
 
 clean:  ## remove environments and caches, never runs
-	rm -rf $(VENV) $(VENV)-heavy .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-heavy $(VENV)-peers $(VENV)-audit .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """A chat server that does nothing but wait and answer, as light as asyncio allows: the client is what is measured.
 
 `python bench/light_server.py SECONDS` prints its port. GET /stats tells how many requests came and how many at most
-were in flight.
+were in flight, the server's own `cpu` seconds, and by time.monotonic() when the `first` came and the `last` ended.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections import Counter
+import time
 
 BODY = json.dumps(
     {
@@ -17,7 +17,7 @@ BODY = json.dumps(
         "object": "chat.completion",
         "model": "light",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "word " * 280}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 1000, "completion_tokens": 280},
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 280, "total_tokens": 1280},
     }
 ).encode()
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -25,7 +25,7 @@ REPLY = HEAD % len(BODY) + BODY
 
 
 class Connection(asyncio.Protocol):
-    def __init__(self, seconds: float, counts: Counter[str]) -> None:
+    def __init__(self, seconds: float, counts: dict[str, float]) -> None:
         self.seconds = seconds
         self.counts = counts
         self.buffer = b""
@@ -49,11 +49,13 @@ class Connection(asyncio.Protocol):
             self.other() if get else self.chat()
 
     def other(self) -> None:
-        body = json.dumps(self.counts).encode()
+        body = json.dumps({**self.counts, "cpu": time.process_time()}).encode()
         self.transport.write(HEAD % len(body) + body)
 
     def chat(self) -> None:
         counts = self.counts
+        if not counts["total"]:
+            counts["first"] = time.monotonic()
         counts["total"] += 1
         counts["in_flight"] += 1
         counts["most"] = max(counts["most"], counts["in_flight"])
@@ -61,11 +63,12 @@ class Connection(asyncio.Protocol):
 
     def answer(self) -> None:
         self.counts["in_flight"] -= 1
+        self.counts["last"] = time.monotonic()
         self.transport.write(REPLY)
 
 
 async def main() -> None:
-    seconds, counts = float(sys.argv[1]), Counter({"total": 0, "in_flight": 0, "most": 0})
+    seconds, counts = float(sys.argv[1]), {"total": 0, "in_flight": 0, "most": 0, "first": 0.0, "last": 0.0}
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(seconds, counts), "127.0.0.1", 0, backlog=16_384)
     print(server.sockets[0].getsockname()[1], flush=True)

@@ -14,16 +14,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 import pytest
 
-from weaverant import Agent, Stages, group, launch, resume, run, step, workflow
+from weaverant import Agent, Stages, group, resume, run, step, workflow
 from weaverant.events import StepEnded, TaskEnded
-from weaverant.journal import BlobStore, JournalReader, SegmentJournal
+from weaverant.journal import BlobStore, JournalReader
+from weaverant.runtime.surroundings import Surroundings
 from weaverant.story import Storyteller
 from weaverant.testing.disk import FaultyDisk
 from weaverant.testing.server import MockServer
@@ -67,12 +67,12 @@ RECIPE = Stages(drafted, judged, merged, judged)
 
 def live(directory: Path, url: str, disk: FaultyDisk) -> None:
     """One life, in a child: to the end of the run or its own."""
-    launch.SegmentJournal = partial(SegmentJournal, segment_bytes=6_000, disk=disk)  # type: ignore[misc]
     models = {"big": f"{url}#big", "small": f"{url}#small"}
     if (directory / "run.json").exists():
         going = resume(directory, workflow=RECIPE, rows=ROWS, models=models)
     else:
         going = run(RECIPE, ROWS, models=models, directory=directory, concurrency=16, max_failures=1.0)
+    going.surroundings = Surroundings(disk=disk, segment_bytes=6_000)
 
     async def drain() -> None:
         async for _ in going:

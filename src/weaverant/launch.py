@@ -11,7 +11,6 @@ import gc
 import logging
 import math
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from weaverant.given import (
     specs_again,
 )
 from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
-from weaverant.protocols import Engine, Journal, Source, Unreadable
+from weaverant.protocols import Clock, Engine, Journal, Source, Unreadable
 from weaverant.recipe import Recipe, is_loading, recipe_of
 from weaverant.row import source_key
 from weaverant.rundir import RunConfig, check_unchanged, default_directory, load_config, save_config
@@ -50,6 +49,7 @@ from weaverant.runtime.outlook import Outlook
 from weaverant.runtime.recovery import Recovery, Retry, Unfinished, started_of
 from weaverant.runtime.reuse import OldRun
 from weaverant.runtime.stagebook import StageBook
+from weaverant.runtime.surroundings import Surroundings
 from weaverant.runtime.watch import Watch
 from weaverant.sources import MemoryRows, open_source
 from weaverant.story import Storyteller
@@ -100,6 +100,7 @@ class Run:
         self._swarm: LocalSwarm | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_early = ""
+        self.surroundings = Surroundings()
         self.tell: Callable[[str], None] = _warn
         """Takes lines for people that cannot wait, such as who holds the event loop; also from another thread."""
 
@@ -181,13 +182,14 @@ class Run:
                 if self._stop_early:
                     self._swarm.stop(self._stop_early)
                 tasks = self._swarm.run()
-                watch = Watch(self.tell)
+                watch = Watch(self.tell) if self.surroundings.watched else None
                 try:
                     async for task in tasks:
                         yield task
                 finally:
                     await tasks.aclose()
-                    watch.close()
+                    if watch is not None:
+                        watch.close()
             finally:
                 await self._close(journal)
         finally:
@@ -206,46 +208,50 @@ class Run:
         return self
 
     def _open_journal(self) -> Journal:
+        here = self.surroundings
         if self.directory is None:
-            return NullJournal()
-        return SegmentJournal(self.directory, on_failure=self._journal_failed)
+            return NullJournal(here.clock)
+        return SegmentJournal(
+            self.directory, segment_bytes=here.segment_bytes, on_failure=self._journal_failed,
+            disk=here.disk, worker=here.worker, clock=here.clock,
+        )  # fmt: skip
 
     def _journal_failed(self, error: JournalError) -> None:
         if self._swarm is not None:
             self._swarm.journal_failed(error)
 
     def _prepare(self, journal: Journal) -> LocalSwarm:
-        recipe, config, directory = self.recipe, self.config, self.directory
+        recipe, config, directory, clock = self.recipe, self.config, self.directory, self.surroundings.clock
         book = StageBook(recipe.stages, self.ledger)
         blob = _no_blob if directory is None else BlobStore(directory / "blobs").get
         session = 0
         begun: list[tuple[str, bytes]] = []
         budget = self.limits.budget
         if budget:
-            self._budget = Budget(budget)
+            self._budget = Budget(budget, clock=clock)
         if directory is not None and self.resumed:
             reader = JournalReader(directory)
             session = sum(isinstance(event, RunOpened) for event in reader.run_events())
-            recovery = Recovery(reader, blob, recipe.stages, config.trials, self.ledger, book)
+            recovery = Recovery(reader, blob, recipe.stages, config.trials, self.ledger, book, clock)
             if config.reuse is not None:
                 begun = [(task.task, task.row) for task in reader.tasks()]
             reopened: list[TaskReopened] = []
             self.unfinished = recovery.unfinished(self._retry, reopened.append)
             self.ledger.earlier = self.ledger.stages[0].ended
             self._check_input(reader)
-            self._budget = _budget_of(reader, budget, self.ledger.earlier_cost)
-            journal.append(RunOpened(session, time.time(), config.version, budget))
+            self._budget = _budget_of(reader, budget, self.ledger.earlier_cost, clock)
+            journal.append(RunOpened(session, clock.time(), config.version, budget))
             for event in reopened:
                 journal.append(event)
         else:
-            journal.append(RunOpened(session, time.time(), config.version, budget))
+            journal.append(RunOpened(session, clock.time(), config.version, budget))
         started, row = self.unfinished.started, self._current_row(blob)
         feed = Feed(self.source, started, config.trials, config.limit, row, self._pilot)
         reuse = None if config.reuse is None else OldRun(Path(config.reuse), begun).steps_of
         return LocalSwarm(
             recipe.stages, self.binding, journal, feed, self.ledger, book, self.limits,
             blob=blob, run=config.run, budget=self._budget, unfinished=self.unfinished, reuse=reuse,
-            outlook=None if self._pilot is None else Outlook(self.binding.models),
+            outlook=None if self._pilot is None else Outlook(self.binding.models), clock=clock,
         )  # fmt: skip
 
     def _current_row(self, blob: Callable[[bytes], str]) -> Any:
@@ -396,12 +402,12 @@ def _last_budget(directory: Path) -> dict[str, float]:
     return {"budget": opened[-1].budget} if opened else {}
 
 
-def _budget_of(reader: JournalReader, cap: float, spent: float) -> Budget | None:
+def _budget_of(reader: JournalReader, cap: float, spent: float, clock: Clock) -> Budget | None:
     """The budget of a resumed run. Without one, what was set aside under an earlier one is still to be charged."""
     left = reader.reserved()
     if not cap and not left.open:
         return None
-    return Budget(cap or math.inf, spent, left)
+    return Budget(cap or math.inf, spent, left, clock)
 
 
 def _status(engine: Engine) -> list[str]:

@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, UndefinedError, meta
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from weaverant.errors import UserError
 
-_environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+MOST_REPEATED = 1_000_000
+"""Characters or items that `*` may make."""
+MOST_BITS = 100_000
+"""Of a whole number that `*` or `**` may make."""
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Templates reach their variables, and nothing of Python, of files or of the network.
+
+    Jinja bounds `range`, this bounds `*` and `**`, which else would be worked out where a template is only loaded.
+    Loops within loops are not bounded: a template can waste time as any program can.
+    """
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        del self.globals["lipsum"]  # makes any amount of text in one call
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if _size(operator, left, right) > 1:
+            raise OverflowError(f"the result of {operator!r} would be too large for a template")
+        return super().call_binop(context, operator, left, right)
+
+
+def _size(operator: str, left: Any, right: Any) -> float:
+    """How large a result would be, as a share of the most that is allowed."""
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() * max(right, 0) if operator == "**" else left.bit_length() + right.bit_length()
+        return bits / MOST_BITS
+    repeated, times = (right, left) if isinstance(left, int) else (left, right)
+    if isinstance(repeated, str | bytes | list | tuple) and isinstance(times, int):
+        return len(cast("Sized", repeated)) * times / MOST_REPEATED
+    return 0
+
+
+_environment = Sandbox(undefined=StrictUndefined, autoescape=False)
 
 
 class Template:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
 
 from weaverant.errors import RunChanged, UserError
 from weaverant.message import digest
+
+FEW_DIGITS = 3
+"""Names that begin as keys do (`hf_dataset`) have fewer."""
 
 
 class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,7 +83,13 @@ def resume_in_python(directory: str | Path, objects: Sequence[str], more: str = 
 
 
 def save_config(directory: Path, config: RunConfig) -> None:
-    """Write `run.json`; whole or not at all."""
+    """Write `run.json`; whole or not at all. `UserError` where a key would get into it."""
+    for name, value in {**config.parameters, **config.overrides}.items():
+        if _holds_key(value):
+            raise UserError(
+                f"what was given for {name!r} looks like a key, and the run's directory would hold it. Put it into an "
+                "environment variable, and let the workflow or the model's address (?key_env=NAME) name that"
+            )
     if (directory / "run.json").exists():
         raise UserError(
             f"{str(directory)!r} already holds a run. Continue it with `weaverant resume {directory}` (in Python "
@@ -90,10 +99,24 @@ def save_config(directory: Path, config: RunConfig) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         unfinished = directory / "run.json.tmp"
-        unfinished.write_text(json.dumps(msgspec.to_builtins(config), indent=2) + "\n")
+        unfinished.unlink(missing_ok=True)
+        with unfinished.open("x") as file:  # never through a link, which may lead anywhere
+            file.write(json.dumps(msgspec.to_builtins(config), indent=2) + "\n")
         unfinished.replace(directory / "run.json")
     except OSError as error:
         raise UserError(f"the run directory {str(directory)!r} cannot be written: {error.strerror}") from None
+
+
+def _holds_key(value: object) -> bool:
+    """Whether a text in plain data begins as keys do, and is as random."""
+    if isinstance(value, str):
+        if sum(map(str.isdigit, value)) < FEW_DIGITS or any(map(str.isspace, value)):
+            return False
+        from weaverant.engines.http.key import looks_secret  # deferred: it brings the whole engine with it
+
+        return looks_secret(value)
+    inside = cast("dict[str, object]", value).values() if isinstance(value, dict) else value
+    return isinstance(inside, Iterable) and any(map(_holds_key, cast("Iterable[object]", inside)))
 
 
 def load_config(directory: Path) -> RunConfig:

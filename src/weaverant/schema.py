@@ -13,8 +13,10 @@ from collections.abc import Callable
 from typing import Any, cast, get_type_hints
 
 import jsonschema
+import referencing
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from referencing.exceptions import Unresolvable
 
 from weaverant.errors import UserError
 from weaverant.jsontext import NotJson, decode, find_json
@@ -23,6 +25,8 @@ from weaverant.message import OutputSchema, ToolSpec
 _THOUGHT = "<think>", "</think>"
 _FENCE = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\n")
 _LONGEST_COMPLAINT = 2_000
+_NOWHERE: referencing.Registry[Any] = referencing.Registry()
+"""Without one, jsonschema would fetch what a `$ref` names from the network."""
 
 
 class Misfit(Exception):
@@ -60,7 +64,7 @@ class Output:
                     "Expected a pydantic model, a type such as list[int], or a JSON schema as a dict"
                 ) from None
             name = getattr(kind, "__name__", "output")
-        self._validator = jsonschema.Draft202012Validator(schema)
+        self._validator = jsonschema.Draft202012Validator(schema, registry=_NOWHERE)
         self.spec = OutputSchema(re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64], schema)
 
     @staticmethod
@@ -117,6 +121,11 @@ class Output:
             raise Misfit(f"at {error.json_path}: {error.message}"[:_LONGEST_COMPLAINT]) from None
         except RecursionError:
             raise Misfit("it is nested too deeply") from None
+        except Unresolvable as error:
+            raise UserError(
+                f"the JSON schema in output= has a $ref that leads nowhere: {error}. Expected one within the schema; "
+                "nothing is fetched"
+            ) from None
         return value
 
 
@@ -145,7 +154,10 @@ class Tool:
     def arguments(self, text: str) -> dict[str, Any]:
         """The model's JSON as keyword arguments, or `Misfit`."""
         try:
+            decode(text or "{}")
             parsed = self._arguments.model_validate_json(text or "{}")
+        except NotJson as error:
+            raise Misfit(f"not JSON: {error}") from None
         except ValidationError as error:
             raise Misfit(complaint(error)) from None
         return {name: getattr(parsed, name) for name in type(parsed).model_fields}

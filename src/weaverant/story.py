@@ -5,13 +5,16 @@ Everything that looks at a finished run reads stories: `show --task`, the export
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from jinja2 import TemplateError
 from msgspec import Struct
 
 from weaverant.agent import Agent
+from weaverant.errors import JournalCorrupt
 from weaverant.events import (
     NO_USAGE,
     CostReserved,
@@ -88,17 +91,44 @@ class Story(Struct):
         return [step for step in self.steps if step.kind == "model" and step.reply is not None]
 
 
+@contextmanager
+def sensible(what: str) -> Generator[None]:
+    """`JournalCorrupt` for events that no run of ours can have written. Each of them passed its checksum, so they come
+    from a forgery, or from a mistake of ours, whose traceback is kept behind the error."""
+    try:
+        yield
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+        TemplateError,
+    ) as error:
+        raise JournalCorrupt(
+            f"the events of {what} make no sense: {type(error).__name__}: {error}. Nothing was changed. "
+            "Put the run back from a copy"
+        ) from error
+
+
 class Storyteller:
     """Folds a task's events into its story. `agents` are the run's `AgentBound` descriptions by `spec`."""
 
     def __init__(self, agents: Mapping[str, Mapping[str, Any]], blob: Callable[[bytes], str]) -> None:
-        self._agents = {spec: _agent(described) for spec, described in agents.items()}
+        with sensible("the run"):
+            self._agents = {spec: _agent(described) for spec, described in agents.items()}
         self._described = agents
         self._blob = blob
 
     def tell(self, events: Iterable[TaskEvent]) -> Story:
-        texts = Texts()
         story = Story("", 0, None, [])
+        with sensible("a task"):
+            self._fold(story, events)
+        return story
+
+    def _fold(self, story: Story, events: Iterable[TaskEvent]) -> None:
+        texts = Texts()
         numbered: list[Step | None] = []
         for event in events:
             match event:
@@ -120,7 +150,6 @@ class Storyteller:
                     story.superseded = True
                 case CostReserved():
                     pass
-        return story
 
     def _step(self, event: StepEnded, texts: Texts, numbered: list[Step | None]) -> Step:
         asked = texts.unpack(event.input, self._blob)
@@ -155,7 +184,8 @@ class Storyteller:
         if isinstance(first, dict):
             return agent.messages(history=added, **cast("dict[str, Any]", first))
         base = numbered[int(first)]
-        assert base is not None and base.reply is not None
+        if base is None or base.reply is None:
+            raise ValueError(f"step {len(numbered)} goes on from one that has no reply")
         return (*base.messages, base.reply.message, *added)
 
 

@@ -33,7 +33,7 @@ from weaverant.journal import BlobStore, JournalReader
 from weaverant.launch import Run
 from weaverant.rundir import RunConfig, load_config
 from weaverant.runtime.ledger import AgentCounts, Ledger, Spent, StageCounts
-from weaverant.story import Story, Storyteller
+from weaverant.story import Story, Storyteller, sensible
 from weaverant.task import Task
 
 EXAMPLES = 2
@@ -134,8 +134,9 @@ def fold(directory: Path) -> Summary:
     reader = JournalReader(directory)
     ledger = Ledger(config.stages)
     folded = _Fold(ledger)
-    for event in reader.events():
-        folded.see(event)
+    with sensible(f"the run {str(directory)!r}"):
+        for event in reader.events():
+            folded.see(event)
     state = folded.state or ("running" if _is_locked(directory) else "killed")
     rows = config.rows if folded.source_rows is None else folded.source_rows
     examples = Examples()

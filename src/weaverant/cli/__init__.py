@@ -43,5 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def complain(error: BaseException | str, code: int) -> int:
     """Tell what went wrong; gives the code back."""
-    print(f"weaverant: error: {error}", file=sys.stderr)
+    from weaverant.runtime.terminal import visible
+
+    print(visible(f"weaverant: error: {error}"), file=sys.stderr)
     return code

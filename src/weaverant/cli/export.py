@@ -7,6 +7,7 @@ changed group superseded do not count. Memory is bounded: stories are read a tho
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -34,8 +35,9 @@ from weaverant.export import (
 )
 from weaverant.given import recipe_of_run
 from weaverant.journal import JournalReader
-from weaverant.recipe import StoryExporter, samples_of
+from weaverant.recipe import StoryExporter, recipe_names, samples_of
 from weaverant.rundir import RunConfig, load_config
+from weaverant.runtime.terminal import visible
 from weaverant.story import Story
 from weaverant.summary import has_finished
 
@@ -63,7 +65,7 @@ def export_command(options: argparse.Namespace) -> int:
         force=options.force,
     )
     for line in _told(exported, options.form):
-        print(line, file=sys.stderr)
+        print(visible(line), file=sys.stderr)
     if not has_finished(directory):
         print(f"the run has not finished: export again after `weaverant resume {directory}`", file=sys.stderr)
     return 0
@@ -154,10 +156,11 @@ def _stories(directory: Path, reader: JournalReader, stages: range, state: str) 
 
 
 def find_exporter(form: str, config: RunConfig) -> StoryExporter:
-    """The workflow's own exporter of that name, else the generic one."""
+    """The workflow's own exporter of that name, else the generic one, for which the workflow's file is not run."""
     own: dict[str, StoryExporter] = {}
     try:
-        own = dict(recipe_of_run(config).exporters)
+        if form not in GENERIC or _may_define(config, form):
+            own = dict(recipe_of_run(config).exporters)
     except UserError as error:
         # A generic export does not need the file, which may have moved since.
         if form not in GENERIC:
@@ -170,6 +173,27 @@ def find_exporter(form: str, config: RunConfig) -> StoryExporter:
             "A function in the workflow's file with @exporter adds one"
         )
     return found
+
+
+def _may_define(config: RunConfig, form: str) -> bool:
+    """Whether the workflow's file has something of that name at its top; found by reading it. Of a packaged recipe that
+    is not where it was, this installation's own tells."""
+    file = Path(config.found.rpartition(":")[0] or config.file)
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return not file.is_file() and config.workflow in recipe_names()
+    return any(form in _names(node) for node in tree.body)
+
+
+def _names(node: ast.stmt) -> Iterator[str]:
+    """What a statement binds, as far as it can be an exporter."""
+    if isinstance(node, ast.FunctionDef):
+        yield node.name
+    elif isinstance(node, ast.ImportFrom):
+        yield from (alias.asname or alias.name for alias in node.names)
+    elif isinstance(node, ast.Assign):
+        yield from (ast.unparse(target) for target in node.targets)
 
 
 def _check_agent(agent: str, form: str, config: RunConfig) -> None:

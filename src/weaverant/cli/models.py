@@ -16,6 +16,7 @@ from weaverant.engines.http.money import openrouter
 from weaverant.engines.http.money.prices import Price, listed, tables
 from weaverant.engines.http.presets import PRESETS, Preset
 from weaverant.errors import UserError, WeaverantError
+from weaverant.runtime.terminal import visible
 
 _PRICED_IN = "Dollars for a million tokens"
 
@@ -24,13 +25,15 @@ def models_command(options: argparse.Namespace) -> int:
     where: str | None = options.where
     rows, note = _listed(where)
     if options.json:
-        print(json.dumps({"models" if where else "providers": rows, "note": note}, ensure_ascii=False, indent=2))
+        print(
+            visible(json.dumps({"models" if where else "providers": rows, "note": note}, ensure_ascii=False, indent=2))
+        )
         return 0
     if rows:
         heads = list(rows[0])
         for line in table(heads, [[_cell(row[head]) for head in heads] for row in rows]):
-            print(line)
-    print(note)
+            print(visible(line))
+    print(visible(note))
     return 0
 
 

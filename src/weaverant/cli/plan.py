@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from weaverant.events import NO_USAGE, Event, TaskEnded
 from weaverant.export import GENERIC
 from weaverant.launch import Run
 from weaverant.message import Usage
+from weaverant.protocols import Clock
 from weaverant.runtime.feed import as_row
 from weaverant.runtime.progress import money
+from weaverant.runtime.terminal import visible
 from weaverant.step import Ask, ModelWork
 from weaverant.task import TaskRun
 
@@ -28,9 +31,9 @@ PROMPT_LINES = 3
 def print_plan(run: Run, directory: Path | None, missing: Sequence[str]) -> int:
     """Print what would happen, and of which keys are `missing`; gives exit code 0."""
     try:
-        print("\n".join(_plan(run, directory)))
+        print(visible("\n".join(_plan(run, directory))))
         for text in dict.fromkeys(missing):
-            print(f"warning: {text}")
+            print(visible(f"warning: {text}"))
     finally:
         asyncio.run(run.close_engines())
     return 0
@@ -100,6 +103,7 @@ class Probe:
 
     def __init__(self, binding: Binding) -> None:
         self.binding = binding
+        self.clock: Clock = time
         self._first: Ask | None = None
         self._end: TaskEnded | None = None
 

@@ -35,6 +35,7 @@ from weaverant.pilot import estimate
 from weaverant.recipe import Recipe
 from weaverant.rundir import default_directory, load_config, resume_in_python
 from weaverant.runtime.progress import Progress, is_live, money
+from weaverant.runtime.terminal import visible
 from weaverant.runtime.watch import holder
 from weaverant.summary import Examples, fold, has_finished, of_run
 
@@ -82,7 +83,7 @@ def resume_command(options: argparse.Namespace) -> int:
         summary = fold(path)
         print(f"{options.directory}: this run has finished, there is nothing to do.", file=sys.stderr)
         if not options.quiet:
-            print("\n".join(next_steps(summary)))
+            print(visible("\n".join(next_steps(summary))))
         return SOME_FAILED if summary.ledger.failed else 0
     models = {**config.models, **models_of(options.model)}
     given = {
@@ -108,9 +109,9 @@ def _drive(run: Run, quiet: bool) -> int:
     if not quiet:
         resumed = run.resumed and run.directory is not None
         summary = fold(run.directory) if resumed and run.directory else of_run(run, driver.examples)
-        print("\n".join(report(summary)), flush=True)
+        print(visible("\n".join(report(summary))), flush=True)
         if run.state == "pilot":
-            print("\n".join(forecast(estimate(run))), flush=True)
+            print(visible("\n".join(forecast(estimate(run)))), flush=True)
     if run.error is not None:
         complain(run.error if isinstance(run.error, WeaverantError) else repr(run.error), run.exit_code)
     if driver.signals.count > 1:

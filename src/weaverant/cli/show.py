@@ -18,7 +18,8 @@ from weaverant.events import AgentBound
 from weaverant.journal import BlobStore, JournalReader
 from weaverant.rundir import load_config
 from weaverant.runtime.progress import money
-from weaverant.story import Step, Story, Storyteller
+from weaverant.runtime.terminal import visible
+from weaverant.story import Step, Story, Storyteller, sensible
 from weaverant.summary import document, failure_text, fold
 
 SHORT = (6, 500)
@@ -30,18 +31,19 @@ def show_command(options: argparse.Namespace) -> int:
     directory = Path(options.directory)
     if options.task is not None:
         story = read_story(directory, options.task)
-        if options.json:
-            print(json.dumps(msgspec.to_builtins(story), ensure_ascii=False, indent=2))
-        else:
-            bounds = SHORT if sys.stdout.isatty() and not options.full else WHOLE
-            for line in story_lines(story, *bounds):
-                print(line)
-    elif options.json:
-        print(json.dumps(document(fold(directory)), ensure_ascii=False, indent=2))
+        bounds = SHORT if sys.stdout.isatty() and not options.full else WHOLE
+        with sensible(f"task {options.task!r}"):
+            text = _document(msgspec.to_builtins(story)) if options.json else "\n".join(story_lines(story, *bounds))
     else:
-        for line in report(fold(directory)):
-            print(line)
+        summary = fold(directory)
+        with sensible(f"the run {str(directory)!r}"):
+            text = _document(document(summary)) if options.json else "\n".join(report(summary))
+    print(visible(text))
     return 0
+
+
+def _document(data: object) -> str:
+    return json.dumps(data, ensure_ascii=False, indent=2)
 
 
 def read_story(directory: Path, key: str) -> Story:

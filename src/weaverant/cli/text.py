@@ -22,7 +22,7 @@ def clipped(text: str, lines: int, characters: int) -> str:
 
 def indented(text: str, first: str, rest: str) -> Iterator[str]:
     """The text's lines, each behind its margin."""
-    for number, line in enumerate(text.split("\n")):
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n")):
         yield (rest if number else first) + line
 
 

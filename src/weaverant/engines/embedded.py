@@ -14,6 +14,8 @@ from heapq import heappop, heappush
 from itertools import count
 from pathlib import Path
 
+from jinja2 import TemplateError
+
 from weaverant.engines.gpt2 import model as gpt2
 from weaverant.engines.gpt2.blas import threads
 from weaverant.engines.gpt2.lanes import Conversation, Lanes
@@ -26,6 +28,17 @@ from weaverant.step import Turn
 PACKAGED = Path(__file__).parent / "models"
 LANES = 64
 """Conversations in the running batch. More are not faster: the cache of 64 is read from memory at every token."""
+_NO_MODEL = (
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    TemplateError,
+)
+"""What reading a folder may raise that holds something else, or what somebody made to do harm."""
 
 
 @dataclass(eq=False)
@@ -67,7 +80,7 @@ class EmbeddedEngine:
         folder = packaged if packaged.is_dir() else Path(name_or_folder).expanduser()
         try:
             model = TinyModel.load(folder)
-        except (OSError, KeyError, ValueError) as error:
+        except _NO_MODEL as error:
             names = ", ".join(sorted(path.name for path in PACKAGED.iterdir()))
             raise UserError(
                 f"cannot open the embedded model {name_or_folder!r}: {error!r}. Expected a packaged model ({names}) "

@@ -42,7 +42,8 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._unfinished = path.with_name(path.name + ".tmp")
-        self._raw = self._unfinished.open("wb")
+        self._unfinished.unlink(missing_ok=True)
+        self._raw = self._unfinished.open("xb")  # never through a link, which may lead anywhere
         self._file: BinaryIO = self._raw
         if path.name.endswith(".gz"):
             self._file = cast("BinaryIO", gzip.GzipFile("", "wb", 6, self._raw, mtime=0))
@@ -87,6 +88,7 @@ class Parquet:
         self._widen()
         self._lines.finish()
         arrow = self._arrow
+        self._unfinished.unlink(missing_ok=True)
         try:
             with self._parquet.ParquetWriter(self._unfinished, self._schema or arrow.schema([])) as writer:
                 for batch in self._batches():
@@ -161,7 +163,7 @@ class Sink:
     def _name(self, sample: Sample, where: str) -> str:
         """Where a sample that names its file goes."""
         name: object = sample[FILE_FIELD]
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
             raise UserError(f"{where}: {FILE_FIELD!r} is {name!r}; expected a plain file name like 'sft.jsonl'")
         if self._out == "-" or self._out.endswith(SUFFIXES) or Path(self._out).is_file():
             raise UserError(

@@ -44,7 +44,9 @@ class Written:
         known = self._known() | {str(path.absolute()): self._as_is(path) for path in paths}
         unfinished = self._path.with_name(self._path.name + ".tmp")
         with suppress(OSError):
-            unfinished.write_text(json.dumps(msgspec.to_builtins(known), indent=2) + "\n")
+            unfinished.unlink(missing_ok=True)
+            with unfinished.open("x") as file:  # never through a link, which may lead anywhere
+                file.write(json.dumps(msgspec.to_builtins(known), indent=2) + "\n")
             unfinished.replace(self._path)
 
     def _as_is(self, path: Path) -> _File:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import zstandard
 
 from weaverant.errors import JournalCorrupt, JournalError
 from weaverant.journal.disk import Disk
+from weaverant.journal.segment import MOST_PAYLOAD
 from weaverant.message import digest
 
 
@@ -25,7 +27,7 @@ class BlobStore:
         """Return when all are durable. A text that is there already is not written again. Raises `OSError`."""
         new = {key: text for key, text in texts.items() if key not in self._durable}
         paths = {key: blob_path(self._directory, key) for key in new}
-        folders = {path.parent for path in paths.values()}
+        folders = dict.fromkeys(path.parent for path in paths.values())
         if new and not self._durable:
             self._disk.make_directory(self._directory)
         for folder in folders:
@@ -41,19 +43,28 @@ class BlobStore:
         """The text with this digest. `JournalCorrupt` if it is missing or another."""
         path = blob_path(self._directory, key)
         try:
-            data = zstandard.ZstdDecompressor().decompress(path.read_bytes())
+            packed = path.read_bytes()
+            if zstandard.frame_content_size(packed) > MOST_PAYLOAD:
+                raise zstandard.ZstdError(f"it claims to unpack to more than {MOST_PAYLOAD:,} bytes")
+            text = zstandard.ZstdDecompressor().decompress(packed)
         except FileNotFoundError:
             raise JournalCorrupt(f"blob {str(path)!r} is missing. Put it back from a copy of the run") from None
         except OSError as error:
             raise JournalError(f"blob {str(path)!r} cannot be read: {error}") from error
         except zstandard.ZstdError as error:
             raise JournalCorrupt(f"blob {str(path)!r} is damaged: {error}. Put it back from a copy") from error
-        if digest(data) != key:
+        if digest(text) != key:
             raise JournalCorrupt(f"blob {str(path)!r} is damaged: its digest differs. Put it back from a copy")
-        return data.decode(errors="surrogatepass")
+        try:
+            return text.decode(errors="surrogatepass")
+        except UnicodeDecodeError as error:
+            raise JournalCorrupt(f"blob {str(path)!r} holds no text: {error}") from error
 
     def _write(self, path: Path, text: str) -> None:
-        data = self._zstd.compress(text.encode(errors="surrogatepass"))
+        raw = text.encode(errors="surrogatepass")
+        if len(raw) > MOST_PAYLOAD:
+            raise OSError(errno.EFBIG, f"a text of {len(raw):,} bytes, expected {MOST_PAYLOAD:,} at most")
+        data = self._zstd.compress(raw)
         unfinished = path.with_suffix(".tmp")
         file = self._disk.overwrite(unfinished)
         try:

@@ -37,6 +37,9 @@ def tag_of(kind: type[Struct]) -> str:
 
 KNOWN_TAGS = frozenset(tag_of(kind) for kind in get_args(Event))
 
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding hostile bytes raises."""
+
 _decode_all = msgspec.msgpack.Decoder(list[Event]).decode
 _decode_one: Callable[[Any], Event] = msgspec.msgpack.Decoder(Event).decode
 _decode_heads = msgspec.msgpack.Decoder(list[EventHead]).decode
@@ -59,7 +62,7 @@ def events_of(segment: Segment, frame: Frame, wanted: Callable[[EventHead], bool
         if wanted is not None:
             return _decode_chosen(frame.payload, wanted)
         return _decode_all(frame.payload) if segment.minor <= MINOR else _decode_chosen(frame.payload, _anything)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise segment.corrupt(frame.offset, f"the events of a frame cannot be decoded ({error})") from error
 
 

@@ -18,12 +18,12 @@ class Disk:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def overwrite(self, path: Path) -> int:
-        """A descriptor for writing a file anew, whether it exists or not."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        """A descriptor for writing a file anew, whether it exists or not; never through a link."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
 
     def reopen(self, path: Path) -> int:
         """A descriptor for reading an existing file and writing at its end."""
-        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def make_directory(self, path: Path) -> None:
         """Return when the directory is there and its entry is on the medium, whoever created it."""

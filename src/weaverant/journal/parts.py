@@ -6,10 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
-from weaverant.journal.index import Summary, TaskEntry, decode_map, decode_summary, rebuild
-from weaverant.journal.segment import MAP, SUMMARY, Segment, segment_numbers, segment_path
+from weaverant.journal.codec import UNDECODABLE
+from weaverant.journal.index import (
+    OPEN,
+    SUPERSEDED,
+    UNCHANGED,
+    Summary,
+    TaskEntry,
+    decode_map,
+    decode_summary,
+    rebuild,
+)
+from weaverant.journal.segment import HEADER_BYTES, MAP, SUMMARY, Segment, Trailer, segment_numbers, segment_path
 from weaverant.journal.store import require_sealed
 
 
@@ -47,9 +55,9 @@ class Part:
                 frame = segment.frame(offset)
                 try:
                     found = decode_map(frame.payload) if frame.kind == MAP else None
-                except msgspec.DecodeError:
+                except UNDECODABLE:
                     found = None
-                if found is None:
+                if found is None or not _all_fit(found, len(self.summary.sizes)):
                     raise segment.corrupt(offset, "a part of the task map was expected there")
                 yield from found
 
@@ -78,7 +86,7 @@ class Parts:
             trailer = segment.trailer()
             if trailer is None:
                 return self._read_open(segment, number)
-            summary = _read_summary(segment, trailer.summary)
+            summary = _read_summary(segment, trailer)
         part = self._sealed[number] = Part(path, number, summary, None)
         return part
 
@@ -92,11 +100,37 @@ class Parts:
         return part
 
 
-def _read_summary(segment: Segment, offset: int) -> Summary:
-    frame = segment.frame(offset)
+def _read_summary(segment: Segment, trailer: Trailer) -> Summary:
+    frame = segment.frame(trailer.summary)
     if frame.kind == SUMMARY:
         try:
-            return decode_summary(frame.payload)
-        except msgspec.DecodeError:
+            summary = decode_summary(frame.payload)
+        except UNDECODABLE:
             pass
-    raise segment.corrupt(offset, "the segment's summary was expected there")
+        else:
+            if _is_whole(summary, trailer):
+                return summary
+    raise segment.corrupt(trailer.summary, "the segment's summary was expected there")
+
+
+def _is_whole(summary: Summary, trailer: Trailer) -> bool:
+    """Whether a summary speaks of nothing that cannot be: it passes its checksum and may be somebody's forgery."""
+    sizes, states = summary.sizes, range(UNCHANGED, SUPERSEDED + 1)
+    return (
+        all(size > 0 for size in sizes)
+        and HEADER_BYTES + sum(sizes) == trailer.events_end
+        and all(trailer.events_end <= offset < trailer.summary for offset in summary.maps)
+        and all(0 <= frame < len(sizes) for frame in summary.about_run)
+        and all(len(counts) == SUPERSEDED + 1 for counts in summary.stages.values())
+        and all(late.state in states for late in summary.late)
+        and all(entry.state <= OPEN for entry in summary.unfinished)
+        and _all_fit(summary.unfinished, len(sizes))
+    )
+
+
+def _all_fit(entries: list[TaskEntry], frames: int) -> bool:
+    """Whether the entries are of tasks in a segment of so many frames."""
+    return all(
+        UNCHANGED <= entry.state <= SUPERSEDED and entry.frames and 0 <= min(entry.frames) <= max(entry.frames) < frames
+        for entry in entries
+    )

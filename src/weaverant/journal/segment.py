@@ -6,6 +6,7 @@ found at another place than it was written to (a copy inside a payload, a mispla
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -35,6 +36,11 @@ EVENTS, SUMMARY, MAP = 0, 1, 2
 COMPRESSED = 0x01
 COMPRESS_FROM = 256
 """Bytes; below, zstd level 1 saves less than its frame costs."""
+MOST_PAYLOAD = 1 << 30
+"""Bytes of one frame, unpacked: a small file that claims to unpack to more is refused before memory is taken."""
+MOST_LOOKED_AT = 8
+"""Times a file's size: bytes of what begins like a frame and is none. Without a bound, a file full of such beginnings
+would take time in the square of its size."""
 
 _header = struct.Struct("<8sHHI")
 _frame_head = struct.Struct("<4sIIB")
@@ -48,6 +54,18 @@ class Frame(NamedTuple):
     end: int
     kind: int
     payload: bytes
+
+
+class _Packed(NamedTuple):
+    """What may be a frame, as it is in the file."""
+
+    check: int
+    flags: int
+    body: bytes
+
+    def fits(self, offset: int) -> bool:
+        """Whether it was written to that place, unharmed."""
+        return _checksum(self.flags, self.body, offset) == self.check
 
 
 class Trailer(NamedTuple):
@@ -64,6 +82,8 @@ def pack_header() -> bytes:
 
 def pack_frame(kind: int, payload: bytes | bytearray, offset: int, zstd: zstandard.ZstdCompressor) -> bytes:
     """The frame's bytes. It is valid only at `offset`."""
+    if len(payload) > MOST_PAYLOAD:
+        raise OSError(errno.EFBIG, f"an event of {len(payload):,} bytes, expected {MOST_PAYLOAD:,} at most")
     flags = kind << 1
     body: bytes | bytearray = payload
     if len(payload) >= COMPRESS_FROM:
@@ -109,6 +129,7 @@ class Segment:
         self.path = path
         self.minor = MINOR
         self._zstd = zstandard.ZstdDecompressor()
+        self._looked_at = 0
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -137,6 +158,9 @@ class Segment:
                 return True
         if self.next_frame(HEADER_BYTES) is not None:
             raise self.corrupt(0, "the file header does not match its checksum, but frames follow")
+        if any(byte not in (0, expected) for byte, expected in zip(head, MAGIC, strict=False)):
+            # A crash leaves zeros or an end where nothing was written yet, never other bytes.
+            raise self.corrupt(0, "it does not begin as a segment does; was it copied as text?")
         return False
 
     def trailer(self) -> Trailer | None:
@@ -146,7 +170,11 @@ class Segment:
         if len(tail) < TRAILER_BYTES or tail[:4] != SEAL:
             return None
         _, check, events_end, summary = _trailer.unpack(tail)
-        return Trailer(events_end, summary) if crc32(tail[8:]) == check else None
+        if crc32(tail[8:]) != check:
+            return None
+        if not HEADER_BYTES <= events_end <= summary < end:
+            raise self.corrupt(end - TRAILER_BYTES, "the trailer names places outside of the file")
+        return Trailer(events_end, summary)
 
     def frame(self, offset: int) -> Frame:
         """The frame at a place where there must be one."""
@@ -173,31 +201,27 @@ class Segment:
 
     def frame_at(self, offset: int) -> Frame | None:
         """The whole, unharmed frame that begins at `offset`, if there is one."""
-        head = self._read(offset, FRAME_HEAD_BYTES)
-        if len(head) < FRAME_HEAD_BYTES:
+        packed = self._packed_at(offset)
+        if packed is None or not packed.fits(offset):
             return None
-        marker, length, check, flags = _frame_head.unpack(head)
-        start = offset + FRAME_HEAD_BYTES
-        if marker != MARKER or start + length > self.size():
-            return None
-        body = self._read(start, length)
-        if len(body) < length or _checksum(flags, body, offset) != check:
-            return None
-        try:
-            payload = self._zstd.decompress(body) if flags & COMPRESSED else body
-        except zstandard.ZstdError as error:
-            raise self.corrupt(offset, f"a frame cannot be decompressed ({error})") from error
-        return Frame(offset, start + length, flags >> 1, payload)
+        _, flags, body = packed
+        payload = self._unpacked(body, offset) if flags & COMPRESSED else body
+        return Frame(offset, offset + FRAME_HEAD_BYTES + len(body), flags >> 1, payload)
 
-    def next_frame(self, offset: int) -> int | None:
-        """The offset of the first good frame at `offset` or anywhere after it."""
+    def next_frame(self, offset: int, moved: tuple[int, ...] = ()) -> int | None:
+        """The offset of the first good frame at `offset` or anywhere after it; one that belongs to a place in `moved`
+        counts as well: bytes were put in or lost before it."""
         size = self.size()
+        most = self._looked_at + MOST_LOOKED_AT * size
         while offset < size:
             window = self._read(offset, 1 << 20)
             found = window.find(MARKER)
             while found >= 0:
-                if self.frame_at(offset + found) is not None:
+                packed = self._packed_at(offset + found)
+                if packed is not None and any(map(packed.fits, (offset + found, *moved))):
                     return offset + found
+                if self._looked_at > most:
+                    raise self.corrupt(offset + found, "more of it looks like frames than can be some")
                 found = window.find(MARKER, found + 1)
             if len(window) < len(MARKER):
                 break
@@ -212,13 +236,41 @@ class Segment:
 
     def _missing(self, offset: int, end: int | None) -> Frame | None:
         """What to make of a place without a good frame: a torn tail is None, all else is corrupt."""
-        follower = self.next_frame(offset + 1)
+        follower = self.next_frame(offset + 1, (offset, self._claimed_end(offset)))
         if follower is None and end is None:
             return None
         frame = self.frame_at(offset)  # a living writer may have finished the frame since we looked
         if frame is None:
             raise self.corrupt(offset, "a frame does not match its checksum, but the journal goes on after it")
         return frame
+
+    def _claimed_end(self, offset: int) -> int:
+        """Where the frame after the one at `offset` was written, as far as the harmed one still tells."""
+        head = self._read(offset, FRAME_HEAD_BYTES)
+        length = _frame_head.unpack(head)[1] if len(head) == FRAME_HEAD_BYTES else 0
+        return offset + FRAME_HEAD_BYTES + length
+
+    def _packed_at(self, offset: int) -> _Packed | None:
+        """What may be a frame: it begins like one, and the file goes on as far as it should."""
+        head = self._read(offset, FRAME_HEAD_BYTES)
+        if len(head) < FRAME_HEAD_BYTES:
+            return None
+        marker, length, check, flags = _frame_head.unpack(head)
+        start = offset + FRAME_HEAD_BYTES
+        if marker != MARKER or start + length > self.size():
+            return None
+        body = self._read(start, length)
+        self._looked_at += length
+        return _Packed(check, flags, body) if len(body) == length else None
+
+    def _unpacked(self, body: bytes, offset: int) -> bytes:
+        try:
+            size = zstandard.frame_content_size(body)
+            if not 0 <= size <= MOST_PAYLOAD:
+                raise self.corrupt(offset, f"a frame claims to unpack to {size:,} bytes, more than any that is written")
+            return self._zstd.decompress(body)
+        except zstandard.ZstdError as error:
+            raise self.corrupt(offset, f"a frame cannot be decompressed ({error})") from error
 
     def _read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes; fewer at the end of the file."""

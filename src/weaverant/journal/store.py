@@ -1,7 +1,8 @@
 """The files under a journal: appends frames to the open segment, seals it, repairs what a crash left.
 
 Used by one thread at a time. A failed write or sync ends the journal for good: after a failed fsync the system
-may have dropped the pages, so trying again could report as safe what is not.
+may have dropped the pages, so trying again could report as safe what is not. Each frame is synced before the next is
+written: a power cut keeps any part of what was not synced, and a good frame behind a bad one would be damage.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class SegmentStore:
         for payload, count in payloads:
             finish_payload(payload, count)
             index.sizes.append(self._append(EVENTS, payload))
-        self._settle()
+            self._settle()
         return self._size
 
     def seal(self, index: SegmentIndex) -> None:
@@ -85,8 +86,10 @@ class SegmentStore:
         for payload in index.map_payloads():
             maps.append(self._size)
             self._append(MAP, payload)
+            self._sync_file()
         summary = self._size
         self._append(SUMMARY, encode_index(index.summary(maps)))
+        self._sync_file()
         self._disk.write(self._file, pack_trailer(events_end, summary))
         self._settle()
         self.close()
@@ -119,6 +122,7 @@ class SegmentStore:
         self._number += 1
         self._disk.sync_directory(self._directory)
         self._disk.write(self._file, pack_header())
+        self._sync_file()
         self._size = HEADER_BYTES
 
     def _append(self, kind: int, payload: bytes | bytearray) -> int:
@@ -128,9 +132,12 @@ class SegmentStore:
         return len(data)
 
     def _settle(self) -> None:
+        self._sync_file()
+        self._good = self._size
+
+    def _sync_file(self) -> None:
         if self._sync:
             self._disk.sync(self._file)
-        self._good = self._size
 
     def _recover_last(self) -> Repair | None:
         path = segment_path(self._directory, self._number)
@@ -144,9 +151,10 @@ class SegmentStore:
             size = segment.size()
         if not index.sizes:
             return self._remove(path, size)
+        self._size = self._good = end  # first of all: where a call fails, `give_up` cuts the file there
         self._file = self._disk.reopen(path)
         self._disk.truncate(self._file, end)
-        self._size = self._good = end
+        self._sync_file()
         self.seal(index)
         return Repair(self._number, size - end)
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from weaverant.runtime.ledger import Ledger, StageCounts
 from weaverant.runtime.limits import Limits
+from weaverant.runtime.terminal import visible
 
 REDRAW_EVERY = 0.25
 FIRST_LINE_AFTER = 1.0
@@ -106,7 +107,7 @@ class Pace:
         eta = self._eta(stages, ledger.earlier, now) if watched.state == "running" else None
         return Snapshot(
             stages, rows_in_flight, calls_in_flight, calls, call_rate, token_rate, watched.spent, now - self._began,
-            eta, watched.state, watched.limits.budget, tuple(watched.notes),
+            eta, watched.state, watched.limits.budget, tuple(map(visible, watched.notes)),
             watched.priced,
         )  # fmt: skip
 
@@ -267,7 +268,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line that stays, above the block."""
-        self._put(self._erase() + text + "\n")
+        self._put(self._erase() + visible(text) + "\n")
         self._drawn = 0
         if self._live:
             self._redraw(self._look())

@@ -17,6 +17,7 @@ from weaverant.errors import UserError
 from weaverant.events import EndState, TaskEnded, TaskEvent, TaskReopened, TaskStarted
 from weaverant.journal import JournalReader, Place
 from weaverant.past import Blob
+from weaverant.protocols import Clock
 from weaverant.row import source_place
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.stagebook import Refused, StageBook, key_of
@@ -71,8 +72,10 @@ class Recovery:
         trials: int,
         ledger: Ledger,
         book: StageBook,
+        clock: Clock = time,
     ) -> None:
         self._reader = reader
+        self._clock = clock
         self._teller = Storyteller({}, blob)
         self._stages = stages
         self._trials = trials
@@ -148,7 +151,7 @@ class Recovery:
             end = next(event for event in reversed(events) if isinstance(event, TaskEnded))
             if retry.wants(end):
                 chosen[task] = where[task]
-                retried[task] = TaskReopened(task, time.time(), _forgotten(events))
+                retried[task] = TaskReopened(task, self._clock.time(), _forgotten(events))
                 left.reopened[end.reason] = left.reopened.get(end.reason, 0) + 1
                 self._ledger.stages[end.stage].count("failed", "(earlier)", -1)
             reasons[end.reason] += 1

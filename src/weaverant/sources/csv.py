@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from weaverant.protocols import Unreadable
-from weaverant.sources.record import Row
+from weaverant.sources.record import MOST_ROW, Row
 
 
 class Cells(NamedTuple):
@@ -28,7 +27,7 @@ class SeparatedValues:
 
     def records(self, path: str) -> Iterator[Cells]:
         # The module's limit of 128 kB a cell is process-wide and too small for documents.
-        csv.field_size_limit(max(csv.field_size_limit(), min(sys.maxsize, 2**31 - 1)))
+        csv.field_size_limit(max(csv.field_size_limit(), MOST_ROW))
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file, delimiter=self._delimiter, strict=True)
             header: list[str] | None = None
@@ -51,6 +50,8 @@ class SeparatedValues:
         header, cells, line, problem = record
         if not problem and len(cells) != len(header):
             problem = f"{len(cells)} cells where the header has {len(header)}"
+        if not problem and len(set(header)) < len(header):
+            problem = _overwritten(header, cells)
         if not problem and not "".join((*header, *cells)).isascii() and _garbled((*header, *cells)):
             problem = "not UTF-8"
         if problem:
@@ -60,6 +61,15 @@ class SeparatedValues:
 
     def count(self, path: str) -> None:
         return None
+
+
+def _overwritten(header: list[str], cells: list[str]) -> str:
+    """Which of several columns of one name differ, so that a row could keep only one of them; empty if none does."""
+    kept: dict[str, str] = {}
+    for name, cell in zip(header, cells, strict=True):
+        if kept.setdefault(name, cell) != cell:
+            return f"the header has the column {name!r} more than once, here with {kept[name]!r:.40} and {cell!r:.40}"
+    return ""
 
 
 def _garbled(cells: tuple[str, ...]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 from weaverant.protocols import Unreadable
-from weaverant.sources.record import Row, decode_object
+from weaverant.sources.record import MOST_ROW, Row, decode_object
 
 Line: TypeAlias = tuple[int, bytes] | Unreadable
 """A line that is not blank, with its number from 1; or why there are no more."""
@@ -41,13 +41,28 @@ def lines(file: Iterable[bytes], name: str) -> Iterator[Line]:
     """The lines of a binary stream that are not blank. A stream that breaks off ends with an `Unreadable`."""
     number = 0
     try:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_whole(file), 1):
+            if len(line) > MOST_ROW:
+                yield Unreadable(f"a line of more than {MOST_ROW:,} bytes", f"{name}:{number}")
+                continue
             if number == 1:
                 line = line.removeprefix(BYTE_ORDER_MARK)
             if not line.isspace() and line:
                 yield number, line
     except (EOFError, OSError, zlib.error) as error:
         yield Unreadable(f"the file breaks off here: {error}", f"{name}:{number + 1}")
+
+
+def _whole(file: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines, and of one that is too long the beginning: a small packed file may unpack to one line of any length."""
+    readline = getattr(file, "readline", None)
+    if readline is None:
+        yield from file
+        return
+    while line := readline(MOST_ROW + 1):
+        yield line
+        while len(line) > MOST_ROW and not line.endswith(b"\n"):
+            line = readline(MOST_ROW + 1)
 
 
 def line_row(record: Line, name: str) -> Row:

@@ -11,6 +11,8 @@ from weaverant.protocols import Unreadable
 from weaverant.sources.record import Row
 
 BATCH = 1024
+_ERRORS = (OSError, ValueError, LookupError, TypeError, ArithmeticError, NotImplementedError, RuntimeError, MemoryError)
+"""What pyarrow raises for files that are damaged, or hold what it cannot turn into values of Python."""
 
 
 class _Batch:
@@ -45,19 +47,22 @@ class Parquet:
                     for index in range(batch.num_rows):
                         yield rows, index
                     seen += batch.num_rows
-        except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+        except _ERRORS as error:
             yield Unreadable(f"the file cannot be read on: {error}", f"{path}[{seen}]")
 
     def row(self, path: str, record: Place) -> Row:
         if isinstance(record, Unreadable):
             return record
         batch, index = record
-        return batch[index]
+        try:
+            return batch[index]
+        except _ERRORS as error:
+            return Unreadable(f"the row cannot be read: {error}", f"{path}, row {index} of a batch")
 
     def count(self, path: str) -> int | None:
         try:
             return _pyarrow().read_metadata(path).num_rows
-        except (OSError, ValueError):
+        except _ERRORS:
             return None
 
 

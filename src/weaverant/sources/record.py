@@ -12,6 +12,8 @@ from weaverant.protocols import Unreadable
 Row: TypeAlias = Mapping[str, Any] | Unreadable
 
 SHOWN = 80
+MOST_ROW = 1 << 28
+"""Bytes of one row as text. No model takes more, and a journal's frame of that size can still be read."""
 
 
 class Format(Protocol):

@@ -51,12 +51,14 @@ VOICES = (plain_voice, plain_voice, typed_voice, tool_voice)
 
 CALM = ("ask", "same", "gather", "then", "effect", "sleep", "recur", "sub", "bounded", "group", "rng")
 FAILING = ("risky", "fallback", "raises", "guarded")
+TOUGH = ("tries", "salvage")
+"""They meet failures, and what they make of them depends on no timing."""
 RACY = ("first", "deadline", "wait_for", "publish", "queue", "background", "completed", "now", "cleanup")
 
 
-def program(seed: int, *, failing: bool, racy: bool) -> Op:
+def program(seed: int, *, failing: bool, racy: bool, tough: bool = False) -> Op:
     """The same program for the same arguments, for ever. Calm ones depend on no timing and never fail."""
-    kinds = CALM + FAILING * failing + RACY * racy
+    kinds = CALM + FAILING * failing + RACY * racy + TOUGH * 2 * tough
     drawing = _Drawing(Random(seed), kinds)
     trunk = drawing.random.choice(("gather", "bounded", "group", *(RACY[:1] + RACY[4:5]) * racy))
     return "then", (trunk, tuple(drawing.op(3) for _ in range(3))), drawing.op(3)
@@ -74,11 +76,11 @@ class _Drawing:
         if depth == 0 or self.left <= 0:
             kind = "risky" if "risky" in self.kinds and self.random.random() < 0.3 else "ask"
         match kind:
-            case "ask" | "risky":
+            case "ask" | "risky" | "tries":
                 return kind, self.random.randrange(4), self.random.randrange(6), self.random.random() < 0.5
             case "same":
                 return "gather", (self.op(depth - 1),) * self.random.randint(2, 4)
-            case "gather" | "group" | "first" | "queue" | "bounded" | "completed":
+            case "gather" | "group" | "first" | "queue" | "bounded" | "completed" | "salvage":
                 return kind, tuple(self.op(depth - 1) for _ in range(self.random.randint(2, 4)))
             case "then" | "fallback":
                 return kind, self.op(depth - 1), self.op(depth - 1)
@@ -109,6 +111,18 @@ class Weave:
 
     async def _risky(self, value: str, voice: int, question: int, about: bool) -> str:
         return mix(await VOICES[voice](question=f"q{question}!", about=value if about else ""))
+
+    async def _tries(self, value: str, voice: int, question: int, about: bool) -> str:
+        for attempt in range(3):
+            try:
+                return await self._risky(mix(value, attempt), voice, question, True)
+            except StepFailed:
+                continue
+        return mix(value, "in vain")
+
+    async def _salvage(self, value: str, ops: Sequence[Op]) -> str:
+        answers = await asyncio.gather(*(self.run(op, value) for op in ops), return_exceptions=True)
+        return mix([answer if isinstance(answer, str) else "failed" for answer in answers])
 
     async def _gather(self, value: str, ops: Sequence[Op]) -> str:
         return mix(await asyncio.gather(*(self.run(op, value) for op in ops)))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Template
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from weaverant.message import Message
+from weaverant.prompt import Sandbox
 
 
 class CharTokenizer:
@@ -68,4 +68,4 @@ class CharTokenizer:
 
 def _template(chat: str) -> Template:
     """A chat template, with the whitespace rules that transformers applies."""
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(chat)
+    return Sandbox(trim_blocks=True, lstrip_blocks=True).from_string(chat)

@@ -142,6 +142,10 @@ class _Gathered:
         self._error: Any = None
         self._texts: defaultdict[str, list[str]] = defaultdict(list)
         self._calls: list[_Called] = []
+        self._latest: dict[int | None, _Called] = {}
+        """By index, the call that began last."""
+        self._named: dict[tuple[int | None, str], _Called] = {}
+        """By index and id."""
         self._tokens: list[Token] = []
         self._ids: list[int] = []
 
@@ -181,12 +185,23 @@ class _Gathered:
     def _called(self, call: Call) -> None:
         """A piece belongs to the call of its index, unless it brings another id: some servers count them all 0.
         Without an index it begins a call if it has an id, else it goes on with the last."""
-        for known in reversed(self._calls):
-            same = call.index == known.index if call.index is not None else not call.id
-            if same and (not call.id or not known.id or call.id == known.id):
-                known.add(call)
-                return
-        self._calls.append(_Called(call))
+        known = self._known(call)
+        if known is None:
+            known = self._latest[call.index] = _Called(call)
+            self._calls.append(known)
+        else:
+            known.add(call)
+        if known.id:
+            self._named[known.index, known.id] = known
+
+    def _known(self, call: Call) -> _Called | None:
+        """The call that this is a piece of."""
+        if call.index is None:
+            return self._calls[-1] if self._calls and not call.id else None
+        latest = self._latest.get(call.index)
+        if latest is None or not latest.id or not call.id:
+            return latest
+        return self._named.get((call.index, call.id))
 
 
 def _index(called: _Called) -> int:

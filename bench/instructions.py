@@ -1,0 +1,122 @@
+"""What a hop costs where no other load on the machine can disturb the figure: machine instructions, and bytecodes.
+
+Instructions are those of the whole process, counted by `valgrind --tool=cachegrind`; start-up is subtracted by
+counting a short run and a longer one. Bytecodes and Python calls are counted by tracing, by function, without
+valgrind. Neither sees the caches, so time can differ between two versions of equal counts; but a change that lowers
+neither is noise. Not part of `make bench`: it takes minutes.
+
+    python bench/instructions.py                 the table
+    python bench/instructions.py --functions 40  and the functions with the most bytecodes
+    python bench/instructions.py --parts         and what a hop saves without each of its parts, one at a time
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import bench_hops
+import report
+
+SHORT, LONG = 400, 2_000
+"""Tasks of the two runs."""
+IN_FLIGHT = 200
+
+PARTS = {
+    "compressing what is written": "import weaverant.journal.segment as m; m.COMPRESS_FROM = 1 << 40",
+    "the index of the journal": "import weaverant.journal.index as m; m.SegmentIndex.note = lambda *a: None",
+    "counts by agent": (
+        "import weaverant.runtime.ledger as m\n"
+        "m.AgentCounts.count = lambda self, event: setattr(self, 'calls', self.calls + 1)"
+    ),
+    "the fingerprint": "import weaverant.agent as m; m.Bound.fingerprint = lambda *a: b'0123456789abcdef'",
+    "the task's clock": "import weaverant.task as m; m.TaskRun.clock = lambda *a: 0.0",
+    "looking an engine's reply over": "import weaverant.runtime.calls as m; m.checked = lambda reply, model: reply",
+    "asyncio's list of all tasks": "import _weakrefset as m; m.WeakSet.add = lambda *a: None",
+}
+"""What each of them costs, shown by doing without it: the runs end, but could not be used."""
+
+
+def instructions(workload: str, journal: bool, first: str = "") -> float:
+    """Thousands of machine instructions a hop, after the Python statements `first`."""
+    (few, hops), (many, more) = (_counted(workload, tasks, journal, first) for tasks in (SHORT, LONG))
+    return (many - few) / (more - hops) / 1e3
+
+
+def _counted(workload: str, tasks: int, journal: bool, first: str) -> tuple[int, int]:
+    code = f"{first}\nimport bench_hops as b; print(b.weave({workload!r}, {tasks}, {IN_FLIGHT}, {journal})[0])"
+    valgrind = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
+    folder = Path(__file__).parent
+    env = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([*valgrind, sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    found = re.search(r"I\s+refs:\s+([\d,]+)", done.stderr)
+    assert found is not None, done.stderr
+    return int(found[1].replace(",", "")), int(done.stdout)
+
+
+class Bytecodes:
+    """Counts what runs in this thread, by function."""
+
+    def __init__(self) -> None:
+        self.executed: Counter[CodeType] = Counter()
+        self.called: Counter[CodeType] = Counter()
+
+    def call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        self.called[frame.f_code] += 1
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self.step
+
+    def step(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "opcode":
+            self.executed[frame.f_code] += 1
+        return self.step
+
+
+def bytecodes(workload: str, journal: bool, tasks: int = 500) -> tuple[Bytecodes, int]:
+    counted = Bytecodes()
+    sys.settrace(counted.call)
+    try:
+        hops, *_ = bench_hops.weave(workload, tasks, IN_FLIGHT, journal)
+    finally:
+        sys.settrace(None)
+    return counted, hops
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--functions", type=int, default=0, metavar="N", help="of W2, durable: the N with the most")
+    parser.add_argument("--parts", action="store_true", help="of W2, durable")
+    options = parser.parse_args()
+    lines: list[list[Any]] = []
+    rows = []
+    for workload in ("w1", "w2"):
+        for kind, journal in (("durable", True), ("no journal", False)):
+            counted, hops = bytecodes(workload, journal)
+            found = instructions(workload, journal) if shutil.which("valgrind") else None
+            codes, calls = counted.executed.total() / hops, counted.called.total() / hops
+            lines.append([f"{workload} {kind}", "-" if found is None else found, codes, calls])
+            rows.append(report.row(f"{workload}/{kind} thousand instructions per hop", found))
+            rows.append(report.row(f"{workload}/{kind} bytecodes per hop", codes))
+    report.table(["a hop of", "1,000 instructions", "bytecodes", "Python calls"], lines)
+    if options.parts:
+        whole = instructions("w2", journal=True)
+        saved = {part: whole - instructions("w2", True, first) for part, first in PARTS.items()}
+        report.table(["of a hop of W2, durable", "1,000 instructions"], [["all", whole], *map(list, saved.items())])
+    if options.functions:
+        counted, hops = bytecodes("w2", journal=True)
+        for code, count in counted.executed.most_common(options.functions):
+            place = f"{Path(code.co_filename).name}:{code.co_qualname}"
+            print(f"{count / hops:8.1f} bytecodes in {counted.called[code] / hops:5.2f} calls of {place}")
+    report.finish("instructions", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A simulated world around a run: see `docs/reliability.md`."""
