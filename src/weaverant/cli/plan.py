@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from weaverant.events import NO_USAGE, Event, TaskEnded
 from weaverant.export import GENERIC
 from weaverant.launch import Run
 from weaverant.message import Usage
+from weaverant.protocols import Clock
 from weaverant.runtime.feed import as_row
 from weaverant.runtime.progress import money
-from weaverant.step import Ask, ModelWork
+from weaverant.step import Ask, ModelAsk
 from weaverant.task import TaskRun
 
 PROMPT_LINES = 3
@@ -100,14 +102,15 @@ class Probe:
 
     def __init__(self, binding: Binding) -> None:
         self.binding = binding
+        self.clock: Clock = time
         self._first: Ask | None = None
         self._end: TaskEnded | None = None
 
     def lines(self) -> Iterator[str]:
         """What the task did first."""
-        if self._first is not None and isinstance(self._first.work, ModelWork):
+        if self._first is not None and isinstance(self._first, ModelAsk):
             yield f"the first call on it, by agent {self._first.name!r}, would send"
-            for message in self._first.work.request.messages:
+            for message in self._first.messages:
                 yield from message_lines(message, 20, 2_000)
         elif self._first is not None:
             yield f"its first step is {self._first.name}(...), which a dry run does not call"
@@ -133,7 +136,7 @@ class Probe:
         """Timers never fire."""
         return _NoTimer()
 
-    def ended(self, run: TaskRun, event: TaskEnded) -> None: ...
+    def ended(self, run: TaskRun, event: TaskEnded, value: Any) -> None: ...
 
 
 class _NoTimer:

@@ -31,7 +31,7 @@ from weaverant.events import (
 from weaverant.journal.codec import events_of, tag_of
 from weaverant.journal.reserved import Reservations
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment
-from weaverant.message import Usage
+from weaverant.message import Usage, UsageSum
 
 UNCHANGED, OPEN, DONE, REJECTED, FAILED, SUPERSEDED = range(-1, 5)
 STATE_CODES: dict[EndState, int] = {"done": DONE, "rejected": REJECTED, "failed": FAILED}
@@ -102,7 +102,7 @@ class SegmentIndex:
         self.tasks: dict[str, TaskEntry] = {}
         self.sizes: list[int] = []
         self._events: dict[type[Event], int] = {}
-        self._usage: dict[str, list[float]] = {}
+        self._usage: dict[str, UsageSum] = {}
         self._reserved = Reservations()
         self._calls = 0
         self._about_run: list[int] = []
@@ -127,7 +127,7 @@ class SegmentIndex:
             if entry.state <= OPEN:
                 unfinished.append(entry)
         events = {tag_of(kind): count for kind, count in self._events.items()}
-        usage = {model: _usage(totals) for model, totals in self._usage.items()}
+        usage = {model: used.total() for model, used in self._usage.items()}
         return Summary(
             events, stages, unfinished, late, usage, self._about_run, self._first, self._last, self.sizes, maps,
             self._reserved.tasks(), self._calls,
@@ -149,21 +149,15 @@ class SegmentIndex:
 
     def _note_step(self, event: StepEnded, frame: int) -> None:
         self._entry(event.task, frame)
-        self._reserved.close(event)
-        self._calls += event.kind == "model"
-        if event.reused:
-            return
-        usage = event.usage
-        totals = self._usage.get(event.model)
-        if totals is None:
-            totals = self._usage[event.model] = [0, 0, 0, 0, 0.0, 0, 0.0]
-        totals[0] += usage.prompt_tokens
-        totals[1] += usage.completion_tokens
-        totals[2] += usage.cached_tokens
-        totals[3] += usage.reasoning_tokens
-        totals[4] += usage.cost
-        totals[5] += usage.requests
-        totals[6] += usage.unsure
+        if self._reserved.open:
+            self._reserved.close(event)
+        if event.kind == "model":
+            self._calls += 1
+        if not event.reused:
+            used = self._usage.get(event.model)
+            if used is None:
+                used = self._usage[event.model] = UsageSum()
+            used.add(event.usage)
 
     def _note_reserved(self, event: CostReserved, frame: int) -> None:
         self._entry(event.task, frame)
@@ -226,11 +220,6 @@ def rebuild(segment: Segment) -> tuple[SegmentIndex, int]:
 def later_state(before: int, after: int) -> int:
     """A task's state once events that made it `after` follow `before`. Superseded is for good."""
     return before if after == UNCHANGED or before == SUPERSEDED else after
-
-
-def _usage(totals: list[float]) -> Usage:
-    prompt, completion, cached, reasoning, cost, requests, unsure = totals
-    return Usage(int(prompt), int(completion), int(cached), int(reasoning), cost, int(requests), unsure)
 
 
 _NOTES: dict[type[Event], Callable[[SegmentIndex, Any, int], None]] = {
