@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from asyncio import events
+from asyncio import current_task
+from asyncio.events import _get_running_loop, _set_running_loop  # pyright: ignore[reportPrivateUsage]
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context, copy_context
 from heapq import heappop, heappush
 from random import Random
+from sys import get_asyncgen_hooks, set_asyncgen_hooks
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 from zlib import crc32
@@ -281,21 +283,21 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def _enter(self) -> Outer:
         """From here to `_leave` this is the loop that workflow code finds, also where it leaves an `async for` early:
         what is in the generator's `finally` belongs to the workflow and not to the run's loop."""
-        outer = events._get_running_loop(), sys.get_asyncgen_hooks()  # pyright: ignore[reportPrivateUsage]
-        events._set_running_loop(self)  # pyright: ignore[reportPrivateUsage]
-        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._finish_generator)
+        outer = _get_running_loop(), get_asyncgen_hooks()
+        _set_running_loop(self)
+        set_asyncgen_hooks(None, self._finish_generator)
         return outer
 
     def _finish_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
         """Close it in a branch apart: when the collector finds one is no part of the workflow's order."""
-        if self._ended or events._get_running_loop() is not self:  # pyright: ignore[reportPrivateUsage]
+        if self._ended or _get_running_loop() is not self:
             _drive_out(generator)
         else:
             self._spawn(generator.aclose(), self._branch().leave(), None)
 
     def _branch(self) -> Branch:
-        task = asyncio.current_task(self)
-        return task.branch if isinstance(task, BranchTask) else self._root
+        task = current_task(self)
+        return task.branch if type(task) is BranchTask else self._root
 
     def _spawn(self, coro: Coroutine[Any, Any, Any], branch: Branch, context: Context | None) -> BranchTask:
         task = BranchTask(coro, self, branch, self._serial, context if context is not None else copy_context())
@@ -381,8 +383,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
 def _leave(outer: Outer) -> None:
     loop, hooks = outer
-    sys.set_asyncgen_hooks(*hooks)
-    events._set_running_loop(loop)  # pyright: ignore[reportPrivateUsage]
+    set_asyncgen_hooks(*hooks)
+    _set_running_loop(loop)
 
 
 def _close(task: BranchTask) -> None:
@@ -396,8 +398,8 @@ def _close(task: BranchTask) -> None:
 
 
 def _drive_out(generator: AsyncGenerator[Any, Any]) -> None:
-    outer = events._get_running_loop()  # pyright: ignore[reportPrivateUsage]
-    events._set_running_loop(None)  # its steps must not become another workflow's  # pyright: ignore
+    outer = _get_running_loop()
+    _set_running_loop(None)  # its steps must not become another workflow's
     closing = generator.aclose()
     try:
         closing.send(None)
@@ -405,7 +407,7 @@ def _drive_out(generator: AsyncGenerator[Any, Any]) -> None:
         return
     finally:
         closing.close()
-        events._set_running_loop(outer)  # pyright: ignore[reportPrivateUsage]
+        _set_running_loop(outer)
 
 
 def _refuse_unordered(frame: FrameType | None, coro: Coroutine[Any, Any, Any]) -> None:
@@ -447,7 +449,7 @@ class Named(Protocol):
 
 def current_loop(what: str | Named) -> WorkflowLoop:
     """The loop of the workflow that runs now, for `what`: an agent, or a word by its name."""
-    loop = events._get_running_loop()  # pyright: ignore[reportPrivateUsage]
+    loop = _get_running_loop()
     if type(loop) is not WorkflowLoop:
         name = what if isinstance(what, str) else f"agent {what.name!r}"
         raise WorkflowError(

@@ -190,7 +190,9 @@ class TaskRun:
         return await self.workflow(fresh(self.row.value))
 
     def advance(self, asked: Ask | Timer | None = None, record: Record | None = None) -> None:
-        """Let the workflow go on, show it what was recorded, and end the task when it is over."""
+        """Let the workflow go on, show it what is recorded now, and end the task when it is over."""
+        if self.closed:
+            return
         try:
             if self._loop.advance(asked, record):
                 self._end(*self._verdict())
@@ -238,15 +240,12 @@ class TaskRun:
             return
         usage = NO_USAGE
         if isinstance(ask, ModelAsk):
-            if reused:
-                usage = _told_again(outcome)
-            else:
-                seed = ask.seed
-                usage = self._peer.charge(
-                    self, ask, outcome.usage if isinstance(outcome, (Reply, StepFailed)) else None
-                )
+            usage = self._used(ask, outcome, reused)
             if type(outcome) is Reply and usage is not outcome.usage:
                 outcome = msgspec.structs.replace(outcome, usage=usage)
+            if not reused:
+                seed = ask.seed
+            self._usages.append(usage)
         mark = self._texts.mark()
         try:
             self._write_step(ask, outcome, usage, seed, reused)
@@ -254,6 +253,19 @@ class TaskRun:
             self._texts.rollback(mark)
             failure = StepFailed("value", f"{ask.name!r} gave what cannot be stored: {error}")
             self._write_step(ask, failure, usage, seed, reused, instead_of=outcome)
+
+    def _used(self, ask: ModelAsk, outcome: Any, reused: bool) -> Usage:
+        used: Usage | None = outcome.usage if isinstance(outcome, (Reply, StepFailed)) else None
+        if reused:  # an earlier run paid
+            return NO_USAGE if used is None else Usage(used.prompt_tokens, used.completion_tokens, requests=0)
+        turn = ask.turn
+        if turn is not None:
+            if turn.waited:  # what it waited for its turn is no part of its latency
+                ask.started = min(self.clock(), ask.started + turn.waited)
+            if used is None and turn.waiting:
+                used = NO_USAGE  # nothing was sent
+            ask.turn = None
+        return self._peer.charge(self, ask, used)
 
     def _write_step(
         self, ask: Ask, outcome: Any, usage: Usage, seed: int, reused: bool, instead_of: Any = _NOTHING
@@ -269,22 +281,15 @@ class TaskRun:
         else:
             model = instead_of.model if isinstance(instead_of, Reply) else ""
             kind, value, reason, seen = _other_outcome(outcome)
-        clock, wall = self.clock(), self._wall()
-        if isinstance(ask, ModelAsk) and ask.turn is not None:
-            if ask.turn.waited:  # what it waited for its turn is no part of its latency
-                ask.started = min(clock, ask.started + ask.turn.waited)
-            ask.turn = None
+        clock, wall, number = self.clock(), self._wall(), self._count
         path, fingerprint, occurrence = ask.key
-        number = self._count
         event = StepEnded(
             self.row.key, path, fingerprint, occurrence, ask.kind, ask.name, ask.spec, asked, kind, texts.pack(value),
             ask.started, clock, wall, usage, model, seed, reused, reason,
         )  # fmt: skip
-        self._write(event, partial(self._acknowledged, ask, Record(number, ask.name, seen, clock, wall)))
+        self._write(event, partial(self.advance, ask, Record(number, ask.name, seen, clock, wall)))
         ask.number = number
         self._count = number + 1
-        if usage is not NO_USAGE:
-            self._usages.append(usage)
 
     def _write(self, event: Event, durable: Callable[[], None] | None) -> None:
         blobs = self._texts.blobs
@@ -297,13 +302,9 @@ class TaskRun:
             return
         clock, wall = max(timer.due, self.clock()), self._wall()
         path, number = timer.key
-        durable = partial(self._acknowledged, timer, Record(self._count, "timer", None, clock, wall))
+        durable = partial(self.advance, timer, Record(self._count, "timer", None, clock, wall))
         self._count += 1
         self._peer.write(TimerFired(self.row.key, path, number, clock, wall), durable, None)
-
-    def _acknowledged(self, asked: Ask | Timer, record: Record) -> None:
-        if not self.closed:
-            self.advance(asked, record)
 
     def clock(self) -> float:
         """Seconds on the task's own clock. It goes on from the last event that the workflow saw, so the time a run
@@ -364,12 +365,6 @@ def _packed_input(ask: Ask, texts: Texts) -> Any:
     if ask.history:
         return [variables, [_packed_message(message, texts) for message in ask.history]]
     return variables
-
-
-def _told_again(outcome: Any) -> Usage:
-    """What a step used that an earlier run paid for."""
-    used: Usage | None = outcome.usage if isinstance(outcome, (Reply, StepFailed)) else None
-    return NO_USAGE if used is None else Usage(used.prompt_tokens, used.completion_tokens, requests=0)
 
 
 def _packed_message(message: Message, texts: Texts) -> list[Any]:

@@ -96,7 +96,18 @@ class Summary(Struct, array_like=True, frozen=True):
 class SegmentIndex:
     """Notes events as they are written. One thread notes; `sizes` belongs to the one who writes the frames."""
 
-    __slots__ = ("_about_run", "_calls", "_events", "_first", "_last", "_reserved", "_usage", "sizes", "tasks")
+    __slots__ = (
+        "_about_run",
+        "_calls",
+        "_events",
+        "_first",
+        "_last",
+        "_reserved",
+        "_steps",
+        "_usage",
+        "sizes",
+        "tasks",
+    )
 
     def __init__(self) -> None:
         self.tasks: dict[str, TaskEntry] = {}
@@ -104,15 +115,18 @@ class SegmentIndex:
         self._events: dict[type[Event], int] = {}
         self._usage: dict[str, UsageSum] = {}
         self._reserved = Reservations()
-        self._calls = 0
+        self._calls = self._steps = 0
         self._about_run: list[int] = []
         self._first = self._last = 0.0
 
     def note(self, event: Event, frame: int) -> None:
         """Count an event that goes into the frame with this ordinal."""
-        kind = type(event)
-        self._events[kind] = self._events.get(kind, 0) + 1
-        _NOTES[kind](self, event, frame)
+        if type(event) is StepEnded:
+            self._note_step(event, frame)
+        else:
+            kind = type(event)
+            self._events[kind] = self._events.get(kind, 0) + 1
+            _NOTES[kind](self, event, frame)
 
     def summary(self, maps: list[int]) -> Summary:
         """Of everything noted so far."""
@@ -127,6 +141,8 @@ class SegmentIndex:
             if entry.state <= OPEN:
                 unfinished.append(entry)
         events = {tag_of(kind): count for kind, count in self._events.items()}
+        if self._steps:
+            events[tag_of(StepEnded)] = self._steps
         usage = {model: used.total() for model, used in self._usage.items()}
         return Summary(
             events, stages, unfinished, late, usage, self._about_run, self._first, self._last, self.sizes, maps,
@@ -148,9 +164,12 @@ class SegmentIndex:
         return entry
 
     def _note_step(self, event: StepEnded, frame: int) -> None:
-        self._entry(event.task, frame)
+        entry = self.tasks.get(event.task)
+        if entry is None or entry.frames[-1] != frame:
+            self._entry(event.task, frame)
         if self._reserved.open:
             self._reserved.close(event)
+        self._steps += 1
         if event.kind == "model":
             self._calls += 1
         if not event.reused:
@@ -224,7 +243,6 @@ def later_state(before: int, after: int) -> int:
 
 _NOTES: dict[type[Event], Callable[[SegmentIndex, Any, int], None]] = {
     CostReserved: SegmentIndex._note_reserved,  # pyright: ignore[reportPrivateUsage]
-    StepEnded: SegmentIndex._note_step,  # pyright: ignore[reportPrivateUsage]
     TimerFired: SegmentIndex._note_timer,  # pyright: ignore[reportPrivateUsage]
     TaskStarted: SegmentIndex._note_started,  # pyright: ignore[reportPrivateUsage]
     TaskEnded: SegmentIndex._note_ended,  # pyright: ignore[reportPrivateUsage]

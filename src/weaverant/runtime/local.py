@@ -40,7 +40,7 @@ from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.outlook import Outlook
 from weaverant.runtime.recovery import Unfinished, started_of
-from weaverant.runtime.slots import Owner, waits
+from weaverant.runtime.slots import Owner
 from weaverant.runtime.stagebook import Refused, StageBook, key_of
 from weaverant.step import Ask
 from weaverant.task import Reusable, Row, Task, TaskRun
@@ -99,6 +99,7 @@ class LocalSwarm:
             budget.attach(self.write_reservation, partial(self.stop, "budget", math.inf))
         owner = Owner(self._admit_soon, self._broken, self._unavailable)
         self._calls = Calls(binding, limits, owner, run, budget, outlook)
+        self.launch = self._calls.submit
         self._live: dict[str, TaskRun] = {}
         self._backlog: list[tuple[int, int, Row | Refused, list[TaskEvent] | None]] = []
         self._arrivals = 0
@@ -199,12 +200,7 @@ class LocalSwarm:
     def charge(self, run: TaskRun, ask: Ask, usage: Usage | None) -> Usage:
         if self._budget is None:
             return usage or NO_USAGE
-        if usage is None and waits(ask):
-            usage = NO_USAGE  # nothing was sent
         return self._budget.charge(run.row.key, ask.key, usage)
-
-    def launch(self, run: TaskRun, ask: Ask) -> None:
-        self._calls.submit(run, ask)
 
     def cancel(self, ask: Ask) -> None:
         self._calls.cancel(ask)

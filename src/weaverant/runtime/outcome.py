@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from types import NoneType
 from typing import Any, get_args
 
 import msgspec
-from msgspec.structs import astuple
 
 from weaverant.errors import RAISED, StepFailed, place_of, shown
 from weaverant.message import FinishReason, Message, Reply, Usage
@@ -25,24 +23,29 @@ def checked(reply: Any, model: str) -> Reply:
 
 def _is_plain(reply: Reply) -> bool:
     """A bare text with its usage, each field of the type it is declared with: the common case, without a copy."""
-    message = reply.message
+    message, usage = reply.message, reply.usage
     return (
-        _types(reply) == _REPLY
-        and _types(message) == _MESSAGE
-        and _types(reply.usage) == _USAGE
-        and reply.finish in _FINISHES
+        type(message) is Message
+        and type(message.content) is str
         and message.role == "assistant"
-        and not (message.tool_calls or reply.more)
+        and message.tool_calls == ()
+        and message.tool_call_id is None
+        and message.reasoning is None
+        and reply.finish in _FINISHES
+        and reply.tokens is None
+        and reply.more == ()
+        and type(reply.model) is str
+        and type(usage) is Usage
+        and type(usage.cost) is float
+        and type(usage.unsure) is float
+        and type(usage.prompt_tokens) is int
+        and type(usage.completion_tokens) is int
+        and type(usage.cached_tokens) is int
+        and type(usage.reasoning_tokens) is int
+        and type(usage.requests) is int
     )
 
 
-def _types(value: Any) -> tuple[type, ...]:
-    return tuple(map(type, astuple(value)))
-
-
-_REPLY = (Message, Usage, str, str, NoneType, tuple)
-_MESSAGE = (str, str, tuple, NoneType, NoneType)
-_USAGE = (int, int, int, int, float, int, float)
 _FINISHES = frozenset(get_args(FinishReason))
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Reply).decode
