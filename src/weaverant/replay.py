@@ -11,7 +11,6 @@ import asyncio
 import sys
 from asyncio import current_task
 from asyncio.events import _get_running_loop, _set_running_loop  # pyright: ignore[reportPrivateUsage]
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context, copy_context
 from heapq import heappop, heappush
@@ -84,7 +83,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._host = host
         self._steps = steps
         self._timers = timers
-        self._ready: deque[Callback] = deque()
+        self._ready: list[Callback] = []
         self._answers: list[tuple[int, Ask | Timer, Record]] = []
         self._fresh: list[Ask | Timer] = []
         self._abandoned: list[Ask] = []
@@ -309,17 +308,17 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         return task
 
     def _run_to_rest(self) -> None:
-        ready = self._ready
         budget = SPIN_LIMIT
-        while ready:
-            handle = ready.popleft()
-            if not handle.gone:
-                try:
-                    handle.context.run(handle.callback, *handle.args)
-                except SystemExit:
-                    continue  # the task that called sys.exit() holds it as its exception
-            budget -= 1
-            if not budget:
+        while self._ready:
+            ready, self._ready = self._ready, []
+            for handle in ready:
+                if not handle.gone:
+                    try:
+                        handle.context.run(handle.callback, *handle.args)
+                    except SystemExit:
+                        pass  # the task that called sys.exit() holds it as its exception
+            budget -= len(ready)
+            if budget < 0:
                 raise StepFailed("spins", f"the workflow ran {SPIN_LIMIT:,} callbacks without waiting for anything")
 
     def _settle(self, asked: Ask | Timer, record: Record) -> None:
