@@ -18,7 +18,7 @@ import pytest
 from weaverant.branch import CANCELLED, Branch
 from weaverant.events import TaskEvent, TimerFired
 from weaverant.replay import WorkflowLoop
-from weaverant.step import Ask, AskState
+from weaverant.step import Ask
 from weaverant.testing.crash import Life, cut, live, steps, told, unended
 from weaverant.testing.weaves import Moody, row_of
 
@@ -110,15 +110,16 @@ _ask = WorkflowLoop.ask
 _call_at = WorkflowLoop.call_at
 
 
-def _ask_at_once(loop: Any, ask: Ask, fingerprint: bytes) -> None:
-    _ask(loop, ask, fingerprint)
+def _ask_at_once(loop: Any, ask: Ask, fingerprint: bytes) -> Any:
+    future = _ask(loop, ask, fingerprint)
     for number, asked, record in loop._answers:
         if asked is ask and record.outcome is not CANCELLED:
             loop._answers.clear()
-            ask.state, ask.number = AskState.SETTLED, number
-            loop._tick(record)
-            settle = ask.future.set_exception if isinstance(record.outcome, Exception) else ask.future.set_result
+            ask.settled, ask.number = True, number
+            loop.open, loop.clock, loop.wall = loop.open - 1, record.clock, record.time
+            settle = future.set_exception if isinstance(record.outcome, Exception) else future.set_result
             settle(record.outcome)
+    return future
 
 
 def _call_at_once(loop: Any, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
@@ -127,7 +128,7 @@ def _call_at_once(loop: Any, when: float, callback: Any, *args: Any, context: An
         if asked is timer:
             loop._answers.clear()
             timer.settled = True
-            loop._tick(record)
+            loop.open, loop.clock, loop.wall = loop.open - 1, record.clock, record.time
             loop._ready.append(timer)
     return timer
 

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from weaverant.message import Message, Reply, Request, Sampling, ToolCall, ToolS
 from weaverant.prompt import Template, read_prompt
 from weaverant.protocols import Engine
 from weaverant.replay import WorkflowLoop, current_loop
-from weaverant.step import Ask, EffectWork, ModelWork
+from weaverant.step import Ask, EffectAsk, ModelAsk
 from weaverant.trace import SCALARS, plain
 
 if TYPE_CHECKING:
@@ -92,21 +92,22 @@ class Agent:
     def __post_init__(self) -> None:
         fields.check(self.name, vars(self))
 
-    async def __call__(self, *unnamed: Never, history: History = (), **variables: Any) -> Any:
+    def __call__(self, *unnamed: Never, history: History = (), **variables: Any) -> Coroutine[Any, Any, Any]:
         """Ask; the reply's text, or its value as `output`."""
-        self._only_named(unnamed)
-        value, _ = await _converse(self, history, variables)
-        return value
+        if unnamed:
+            self._refuse(unnamed)
+        return _converse(self, history, variables, whole=False)
 
-    async def reply(self, *unnamed: Never, history: History = (), **variables: Any) -> Reply:
+    def reply(self, *unnamed: Never, history: History = (), **variables: Any) -> Coroutine[Any, Any, Reply]:
         """Ask; the last reply whole: message, usage, finish reason, who answered."""
-        self._only_named(unnamed)
-        _, reply = await _converse(self, history, variables)
-        return reply
+        if unnamed:
+            self._refuse(unnamed)
+        return _converse(self, history, variables, whole=True)
 
     def messages(self, *unnamed: Never, history: History = (), **variables: Any) -> tuple[Message, ...]:
         """The messages that a call with these variables sends."""
-        self._only_named(unnamed)
+        if unnamed:
+            self._refuse(unnamed)
         return self.templates.messages(cast("dict[str, Any]", plain(variables, "variables")), _messages(history))
 
     @cached_property
@@ -114,13 +115,12 @@ class Agent:
         """The agent's compiled templates."""
         return Templates(self)
 
-    def _only_named(self, unnamed: tuple[object, ...]) -> None:
-        if unnamed:
-            reads = ", ".join(f"{name}=..." for name in self.templates.variables) or "NAME=..."
-            raise TypeError(
-                f"agent {self.name!r} takes its prompt's variables by name: expected {self.name}({reads}); "
-                f"found {len(unnamed)} without a name"
-            )
+    def _refuse(self, unnamed: tuple[object, ...]) -> Never:
+        reads = ", ".join(f"{name}=..." for name in self.templates.variables) or "NAME=..."
+        raise TypeError(
+            f"agent {self.name!r} takes its prompt's variables by name: expected {self.name}({reads}); "
+            f"found {len(unnamed)} without a name"
+        )
 
 
 class Templates:
@@ -143,8 +143,11 @@ class Templates:
         return sorted(set[str]().union(*(part.variables for part in (self.system, self.prompt) if part is not None)))
 
     def messages(self, variables: dict[str, Any], history: tuple[Message, ...]) -> tuple[Message, ...]:
-        if self.system is None and not history and self.prompt is not None:
-            return (Message("user", self.prompt.render(variables)),)
+        if self.system is None:
+            if self.prompt is None:
+                return history
+            if not history:
+                return (Message("user", self.prompt.render(variables)),)
         opening = () if self.system is None else (Message("system", self.system.render(variables)),)
         closing = () if self.prompt is None else (Message("user", self.prompt.render(variables)),)
         return opening + history + closing
@@ -165,6 +168,8 @@ class Bound:
 
             self.output = None if agent.output is str else schema.Output(agent.output, where)
             self.tools = {tool.__name__: schema.Tool(tool, where) for tool in agent.tools}
+        self.plain = self.output is None and not self.tools
+        """Whether a call is one request, and its value the reply's text."""
         self.tool_specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self.tools.values())
         self.sampling = _sampling(agent, where)
         asked = [agent.name, self.identity, self.sampling, self.tool_specs, self.output and self.output.spec]
@@ -188,9 +193,21 @@ class Bound:
             "output": msgspec.to_builtins(self.output and self.output.spec),
         }
 
-    def request(self, messages: tuple[Message, ...]) -> Request:
+    def request(self, messages: tuple[Message, ...], seed: int = 0) -> Request:
         output = None if self.output is None else self.output.spec
-        return Request(self.agent.name, self.agent.model, messages, self.sampling, self.tool_specs, output)
+        return Request(self.agent.name, self.agent.model, messages, self.sampling, self.tool_specs, output, seed)
+
+    def ask(
+        self,
+        messages: tuple[Message, ...],
+        variables: dict[str, Any],
+        history: tuple[Message, ...] = (),
+        base: Ask | None = None,
+        added: tuple[Message, ...] = (),
+    ) -> ModelAsk:
+        """What to open in the workflow's loop, under `fingerprint(messages)`."""
+        agent = self.agent
+        return ModelAsk("model", agent.name, self.spec, self, agent.model, messages, variables, history, base, added)
 
     def fingerprint(self, messages: tuple[Message, ...]) -> bytes:
         return digest(self.head + b"".join([message.digest for message in messages]))
@@ -219,19 +236,20 @@ class Binding:
     def __init__(self, models: Mapping[str, Engine], overrides: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.models = dict(models)
         self._overrides = overrides or {}
-        self._bound: dict[Agent, Bound] = {}
-        self._known: set[str] = set()
+        self.known: dict[Agent, Bound] = {}
+        """Agents that were bound already, compiled."""
+        self._specs: set[str] = set()
         self.fresh: list[Bound] = []
         """Agents bound since somebody last looked: their `AgentBound` events are still to be written."""
 
     def bound(self, agent: Agent) -> Bound:
-        bound = self._bound.get(agent)
+        bound = self.known.get(agent)
         if bound is None:
-            if len(self._bound) >= MOST_BOUND:
-                del self._bound[next(iter(self._bound))]
-            bound = self._bound[agent] = self._bind(agent)
-            if bound.spec not in self._known:
-                self._known.add(bound.spec)
+            if len(self.known) >= MOST_BOUND:
+                del self.known[next(iter(self.known))]
+            bound = self.known[agent] = self._bind(agent)
+            if bound.spec not in self._specs:
+                self._specs.add(bound.spec)
                 self.fresh.append(bound)
         return bound
 
@@ -240,7 +258,7 @@ class Binding:
         return self.models.get(model) or self.models.get("*")
 
     def all(self) -> list[Bound]:
-        return list(self._bound.values())
+        return list(self.known.values())
 
     def _bind(self, agent: Agent) -> Bound:
         changes = self._overrides.get(agent.name)
@@ -278,28 +296,34 @@ def _check_served(bound: Bound, engine: Engine) -> None:
         )
 
 
-async def _converse(agent: Agent, history: History, variables: dict[str, Any]) -> tuple[Any, Reply]:
-    """One call of an agent: the first request, the tools' turns, the repairs."""
-    loop = current_loop(f"agent {agent.name!r}")
-    bound = cast("Binding", loop.binding).bound(agent)
+async def _converse(agent: Agent, history: History, variables: dict[str, Any], whole: bool) -> Any:
+    """One call of an agent: the first request, the tools' turns, the repairs. Gives the reply `whole`, or its value."""
+    loop = current_loop(agent)
+    binding = cast("Binding", loop.binding)
+    bound = binding.known.get(agent) or binding.bound(agent)
+    if variables:
+        variables = _variables(bound, variables)
+    earlier = _messages(history) if history else ()
+    messages = bound.templates.messages(variables, earlier)
+    ask = bound.ask(messages, variables, earlier)
+    reply: Reply = await loop.answer(ask, bound.fingerprint(messages))
+    if bound.sampling.n > 1 + len(reply.more):
+        raise _too_few(bound, ask, reply)
+    if bound.plain:
+        return reply if whole else reply.message.text
+    scope = _Scope(loop, bound, messages, ask, reply)
+    await scope.use_tools()
+    value = scope.reply.message.text if bound.output is None else await scope.parse(bound.output)
+    return scope.reply if whole else value
+
+
+def _variables(bound: Bound, variables: dict[str, Any]) -> dict[str, Any]:
     if not _FIELDS.isdisjoint(variables):
         _refuse_fields(bound, variables)
-    variables = {
+    return {
         name: value if type(value) in SCALARS else plain(value, f"variable {name!r}")
         for name, value in variables.items()
     }
-    earlier = _messages(history) if history else ()
-    messages = bound.templates.messages(variables, earlier)
-    ask, reply = await _model_step(loop, bound, messages, variables, earlier)
-    if bound.sampling.n > 1 + len(reply.more):
-        raise _too_few(bound, ask, reply)
-    if bound.output is None and not bound.tools:
-        return reply.message.text, reply
-    scope = _Scope(loop, bound, messages, ask, reply)
-    await scope.use_tools()
-    if bound.output is None:
-        return scope.reply.message.text, scope.reply
-    return await scope.parse(bound.output), scope.reply
 
 
 def _refuse_fields(bound: Bound, variables: Mapping[str, Any]) -> None:
@@ -330,6 +354,14 @@ def _too_few(bound: Bound, ask: Ask, reply: Reply) -> StepFailed:
 
 
 def _messages(history: History) -> tuple[Message, ...]:
+    for item in history:
+        if type(item) is not Message:
+            return _made(history)
+    return cast("tuple[Message, ...]", tuple(history))
+
+
+def _made(history: History) -> tuple[Message, ...]:
+    """Messages of mappings."""
     try:
         return tuple(
             item if isinstance(item, Message) else msgspec.convert(dict(item), Message, strict=False)
@@ -340,21 +372,6 @@ def _messages(history: History) -> tuple[Message, ...]:
             f"history= holds what is no message: {error}. Expected Message objects, or mappings such as "
             "{'role': 'user', 'content': '...'}"
         ) from None
-
-
-async def _model_step(
-    loop: WorkflowLoop,
-    bound: Bound,
-    messages: tuple[Message, ...],
-    variables: dict[str, Any],
-    history: tuple[Message, ...] = (),
-    base: Ask | None = None,
-    added: tuple[Message, ...] = (),
-) -> tuple[Ask, Reply]:
-    work = ModelWork(bound.request(messages), variables, history, base, added)
-    ask = Ask("model", bound.agent.name, bound.spec, work)
-    loop.ask(ask, bound.fingerprint(messages))
-    return ask, await loop.answer(ask)
 
 
 class _Scope:
@@ -391,7 +408,8 @@ class _Scope:
 
     async def _go_on(self, added: tuple[Message, ...]) -> None:
         self.messages = (*self.messages, self.reply.message, *added)
-        self.ask, self.reply = await _model_step(self.loop, self.bound, self.messages, {}, base=self.ask, added=added)
+        self.ask = self.bound.ask(self.messages, {}, base=self.ask, added=added)
+        self.reply = await self.loop.answer(self.ask, self.bound.fingerprint(self.messages))
 
     async def _call_tool(self, call: ToolCall) -> Message:
         from weaverant.schema import Misfit
@@ -425,9 +443,8 @@ async def effect(
     name = getattr(function, "__qualname__", type(function).__qualname__)
     loop = current_loop(f"step({name})")
     arguments = plain([list(args), kwargs], f"an argument of {name}()")
-    ask = Ask(kind, name, "", EffectWork(partial(function, *args, **kwargs), arguments, place))
-    loop.ask(ask, digest(_canonical([kind, name, source_digest(function).hex(), arguments])))
-    return await loop.answer(ask)
+    ask = EffectAsk(kind, name, "", partial(function, *args, **kwargs), arguments, place)
+    return await loop.answer(ask, digest(_canonical([kind, name, source_digest(function).hex(), arguments])))
 
 
 _sources: dict[Any, bytes] = {}

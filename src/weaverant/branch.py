@@ -7,41 +7,37 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
+from msgspec import Struct
+
 from weaverant.step import StepKey
 
 TimerKey = tuple[str, int]
 """(branch path, how many timers that branch had made before)."""
 
 
-class Record:
+class Record(Struct, frozen=True, eq=False):
     """A recorded outcome: what the workflow will see, and when on the task's clock and in Unix time.
 
     `outcome` is the value, a `StepFailed`, or `CANCELLED`; `number` counts the steps of the task in journal order.
     """
 
-    __slots__ = ("clock", "name", "number", "outcome", "time")
-
-    def __init__(self, number: int, name: str, outcome: Any, clock: float, time: float) -> None:
-        self.number = number
-        self.name = name
-        self.outcome = outcome
-        self.clock = clock
-        self.time = time
+    number: int
+    name: str
+    outcome: Any
+    clock: float
+    time: float
 
 
 CANCELLED = object()
 
 
-class Callback:
+class Callback(Struct, eq=False, weakref=True):
     """What `call_soon` returns: a handle as asyncio's, without its debugging."""
 
-    __slots__ = ("args", "callback", "context", "gone")
-
-    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context) -> None:
-        self.callback = callback
-        self.args = args
-        self.context = context
-        self.gone = False
+    callback: Callable[..., Any]
+    args: tuple[Any, ...]
+    context: Context
+    gone: bool = False
 
     def cancel(self) -> None:
         self.gone = True
@@ -50,26 +46,14 @@ class Callback:
         return self.gone
 
 
-class Timer(Callback):
+class Timer(Callback, eq=False, kw_only=True):
     """A `sleep` or a deadline. Its firing is an event of the task, found by (branch path, number)."""
 
-    __slots__ = ("drop", "due", "handle", "key", "settled")
-
-    def __init__(
-        self,
-        drop: Callable[[Timer], None],
-        key: TimerKey,
-        when: float,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        context: Context,
-    ) -> None:
-        super().__init__(callback, args, context)
-        self.drop = drop
-        self.key = key
-        self.due = when
-        self.settled = False
-        self.handle: asyncio.TimerHandle | None = None
+    drop: Callable[[Timer], None]
+    key: TimerKey
+    due: float
+    settled: bool = False
+    handle: asyncio.TimerHandle | None = None
 
     def when(self) -> float:
         return self.due

@@ -5,7 +5,9 @@ A message caches its digest, so a request's fingerprint hashes digests and not w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Any, Literal, cast
 
 import msgspec
@@ -40,6 +42,16 @@ class ToolCall(Struct, frozen=True):
     arguments: str
 
 
+class Digest:
+    """16 bytes that identify a message by content. Computed once: afterwards the message has them as its own."""
+
+    def __get__(self, message: Message | None, owner: type) -> bytes:
+        if message is None:
+            raise AttributeError("digest")
+        found = cast("dict[str, bytes]", message.__dict__)["digest"] = digest(_canonical(message))
+        return found
+
+
 class Message(Struct, frozen=True, omit_defaults=True, dict=True):
     """One utterance."""
 
@@ -52,24 +64,20 @@ class Message(Struct, frozen=True, omit_defaults=True, dict=True):
     @property
     def text(self) -> str:
         """The text parts, joined."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+        content = self.content
+        if isinstance(content, str):
+            return content
+        return "".join(part.text for part in content if isinstance(part, TextPart))
 
-    @property
-    def digest(self) -> bytes:
-        """16 bytes that identify the message by content, computed once."""
-        kept = cast("dict[str, bytes]", self.__dict__)
-        found = kept.get("digest")
-        if found is None:
-            found = kept["digest"] = self._digest()
-        return found
+    digest = Digest()
 
-    def _digest(self) -> bytes:
-        if isinstance(self.content, str) and not self.tool_calls and self.reasoning is None:
-            head = self.role if self.tool_call_id is None else f"{self.role}:{self.tool_call_id}"
-            return digest(head.encode() + b"\0" + self.content.encode(errors="surrogatepass"))
-        return digest(b"\1" + _encode(self))
+
+def _canonical(message: Message) -> bytes:
+    content = message.content
+    if isinstance(content, str) and not message.tool_calls and message.reasoning is None:
+        head = message.role if message.tool_call_id is None else f"{message.role}:{message.tool_call_id}"
+        return f"{head}\0{content}".encode(errors="surrogatepass")
+    return b"\1" + _encode(message)
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -131,15 +139,37 @@ class Usage(Struct, frozen=True, array_like=True):
     unsure: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.reasoning_tokens + other.reasoning_tokens,
-            self.cost + other.cost,
-            self.requests + other.requests,
-            self.unsure + other.unsure,
-        )
+        return total((self, other))
+
+
+_COUNTED = tuple(attrgetter(name) for name in Usage.__struct_fields__)
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    """Their sum; of none, that of no request."""
+    prompt, completion, cached, reasoning, cost, requests, unsure = _COUNTED
+    return Usage(
+        sum(map(prompt, usages)), sum(map(completion, usages)), sum(map(cached, usages)), sum(map(reasoning, usages)),
+        sum(map(cost, usages), 0.0), sum(map(requests, usages)), sum(map(unsure, usages), 0.0),
+    )  # fmt: skip
+
+
+class UsageSum:
+    """A sum of very many usages, which is cheap to add to: they are added up some hundreds at a time."""
+
+    __slots__ = ("_added",)
+
+    def __init__(self) -> None:
+        self._added: list[Usage] = []
+
+    def add(self, usage: Usage) -> None:
+        self._added.append(usage)
+        if len(self._added) == 512:
+            self._added = [total(self._added)]
+
+    def total(self) -> Usage:
+        """Of none, that of no request."""
+        return total(self._added)
 
 
 class Tokens(Struct, frozen=True, omit_defaults=True):

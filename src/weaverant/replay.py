@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from asyncio import events
-from collections import deque
+from asyncio import current_task
+from asyncio.events import _get_running_loop, _set_running_loop  # pyright: ignore[reportPrivateUsage]
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context, copy_context
 from heapq import heappop, heappush
 from random import Random
+from sys import get_asyncgen_hooks, set_asyncgen_hooks
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 from zlib import crc32
@@ -22,7 +23,7 @@ from zlib import crc32
 from weaverant.branch import CANCELLED, Branch, BranchTask, Callback, Record, Timer, TimerKey
 from weaverant.errors import StepFailed, WorkflowError
 from weaverant.message import digest
-from weaverant.step import Ask, AskState, StepKey
+from weaverant.step import Ask, StepKey
 
 SPIN_LIMIT = 1_000_000
 """Callbacks between two rests after which a workflow counts as spinning: seconds of one core."""
@@ -82,12 +83,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._host = host
         self._steps = steps
         self._timers = timers
-        self._ready: deque[Callback] = deque()
+        self._ready: list[Callback] = []
         self._answers: list[tuple[int, Ask | Timer, Record]] = []
-        self._inbox: deque[tuple[Ask | Timer, Record]] = deque()
         self._fresh: list[Ask | Timer] = []
         self._abandoned: list[Ask] = []
-        self._open = 0
+        self.open = 0
+        """Asks and timers that wait. With none, a workflow at rest is stuck: nothing can wake it."""
         self._root = Branch("")
         self._serial = crc32(name.encode()) << 24
         self._spawned: list[BranchTask] = []
@@ -103,38 +104,37 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._main = self._spawn(main, Branch(""), None)
         self._root = self._main.branch
 
-    def deliver(self, asked: Ask | Timer, record: Record) -> None:
-        """A journaled outcome has come. `advance` shows it to the workflow."""
-        self._inbox.append((asked, record))
-
-    def advance(self) -> bool:
-        """Run to rest, show the next recorded outcome, and so on; then start what is new. True: the end is reached.
+    def advance(self, asked: Ask | Timer | None = None, record: Record | None = None) -> bool:
+        """Run to rest, show the next recorded outcome, and so on; last the one that was just journaled, if one is
+        given. Then start what is new. True: the end is reached.
 
         Must be called from a callback of the outer loop, not from inside one of its tasks (Python 3.14 refuses to
         enter a task within a task).
         """
-        main = self._main
+        main, answers = self._main, self._answers
         assert main is not None
         outer = self._enter()
         try:
             while True:
-                self._run_to_rest()
+                if self._ready:
+                    self._run_to_rest()
                 if main.done():
                     self._cancel_the_rest()
                     return True
-                if not self._settle_next():
+                if answers:
+                    self._settle(*heappop(answers)[1:])
+                elif record is None or asked is None:
                     break
+                else:
+                    self._settle(asked, record)
+                    record = None
         finally:
             _leave(outer)
             if self._abandoned:
                 self._tell_abandoned()
-        self._start_fresh()
+        if self._fresh:
+            self._start_fresh()
         return False
-
-    @property
-    def stuck(self) -> bool:
-        """At rest, unfinished, and nothing outstanding that could wake it."""
-        return self._open == 0
 
     @property
     def unasked(self) -> int:
@@ -169,37 +169,38 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     # What agents and effects use
 
-    def ask(self, ask: Ask, fingerprint: bytes) -> None:
-        """Open an ask in the current branch. Once the workflow has ended it waits for ever, that is, until its
-        coroutine is closed: an exception would let a loop that swallows all of them spin."""
+    def ask(self, ask: Ask, fingerprint: bytes) -> asyncio.Future[Any]:
+        """Open an ask in the current branch. Once the workflow has ended its future waits for ever, that is, until
+        whoever awaits it is closed: an exception would let a loop that swallows all of them spin."""
         key = ask.key = self._branch().key(fingerprint)
-        ask.future = asyncio.Future(loop=self)
-        self._open += 1
-        if self._ended:
-            return
-        record = self._steps.pop(key, None)
-        if record is None or record.outcome is CANCELLED:
-            self._fresh.append(ask)
-        else:
-            heappush(self._answers, (record.number, ask, record))
+        future: asyncio.Future[Any] = asyncio.Future(loop=self)
+        ask.future = future
+        self.open += 1
+        if not self._ended:
+            record = self._steps.pop(key, None) if self._steps else None
+            if record is None or record.outcome is CANCELLED:
+                self._fresh.append(ask)
+            else:
+                heappush(self._answers, (record.number, ask, record))
+        return future
 
-    async def answer(self, ask: Ask) -> Any:
+    async def answer(self, ask: Ask, fingerprint: bytes) -> Any:
         """The ask's value, or its `StepFailed`. Cancelled while it waits, it is abandoned."""
+        future = self.ask(ask, fingerprint)
         try:
-            return await ask.future
+            return await future
         except asyncio.CancelledError:
-            if ask.state is not AskState.SETTLED:
-                launched = ask.state is AskState.LAUNCHED
-                ask.state = AskState.SETTLED
-                self._open -= 1
-                if launched:
+            if not ask.settled:
+                ask.settled = True
+                self.open -= 1
+                if ask.launched:
                     self._abandoned.append(ask)
             raise
 
     def _drop_timer(self, timer: Timer) -> None:
         if not timer.settled:
             timer.settled = True
-            self._open -= 1
+            self.open -= 1
             self._host.disarm(timer)
 
     def rng(self, name: str) -> Random:
@@ -230,8 +231,15 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         branch = self._branch()
         key = (branch.path, branch.timers)
         branch.timers += 1
-        timer = Timer(self._drop_timer, key, when, callback, args, context if context is not None else copy_context())
-        self._open += 1
+        timer = Timer(
+            callback,
+            args,
+            context if context is not None else copy_context(),
+            drop=self._drop_timer,
+            key=key,
+            due=when,
+        )
+        self.open += 1
         record = self._timers.pop(key, None)
         if record is None:
             self._fresh.append(timer)
@@ -274,21 +282,21 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def _enter(self) -> Outer:
         """From here to `_leave` this is the loop that workflow code finds, also where it leaves an `async for` early:
         what is in the generator's `finally` belongs to the workflow and not to the run's loop."""
-        outer = events._get_running_loop(), sys.get_asyncgen_hooks()  # pyright: ignore[reportPrivateUsage]
-        events._set_running_loop(self)  # pyright: ignore[reportPrivateUsage]
-        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._finish_generator)
+        outer = _get_running_loop(), get_asyncgen_hooks()
+        _set_running_loop(self)
+        set_asyncgen_hooks(None, self._finish_generator)
         return outer
 
     def _finish_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
         """Close it in a branch apart: when the collector finds one is no part of the workflow's order."""
-        if self._ended or events._get_running_loop() is not self:  # pyright: ignore[reportPrivateUsage]
+        if self._ended or _get_running_loop() is not self:
             _drive_out(generator)
         else:
             self._spawn(generator.aclose(), self._branch().leave(), None)
 
     def _branch(self) -> Branch:
-        task = asyncio.current_task(self)
-        return task.branch if isinstance(task, BranchTask) else self._root
+        task = current_task(self)
+        return task.branch if type(task) is BranchTask else self._root
 
     def _spawn(self, coro: Coroutine[Any, Any, Any], branch: Branch, context: Context | None) -> BranchTask:
         task = BranchTask(coro, self, branch, self._serial, context if context is not None else copy_context())
@@ -300,59 +308,48 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         return task
 
     def _run_to_rest(self) -> None:
-        ready = self._ready
         budget = SPIN_LIMIT
-        while ready:
-            handle = ready.popleft()
-            if not handle.gone:
-                try:
-                    handle.context.run(handle.callback, *handle.args)
-                except SystemExit:
-                    continue  # the task that called sys.exit() holds it as its exception
-            budget -= 1
-            if not budget:
+        while self._ready:
+            ready, self._ready = self._ready, []
+            for handle in ready:
+                if not handle.gone:
+                    try:
+                        handle.context.run(handle.callback, *handle.args)
+                    except SystemExit:
+                        pass  # the task that called sys.exit() holds it as its exception
+            budget -= len(ready)
+            if budget < 0:
                 raise StepFailed("spins", f"the workflow ran {SPIN_LIMIT:,} callbacks without waiting for anything")
 
-    def _settle_next(self) -> bool:
-        """Show the workflow the oldest outcome that it waits for."""
-        while self._answers or self._inbox:
-            if self._answers:
-                _, asked, record = heappop(self._answers)
-            else:
-                asked, record = self._inbox.popleft()
-            if isinstance(asked, Ask):
-                if asked.state is not AskState.SETTLED:
-                    asked.state = AskState.SETTLED
-                    asked.number = record.number
-                    self._tick(record)
-                    if isinstance(record.outcome, StepFailed):
-                        asked.future.set_exception(record.outcome)
-                    else:
-                        asked.future.set_result(record.outcome)
-                    return True
-            elif not asked.settled:
-                asked.settled = True
-                self._tick(record)
-                self._ready.append(asked)
-                return True
-        return False
-
-    def _tick(self, record: Record) -> None:
-        self._open -= 1
+    def _settle(self, asked: Ask | Timer, record: Record) -> None:
+        """Show the workflow an outcome, if it still waits for it."""
+        if asked.settled:
+            return
+        asked.settled = True
+        self.open -= 1
         self.clock = record.clock
         self.wall = record.time
+        if isinstance(asked, Ask):
+            asked.number = record.number
+            future, outcome = asked.future, record.outcome
+            assert future is not None
+            if isinstance(outcome, StepFailed):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+        else:
+            self._ready.append(asked)
 
     def _start_fresh(self) -> None:
-        fresh = self._fresh
-        if fresh:
-            self._fresh = []
-            for asked in fresh:
-                if isinstance(asked, Ask):
-                    if asked.state is AskState.NEW:
-                        asked.state = AskState.LAUNCHED
-                        self._host.launch(asked)
-                elif not asked.settled:
-                    self._host.arm(asked)
+        fresh, self._fresh = self._fresh, []
+        for asked in fresh:
+            if asked.settled:
+                continue
+            if isinstance(asked, Ask):
+                asked.launched = True
+                self._host.launch(asked)
+            else:
+                self._host.arm(asked)
 
     def _tell_abandoned(self) -> None:
         """Only now, because the host works on the outer loop, which was not the running one inside the workflow."""
@@ -380,14 +377,13 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._ready.clear()
         self._spawned.clear()
         self._answers.clear()
-        self._inbox.clear()
         self._fresh.clear()
 
 
 def _leave(outer: Outer) -> None:
     loop, hooks = outer
-    sys.set_asyncgen_hooks(*hooks)
-    events._set_running_loop(loop)  # pyright: ignore[reportPrivateUsage]
+    set_asyncgen_hooks(*hooks)
+    _set_running_loop(loop)
 
 
 def _close(task: BranchTask) -> None:
@@ -401,8 +397,8 @@ def _close(task: BranchTask) -> None:
 
 
 def _drive_out(generator: AsyncGenerator[Any, Any]) -> None:
-    outer = events._get_running_loop()  # pyright: ignore[reportPrivateUsage]
-    events._set_running_loop(None)  # its steps must not become another workflow's  # pyright: ignore
+    outer = _get_running_loop()
+    _set_running_loop(None)  # its steps must not become another workflow's
     closing = generator.aclose()
     try:
         closing.send(None)
@@ -410,7 +406,7 @@ def _drive_out(generator: AsyncGenerator[Any, Any]) -> None:
         return
     finally:
         closing.close()
-        events._set_running_loop(outer)  # pyright: ignore[reportPrivateUsage]
+        _set_running_loop(outer)
 
 
 def _refuse_unordered(frame: FrameType | None, coro: Coroutine[Any, Any, Any]) -> None:
@@ -445,12 +441,18 @@ for _name in ("run_forever", "run_until_complete"):
     setattr(WorkflowLoop, _name, _refuse(name=_name, way_out="Await the coroutine instead"))
 
 
-def current_loop(what: str) -> WorkflowLoop:
-    """The loop of the workflow that runs now."""
-    loop = events._get_running_loop()  # pyright: ignore[reportPrivateUsage]
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+def current_loop(what: str | Named) -> WorkflowLoop:
+    """The loop of the workflow that runs now, for `what`: an agent, or a word by its name."""
+    loop = _get_running_loop()
     if type(loop) is not WorkflowLoop:
+        name = what if isinstance(what, str) else f"agent {what.name!r}"
         raise WorkflowError(
-            f"{what} works only inside a workflow. Await it in an async function decorated with @workflow; "
+            f"{name} works only inside a workflow. Await it in an async function decorated with @workflow; "
             "a function given to step(), and a tool, cannot take steps of its own"
         )
     return loop

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
+from zlib import crc32
 
 import msgspec
 
 from weaverant.events import StepKind
-from weaverant.message import Choice, Message, Part, Reply, Request, Tokens, ToolCall, Usage, digest
+from weaverant.message import Choice, Message, Part, Reply, Request, Tokens, ToolCall, Usage
 
 StepKey = tuple[str, bytes, int]
 
@@ -28,70 +28,66 @@ class Turn(msgspec.Struct):
     """Seconds: no part of the model's latency."""
 
 
-class AskState(IntEnum):
-    NEW = 0
-    LAUNCHED = 1
-    SETTLED = 2
+class Named(msgspec.Struct, eq=False):
+    """What a step is called in its journal."""
+
+    kind: StepKind
+    name: str
+    spec: str
 
 
-class Ask:
+class Ask(Named, eq=False, kw_only=True):
     """One wanted outcome. Mutable while it is open; what is kept of it is the event `StepEnded`."""
 
-    __slots__ = ("future", "handle", "key", "kind", "name", "number", "spec", "started", "state", "turn", "work")
-
-    def __init__(self, kind: StepKind, name: str, spec: str, work: ModelWork | EffectWork) -> None:
-        self.kind: StepKind = kind
-        self.name = name
-        self.spec = spec
-        self.work = work
-        self.key: StepKey = ("", b"", 0)
-        self.state = AskState.NEW
-        self.number = -1
-        """Which step of its task this is, counted in journal order; -1 until it is journaled."""
-        self.started = 0.0
-        self.future: asyncio.Future[Any]
-        self.handle: asyncio.Task[None] | None = None
-        self.turn: Turn | None = None
-        """Of a model call that its engine works on."""
+    key: StepKey = ("", b"", 0)
+    launched: bool = False
+    """Given to the runtime to work on."""
+    settled: bool = False
+    """The workflow has seen the outcome, or waits no longer."""
+    number: int = -1
+    """Which step of its task this is, counted in journal order; -1 until it is journaled."""
+    started: float = 0.0
+    future: asyncio.Future[Any] | None = None
+    """Done once the workflow may see the outcome."""
+    handle: asyncio.Task[None] | None = None
+    """The work on it."""
 
 
-class ModelWork:
+class Asks(Protocol):
+    """An agent as a run uses it: what turns messages into a request."""
+
+    def request(self, messages: tuple[Message, ...], seed: int = 0) -> Request: ...
+
+
+class ModelAsk(Ask, eq=False):
     """A request to an engine. `base` is the step whose conversation this one continues with the messages `added`;
     without it the messages come from the agent's templates, `variables` and `history`."""
 
-    __slots__ = ("added", "base", "history", "request", "variables")
-
-    def __init__(
-        self,
-        request: Request,
-        variables: dict[str, Any],
-        history: tuple[Any, ...] = (),
-        base: Ask | None = None,
-        added: tuple[Any, ...] = (),
-    ) -> None:
-        self.request = request
-        self.variables = variables
-        self.history = history
-        self.base = base
-        self.added = added
+    by: Asks
+    model: str
+    messages: tuple[Message, ...]
+    variables: dict[str, Any]
+    history: tuple[Message, ...] = ()
+    base: Ask | None = None
+    added: tuple[Message, ...] = ()
+    seed: int = 0
+    """Drawn when it is launched."""
+    turn: Turn | None = None
+    """Once its engine works on it."""
 
 
-class EffectWork:
+class EffectAsk(Ask, eq=False):
     """A user's function to run outside the workflow. `arguments` is plain data, kept for `show`."""
 
-    __slots__ = ("arguments", "call", "place")
-
-    def __init__(self, call: Callable[[], Any], arguments: Any, place: str) -> None:
-        self.call = call
-        self.arguments = arguments
-        self.place = place
+    call: Callable[[], Any]
+    arguments: Any
+    place: str
 
 
 def seed_of(task: str, key: StepKey, attempt: int) -> int:
     """31 bits that depend on the step alone, so a repeated run draws the same samples; a retry draws others."""
     path, fingerprint, occurrence = key
-    tail = f"|{task}|{path}|{occurrence}|{attempt}".encode()
-    return int.from_bytes(digest(fingerprint + tail)[:4], "little") & 0x7FFF_FFFF
+    return crc32(f"|{task}|{path}|{occurrence}|{attempt}".encode(), crc32(fingerprint)) & 0x7FFF_FFFF
 
 
 def reply_value(reply: Reply) -> Any:

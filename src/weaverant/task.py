@@ -7,6 +7,7 @@ events and journaled events into what the workflow sees. `Task` is what is left 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -27,11 +28,11 @@ from weaverant.events import (
     TaskStarted,
     TimerFired,
 )
-from weaverant.message import Reply, Usage
+from weaverant.message import Message, Reply, Usage, total
 from weaverant.past import Blob, Past
 from weaverant.protocols import Clock
 from weaverant.replay import WorkflowLoop
-from weaverant.step import Ask, ModelWork, StepKey, message_value, reply_of, reply_value, seed_of
+from weaverant.step import Ask, EffectAsk, ModelAsk, StepKey, message_value, reply_of, reply_value, seed_of
 from weaverant.trace import Texts, fresh, plain
 from weaverant.workflow import Group, Rejected, Workflow
 
@@ -63,8 +64,8 @@ class Peer(Protocol):
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle: ...
 
-    def ended(self, run: TaskRun, event: TaskEnded) -> None:
-        """The task's end is durable."""
+    def ended(self, run: TaskRun, event: TaskEnded, value: Any) -> None:
+        """The task's end is durable. `value` is the event's, with its texts in full."""
         ...
 
 
@@ -119,7 +120,8 @@ class TaskRun:
     """A live task. Made for a new row, or restored from its recorded events to carry on."""
 
     __slots__ = (
-        "_count", "_loop", "_peer", "_reuse", "_texts", "_zero", "attempt", "closed", "row", "usage", "workflow",
+        "_count", "_loop", "_now", "_peer", "_reuse", "_texts", "_usages", "_wall", "_zero", "attempt", "closed", "row",
+        "workflow",
     )  # fmt: skip
 
     def __init__(self, peer: Peer, workflow: Workflow | Group, row: Row, reuse: Reusable | None = None) -> None:
@@ -127,13 +129,19 @@ class TaskRun:
         self.workflow = workflow
         self.attempt = 0
         self.closed = False
-        self.usage = NO_USAGE
+        self._usages: list[Usage] = []
         self._peer = peer
+        self._now, self._wall = peer.clock.monotonic, peer.clock.time
         self._reuse = reuse
         self._texts = Texts()
         self._count = 0
-        self._zero: float | None = None
+        self._zero = math.inf
         self._loop: WorkflowLoop
+
+    @property
+    def usage(self) -> Usage:
+        """What its steps used so far."""
+        return total(self._usages)
 
     def begin(self) -> None:
         """Journal the row and start its workflow."""
@@ -141,10 +149,9 @@ class TaskRun:
 
     def journal_row(self) -> float:
         """Write the event that the task began. Returns the time in it."""
-        row, wall = self.row, self._peer.clock.time()
-        blobs: dict[bytes, str] = {}
-        packed = self._texts.pack(row.value, blobs)
-        self._peer.write(TaskStarted(row.key, row.stage, wall, row.digest, packed, row.parents), None, blobs)
+        row, wall = self.row, self._wall()
+        packed = self._texts.pack(row.value)
+        self._write(TaskStarted(row.key, row.stage, wall, row.digest, packed, row.parents), None)
         return wall
 
     @classmethod
@@ -163,7 +170,7 @@ class TaskRun:
         row = Row(started.task, started.stage, order, started.digest, past.row, started.parents)
         run = cls(peer, workflow, row, reuse)
         run.attempt = past.attempt
-        run.usage = past.usage
+        run._usages.append(past.usage)
         run._texts = past.texts
         run._count = past.count
         if reuse is not None:
@@ -182,14 +189,14 @@ class TaskRun:
     async def _main(self) -> Any:
         return await self.workflow(fresh(self.row.value))
 
-    def advance(self) -> None:
-        """Let the workflow see what has been delivered, and end the task when it is over."""
+    def advance(self, asked: Ask | Timer | None = None, record: Record | None = None) -> None:
+        """Let the workflow go on, show it what is recorded now, and end the task when it is over."""
         if self.closed:
             return
         try:
-            if self._loop.advance():
+            if self._loop.advance(asked, record):
                 self._end(*self._verdict())
-            elif self._loop.stuck:
+            elif not self._loop.open:
                 self._fail(StepFailed("stuck", "the workflow waits for something that nothing can bring"))
         except Exception as error:  # the boundary of a task: whatever breaks in it ends it, and nothing else
             self._fail(failure_of(error)[0])
@@ -202,19 +209,14 @@ class TaskRun:
 
     # Host of the workflow's loop
 
-    def begun(self, ask: Ask) -> None:
-        """Work on the ask starts now: what it waited for a slot is no part of its latency."""
-        ask.started = self._clock()
-
     def launch(self, ask: Ask) -> None:
-        ask.started = self._clock()
         found = None if self._reuse is None else self._reuse.claim(ask.key)
         if found is not None:
+            ask.started = self.clock()
             self.record(ask, found.value, seed=found.seed, reused=True)
             return
-        if isinstance(ask.work, ModelWork):
-            seed = seed_of(self.row.key, ask.key, self.attempt)
-            ask.work.request = msgspec.structs.replace(ask.work.request, seed=seed)
+        if isinstance(ask, ModelAsk):
+            ask.seed = seed_of(self.row.key, ask.key, self.attempt)
         self._peer.launch(self, ask)
 
     def abandon(self, ask: Ask) -> None:
@@ -223,7 +225,7 @@ class TaskRun:
             self.record(ask, CANCELLED)
 
     def arm(self, timer: Timer) -> None:
-        delay = max(0.0, timer.due - self._clock())
+        delay = max(0.0, timer.due - self.clock())
         timer.handle = self._peer.call_later(delay, partial(self._fire, timer))
 
     def disarm(self, timer: Timer) -> None:
@@ -236,14 +238,14 @@ class TaskRun:
         """Journal what became of an ask: a `Reply`, a value, a `StepFailed` or `CANCELLED`."""
         if self.closed or ask.number >= 0:
             return
-        if isinstance(ask.work, ModelWork):
-            usage = self._charged(ask, outcome, reused)
-            if isinstance(outcome, Reply) and usage is not outcome.usage:
+        usage = NO_USAGE
+        if isinstance(ask, ModelAsk):
+            usage = self._used(ask, outcome, reused)
+            if type(outcome) is Reply and usage is not outcome.usage:
                 outcome = msgspec.structs.replace(outcome, usage=usage)
             if not reused:
-                seed = seed or ask.work.request.seed
-        else:
-            usage = NO_USAGE
+                seed = ask.seed
+            self._usages.append(usage)
         mark = self._texts.mark()
         try:
             self._write_step(ask, outcome, usage, seed, reused)
@@ -252,13 +254,17 @@ class TaskRun:
             failure = StepFailed("value", f"{ask.name!r} gave what cannot be stored: {error}")
             self._write_step(ask, failure, usage, seed, reused, instead_of=outcome)
 
-    def _charged(self, ask: Ask, outcome: Any, reused: bool) -> Usage:
-        if isinstance(outcome, Reply):
-            used: Usage | None = outcome.usage
-        else:
-            used = outcome.usage if isinstance(outcome, StepFailed) else None
-        if reused:
+    def _used(self, ask: ModelAsk, outcome: Any, reused: bool) -> Usage:
+        used: Usage | None = outcome.usage if isinstance(outcome, (Reply, StepFailed)) else None
+        if reused:  # an earlier run paid
             return NO_USAGE if used is None else Usage(used.prompt_tokens, used.completion_tokens, requests=0)
+        turn = ask.turn
+        if turn is not None:
+            if turn.waited:  # what it waited for its turn is no part of its latency
+                ask.started = min(self.clock(), ask.started + turn.waited)
+            if used is None and turn.waiting:
+                used = NO_USAGE  # nothing was sent
+            ask.turn = None
         return self._peer.charge(self, ask, used)
 
     def _write_step(
@@ -266,51 +272,47 @@ class TaskRun:
     ) -> None:
         """`instead_of` is an outcome that could not be stored; then the input is not tried again either. It was paid
         for all the same."""
-        blobs: dict[bytes, str] = {}
-        packed_input = self._texts.pack(_input_value(ask), blobs) if instead_of is _NOTHING else None
-        kind, value, model = _outcome_value(outcome)
-        if isinstance(instead_of, Reply):
-            model = instead_of.model
+        texts = self._texts
+        asked = _packed_input(ask, texts) if instead_of is _NOTHING else None
+        if type(outcome) is Reply:
+            kind, reason, model = "reply", "", outcome.model
+            value = reply_value(outcome)
+            seen = outcome if type(value) is str else reply_of(value, outcome.usage, model)
+        else:
+            model = instead_of.model if isinstance(instead_of, Reply) else ""
+            kind, value, reason, seen = _other_outcome(outcome)
+        clock, wall, number = self.clock(), self._wall(), self._count
         path, fingerprint, occurrence = ask.key
-        clock, wall = self._clock(), self._peer.clock.time()
-        if ask.turn is not None:  # what it waited for its turn is no part of its latency
-            ask.started = min(clock, ask.started + ask.turn.waited)
-            ask.turn = None
         event = StepEnded(
-            self.row.key, path, fingerprint, occurrence, ask.kind, ask.name, ask.spec, packed_input, kind,
-            self._texts.pack(value, blobs), ask.started, clock, wall, usage, model, seed, reused,
-            outcome.kind if isinstance(outcome, StepFailed) else "",
+            self.row.key, path, fingerprint, occurrence, ask.kind, ask.name, ask.spec, asked, kind, texts.pack(value),
+            ask.started, clock, wall, usage, model, seed, reused, reason,
         )  # fmt: skip
-        seen = _as_seen(outcome, value)
-        number = self._count
-        durable = partial(self._acknowledged, ask, Record(number, ask.name, seen, clock, wall))
-        self._peer.write(event, durable, blobs)
+        self._write(event, partial(self.advance, ask, Record(number, ask.name, seen, clock, wall)))
         ask.number = number
-        self._count += 1
-        if usage is not NO_USAGE:
-            self.usage = self.usage + usage
+        self._count = number + 1
+
+    def _write(self, event: Event, durable: Callable[[], None] | None) -> None:
+        blobs = self._texts.blobs
+        if blobs:
+            self._texts.blobs = {}
+        self._peer.write(event, durable, blobs)
 
     def _fire(self, timer: Timer) -> None:
         if self.closed or timer.settled:
             return
-        clock, wall = max(timer.due, self._clock()), self._peer.clock.time()
+        clock, wall = max(timer.due, self.clock()), self._wall()
         path, number = timer.key
-        durable = partial(self._acknowledged, timer, Record(self._count, "timer", None, clock, wall))
+        durable = partial(self.advance, timer, Record(self._count, "timer", None, clock, wall))
         self._count += 1
         self._peer.write(TimerFired(self.row.key, path, number, clock, wall), durable, None)
 
-    def _acknowledged(self, asked: Ask | Timer, record: Record) -> None:
-        if not self.closed:
-            self._loop.deliver(asked, record)
-            self.advance()
-
-    def _clock(self) -> float:
+    def clock(self) -> float:
         """Seconds on the task's own clock. It goes on from the last event that the workflow saw, so the time a run
         stood still does not count against deadlines."""
-        clock = -1.0 if self._zero is None else self._peer.clock.monotonic() - self._zero
+        clock = self._now() - self._zero
         if clock < self._loop.clock:  # not begun, or a retry has come past answers that were kept
             clock = self._loop.clock
-            self._zero = self._peer.clock.monotonic() - clock
+            self._zero = self._now() - clock
         return clock
 
     # The end
@@ -345,45 +347,44 @@ class TaskRun:
 
     def _write_end(self, state: EndState, reason: str, where: str, value: Any) -> None:
         loop, row = self._loop, self.row
-        blobs: dict[bytes, str] = {}
         event = TaskEnded(
-            row.key, row.stage, state, reason, where, value, self._clock(), self._peer.clock.time(),
+            row.key, row.stage, state, reason, where, self._texts.pack(value), self.clock(), self._wall(),
             loop.unasked, loop.first_unasked(),
         )  # fmt: skip
-        packed = msgspec.structs.replace(event, value=self._texts.pack(value, blobs))
-        self._peer.write(packed, partial(self._peer.ended, self, event), blobs)
+        self._write(event, partial(self._peer.ended, self, event, value))
 
 
-def _input_value(ask: Ask) -> Any:
+def _packed_input(ask: Ask, texts: Texts) -> Any:
     """What was asked, as the journal holds it: see docs/data-format.md."""
-    work = ask.work
-    if not isinstance(work, ModelWork):
-        return work.arguments
-    if work.base is not None:
-        return [work.base.number, [message_value(message) for message in work.added]]
-    if work.history:
-        return [work.variables, [message_value(message) for message in work.history]]
-    return work.variables
+    if isinstance(ask, EffectAsk):
+        return texts.pack(ask.arguments)
+    assert isinstance(ask, ModelAsk)
+    if ask.base is not None:
+        return [ask.base.number, [_packed_message(message, texts) for message in ask.added]]
+    variables: Any = texts.pack(ask.variables) if ask.variables else {}
+    if ask.history:
+        return [variables, [_packed_message(message, texts) for message in ask.history]]
+    return variables
 
 
-def _outcome_value(outcome: Any) -> tuple[Outcome, Any, str]:
-    """What the event holds of an outcome, and who gave it."""
-    if isinstance(outcome, Reply):
-        return "reply", reply_value(outcome), outcome.model
-    if isinstance(outcome, StepFailed):
-        return "failure", [outcome.text, plain(outcome.detail, "a failure's detail")], ""
-    return ("cancelled", None, "") if outcome is CANCELLED else ("reply", outcome, "")
+def _packed_message(message: Message, texts: Texts) -> list[Any]:
+    content = message.content
+    if type(content) is str and not message.tool_calls and message.tool_call_id is None and message.reasoning is None:
+        return [message.role, texts.pack_text(content)]
+    return texts.pack(message_value(message))
 
 
-def _as_seen(outcome: Any, value: Any) -> Any:
-    """What the workflow gets: as replay would decode it, and never the object that somebody else still holds."""
-    if isinstance(outcome, Reply):
-        return outcome if isinstance(value, str) else reply_of(value, outcome.usage, outcome.model)
-    if isinstance(outcome, StepFailed):
-        failure = StepFailed(outcome.kind, outcome.text, fresh(value[1]))
-        failure.forget = outcome.forget
-        return failure
-    return fresh(value)
+def _other_outcome(outcome: Any) -> tuple[Outcome, Any, str, Any]:
+    """Of what is no model's reply: what the event holds, its reason, and what the workflow gets, which is as replay
+    would decode it, and never the object that somebody else still holds."""
+    if outcome is CANCELLED:
+        return "cancelled", None, "", CANCELLED
+    if not isinstance(outcome, StepFailed):
+        return "reply", outcome, "", fresh(outcome)
+    value = [outcome.text, plain(outcome.detail, "a failure's detail")]
+    seen = StepFailed(outcome.kind, outcome.text, fresh(value[1]))
+    seen.forget = outcome.forget
+    return "failure", value, outcome.kind, seen
 
 
 def _failure_value(failure: StepFailed) -> dict[str, Any]:

@@ -31,31 +31,54 @@ TEXT_REF = 1
 BLOB_REF = 2
 
 
-class Texts:
-    """The long texts of one task, in the order in which its events first named them."""
+_REFS = tuple(Ext(TEXT_REF, bytes((number,))) for number in range(256))
 
-    __slots__ = ("_numbers", "_texts")
+
+_type: Callable[[object], Any] = type
+"""Tells types apart, and nobody that it did."""
+
+
+class Texts:
+    """The long texts of one task, in the order in which its events first named them. Either written or read, or read
+    and then written; never read again after that."""
+
+    __slots__ = ("_numbers", "_texts", "blobs")
 
     def __init__(self) -> None:
+        self.blobs: dict[bytes, str] = {}
+        """The longest texts by digest: those that `pack` found since somebody took them."""
         self._numbers: dict[str, int] = {}
         self._texts: list[str] = []
+        """Those that were read."""
 
-    def pack(self, value: Any, blobs: dict[bytes, str]) -> Any:
+    def pack(self, value: Any) -> Any:
         """Plain data with repeated texts replaced by references; the longest texts go to `blobs`."""
-        kind = cast("type[object]", type(value))
+        kind = _type(value)
         if kind is str:
-            return self._pack_text(value, blobs) if len(value) >= SHARE_FROM else value
-        if kind in SCALARS:
-            return value
+            return value if len(value) < SHARE_FROM else self._pack_text(value)
         if kind is dict:
-            return {key: self.pack(item, blobs) for key, item in value.items()}
+            return {
+                key: (item if len(item) < SHARE_FROM else self._pack_text(item))
+                if type(item) is str
+                else (item if type(item) in SCALARS else self.pack(item))
+                for key, item in value.items()
+            }
         if kind is list or kind is tuple:
-            return [self.pack(item, blobs) for item in value]
+            return [
+                (item if len(item) < SHARE_FROM else self._pack_text(item))
+                if type(item) is str
+                else (item if type(item) in SCALARS else self.pack(item))
+                for item in value
+            ]
         return value
+
+    def pack_text(self, text: str) -> str | Ext:
+        """The same for a text."""
+        return text if len(text) < SHARE_FROM else self._pack_text(text)
 
     def unpack(self, value: Any, blob: Callable[[bytes], str]) -> Any:
         """The inverse of `pack`, for the same events in the same order."""
-        kind = cast("type[object]", type(value))
+        kind = _type(value)
         if kind is str:
             return self._number(value) if len(value) >= SHARE_FROM else value
         if kind is dict:
@@ -70,23 +93,24 @@ class Texts:
 
     def mark(self) -> int:
         """How many texts there are: where `rollback` returns to when an event could not be written after all."""
-        return len(self._texts)
+        return len(self._numbers)
 
     def rollback(self, mark: int) -> None:
-        for text in self._texts[mark:]:
+        for text in list(self._numbers)[mark:]:
             del self._numbers[text]
-        del self._texts[mark:]
+        self.blobs = {}
 
-    def _pack_text(self, text: str, blobs: dict[bytes, str]) -> str | Ext:
-        number = self._numbers.get(text)
-        if number is not None:
-            return Ext(TEXT_REF, number.to_bytes((number.bit_length() + 7) // 8 or 1, "little"))
+    def _pack_text(self, text: str) -> str | Ext:
+        numbers = self._numbers
+        count = len(numbers)
+        number = numbers.setdefault(text, count)
+        if number != count:
+            return _REFS[number] if number < 256 else Ext(TEXT_REF, number.to_bytes(4, "little").rstrip(b"\0"))
         if len(text) * 4 >= BLOB_FROM and len(data := text.encode()) >= BLOB_FROM:
-            self._number(text)
             key = digest(data)
-            blobs[key] = text
+            self.blobs[key] = text
             return Ext(BLOB_REF, key)
-        return self._number(text)
+        return text
 
     def _number(self, text: str) -> str:
         if text not in self._numbers:
@@ -99,7 +123,7 @@ def plain(value: Any, what: str) -> Any:
     """Data as the journal can hold it: dict, list, str, int, float, bool, None. Tuples become lists, pydantic
     models and dataclasses become dicts, dates become ISO strings, keys become strings: live and replayed alike.
     """
-    kind = cast("type[object]", type(value))
+    kind = _type(value)
     if kind in SCALARS:
         return value
     try:
@@ -117,7 +141,7 @@ def plain(value: Any, what: str) -> Any:
 def _is_plain(value: Any) -> bool:
     """Whether it is made of just the types that JSON knows: then the general way, of three times the work, would
     change nothing."""
-    kind = cast("type[object]", type(value))
+    kind = _type(value)
     if kind in SCALARS:
         return True
     if kind is dict:
@@ -132,7 +156,7 @@ written in one place must be readable in every other."""
 
 def fresh(value: Any, level: int = 0) -> Any:
     """A copy that its reader may change, with lists for tuples, as it will be read from the journal."""
-    kind = cast("type[object]", type(value))
+    kind = _type(value)
     if kind in SCALARS or not isinstance(value, _NESTS):
         return value
     if level >= MOST_NESTED:
@@ -144,7 +168,7 @@ def fresh(value: Any, level: int = 0) -> Any:
 
 def _sorted_sets(value: Any) -> Any:
     """Sets as sorted lists: their own order differs from process to process."""
-    kind = cast("type[object]", type(value))
+    kind = _type(value)
     if kind in SCALARS:
         return value
     if isinstance(value, _SETS):

@@ -22,7 +22,7 @@ from weaverant.protocols import Clock
 from weaverant.runtime.feed import as_row
 from weaverant.runtime.progress import money
 from weaverant.runtime.terminal import visible
-from weaverant.step import Ask, ModelWork
+from weaverant.step import Ask, ModelAsk
 from weaverant.task import TaskRun
 
 PROMPT_LINES = 3
@@ -109,9 +109,9 @@ class Probe:
 
     def lines(self) -> Iterator[str]:
         """What the task did first."""
-        if self._first is not None and isinstance(self._first.work, ModelWork):
+        if self._first is not None and isinstance(self._first, ModelAsk):
             yield f"the first call on it, by agent {self._first.name!r}, would send"
-            for message in self._first.work.request.messages:
+            for message in self._first.messages:
                 yield from message_lines(message, 20, 2_000)
         elif self._first is not None:
             yield f"its first step is {self._first.name}(...), which a dry run does not call"
@@ -137,7 +137,7 @@ class Probe:
         """Timers never fire."""
         return _NoTimer()
 
-    def ended(self, run: TaskRun, event: TaskEnded) -> None: ...
+    def ended(self, run: TaskRun, event: TaskEnded, value: Any) -> None: ...
 
 
 class _NoTimer:

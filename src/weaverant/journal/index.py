@@ -31,7 +31,7 @@ from weaverant.events import (
 from weaverant.journal.codec import events_of, tag_of
 from weaverant.journal.reserved import Reservations
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment
-from weaverant.message import Usage
+from weaverant.message import Usage, UsageSum
 
 UNCHANGED, OPEN, DONE, REJECTED, FAILED, SUPERSEDED = range(-1, 5)
 STATE_CODES: dict[EndState, int] = {"done": DONE, "rejected": REJECTED, "failed": FAILED}
@@ -96,23 +96,37 @@ class Summary(Struct, array_like=True, frozen=True):
 class SegmentIndex:
     """Notes events as they are written. One thread notes; `sizes` belongs to the one who writes the frames."""
 
-    __slots__ = ("_about_run", "_calls", "_events", "_first", "_last", "_reserved", "_usage", "sizes", "tasks")
+    __slots__ = (
+        "_about_run",
+        "_calls",
+        "_events",
+        "_first",
+        "_last",
+        "_reserved",
+        "_steps",
+        "_usage",
+        "sizes",
+        "tasks",
+    )
 
     def __init__(self) -> None:
         self.tasks: dict[str, TaskEntry] = {}
         self.sizes: list[int] = []
         self._events: dict[type[Event], int] = {}
-        self._usage: dict[str, list[float]] = {}
+        self._usage: dict[str, UsageSum] = {}
         self._reserved = Reservations()
-        self._calls = 0
+        self._calls = self._steps = 0
         self._about_run: list[int] = []
         self._first = self._last = 0.0
 
     def note(self, event: Event, frame: int) -> None:
         """Count an event that goes into the frame with this ordinal."""
-        kind = type(event)
-        self._events[kind] = self._events.get(kind, 0) + 1
-        _NOTES[kind](self, event, frame)
+        if type(event) is StepEnded:
+            self._note_step(event, frame)
+        else:
+            kind = type(event)
+            self._events[kind] = self._events.get(kind, 0) + 1
+            _NOTES[kind](self, event, frame)
 
     def summary(self, maps: list[int]) -> Summary:
         """Of everything noted so far."""
@@ -127,7 +141,9 @@ class SegmentIndex:
             if entry.state <= OPEN:
                 unfinished.append(entry)
         events = {tag_of(kind): count for kind, count in self._events.items()}
-        usage = {model: _usage(totals) for model, totals in self._usage.items()}
+        if self._steps:
+            events[tag_of(StepEnded)] = self._steps
+        usage = {model: used.total() for model, used in self._usage.items()}
         return Summary(
             events, stages, unfinished, late, usage, self._about_run, self._first, self._last, self.sizes, maps,
             self._reserved.tasks(), self._calls,
@@ -148,22 +164,19 @@ class SegmentIndex:
         return entry
 
     def _note_step(self, event: StepEnded, frame: int) -> None:
-        self._entry(event.task, frame)
-        self._reserved.close(event)
-        self._calls += event.kind == "model"
-        if event.reused:
-            return
-        usage = event.usage
-        totals = self._usage.get(event.model)
-        if totals is None:
-            totals = self._usage[event.model] = [0, 0, 0, 0, 0.0, 0, 0.0]
-        totals[0] += usage.prompt_tokens
-        totals[1] += usage.completion_tokens
-        totals[2] += usage.cached_tokens
-        totals[3] += usage.reasoning_tokens
-        totals[4] += usage.cost
-        totals[5] += usage.requests
-        totals[6] += usage.unsure
+        entry = self.tasks.get(event.task)
+        if entry is None or entry.frames[-1] != frame:
+            self._entry(event.task, frame)
+        if self._reserved.open:
+            self._reserved.close(event)
+        self._steps += 1
+        if event.kind == "model":
+            self._calls += 1
+        if not event.reused:
+            used = self._usage.get(event.model)
+            if used is None:
+                used = self._usage[event.model] = UsageSum()
+            used.add(event.usage)
 
     def _note_reserved(self, event: CostReserved, frame: int) -> None:
         self._entry(event.task, frame)
@@ -228,14 +241,8 @@ def later_state(before: int, after: int) -> int:
     return before if after == UNCHANGED or before == SUPERSEDED else after
 
 
-def _usage(totals: list[float]) -> Usage:
-    prompt, completion, cached, reasoning, cost, requests, unsure = totals
-    return Usage(int(prompt), int(completion), int(cached), int(reasoning), cost, int(requests), unsure)
-
-
 _NOTES: dict[type[Event], Callable[[SegmentIndex, Any, int], None]] = {
     CostReserved: SegmentIndex._note_reserved,  # pyright: ignore[reportPrivateUsage]
-    StepEnded: SegmentIndex._note_step,  # pyright: ignore[reportPrivateUsage]
     TimerFired: SegmentIndex._note_timer,  # pyright: ignore[reportPrivateUsage]
     TaskStarted: SegmentIndex._note_started,  # pyright: ignore[reportPrivateUsage]
     TaskEnded: SegmentIndex._note_ended,  # pyright: ignore[reportPrivateUsage]

@@ -13,7 +13,7 @@ import msgspec
 
 from weaverant.events import StepEnded, TaskEnded
 from weaverant.journal import Reservations
-from weaverant.message import Usage
+from weaverant.message import Usage, UsageSum, total
 
 CUT_SHORT = frozenset(("length", "content_filter"))
 """How a reply finished that is not whole."""
@@ -58,6 +58,10 @@ class StageCounts(msgspec.Struct):
         return f"{self.name}: rows {self.rows:,} = {ends}"
 
 
+_WIDTH = math.log(1.1)
+_LEAST = math.ceil(math.log(1e-6) / _WIDTH)
+
+
 class Latencies:
     """A histogram in logarithmic buckets 10 % wide: percentiles of any number of calls in a few hundred bytes."""
 
@@ -67,7 +71,7 @@ class Latencies:
         self._buckets: Counter[int] = Counter()
 
     def add(self, seconds: float) -> None:
-        self._buckets[math.ceil(math.log(max(seconds, 1e-6), 1.1))] += 1
+        self._buckets[math.ceil(math.log(seconds) / _WIDTH) if seconds > 1e-6 else _LEAST] += 1
 
     def percentile(self, share: float) -> float:
         """Seconds below which this share of the calls stayed, to 10 %."""
@@ -82,7 +86,7 @@ class Latencies:
 class AgentCounts:
     """What one agent, tool or step function did."""
 
-    __slots__ = ("calls", "cancelled", "cut", "examples", "failures", "latencies", "reused", "unsure", "usage")
+    __slots__ = ("calls", "cancelled", "cut", "examples", "failures", "latencies", "reused", "unsure", "used")
 
     def __init__(self) -> None:
         self.calls = 0
@@ -96,55 +100,43 @@ class AgentCounts:
         self.cut: Counter[str] = Counter()
         """Model calls with a reply that was cut short, by how it finished; reused ones, too."""
         self.latencies = Latencies()
-        self.usage = [0, 0, 0, 0, 0.0, 0, 0.0]
-        """Summed fields of `Usage`, in their order."""
+        self.used = UsageSum()
 
     def count(self, event: StepEnded) -> None:
         self.calls += 1
-        if event.kind == "model" and event.outcome == "reply":
-            self._replied(event.value)
+        outcome = event.outcome
+        value: Any = event.value
+        if outcome == "reply" and isinstance(value, list) and event.kind == "model":
+            self._replied(cast("list[Any]", value))
         if event.reused:
             self.reused += 1
             return
-        if event.outcome == "cancelled":
+        if outcome == "cancelled":
             self.cancelled += 1
         else:
             self.latencies.add(event.clock - event.started)
-        if event.outcome == "failure":
-            self._failed(event.reason, event.value)
-        used = event.usage
-        self.unsure += used.unsure > 0
-        totals = self.usage
-        totals[0] += used.prompt_tokens
-        totals[1] += used.completion_tokens
-        totals[2] += used.cached_tokens
-        totals[3] += used.reasoning_tokens
-        totals[4] += used.cost
-        totals[5] += used.requests
-        totals[6] += used.unsure
+            if outcome == "failure":
+                self._failed(event.reason, value)
+        if event.usage.unsure:
+            self.unsure += 1
+        self.used.add(event.usage)
 
     def total(self) -> Usage:
-        return _usage(self.usage)
+        return self.used.total()
 
-    def _replied(self, value: Any) -> None:
-        """`value` is the reply as the journal holds it (`step.reply_value`): bare text where it stopped by itself."""
-        if isinstance(value, list):
-            choice = cast("list[Any]", value)
-            choices = [choice, *choice[3]] if len(choice) > 3 else [choice]
-            how = next((finish for _, finish, *_ in choices if finish in CUT_SHORT), None)
-            if how is not None:
-                self.cut[how] += 1
+    def _replied(self, choice: list[Any]) -> None:
+        """The reply as the journal holds it (`step.reply_value`), where it is more than bare text that stopped by
+        itself."""
+        choices = [choice, *choice[3]] if len(choice) > 3 else [choice]
+        how = next((finish for _, finish, *_ in choices if finish in CUT_SHORT), None)
+        if how is not None:
+            self.cut[how] += 1
 
     def _failed(self, reason: str, value: Any) -> None:
         """`value` is the failure's text and detail; a text that the task has told before is only named there."""
         self.failures[reason] += 1
         if reason not in self.examples and len(self.examples) < EXAMPLES and isinstance(text := value[0], str):
             self.examples[reason] = text[:EXAMPLE_CHARACTERS]
-
-
-def _usage(totals: list[float]) -> Usage:
-    prompt, completion, cached, reasoning, cost, requests, unsure = totals
-    return Usage(int(prompt), int(completion), int(cached), int(reasoning), cost, int(requests), unsure)
 
 
 class Spent(msgspec.Struct, frozen=True):
@@ -193,7 +185,8 @@ class Ledger:
         self.stages[event.stage].count(event.state, event.reason, null=event.value is None)
 
     def step(self, event: StepEnded) -> None:
-        self.reserved.close(event)
+        if self.reserved.open:
+            self.reserved.close(event)
         key = (event.kind, event.name)
         counts = self.agents.get(key)
         if counts is None:
@@ -201,10 +194,7 @@ class Ledger:
         counts.count(event)
 
     def usage(self) -> Usage:
-        totals = AgentCounts().usage
-        for counts in self.agents.values():
-            totals = [a + b for a, b in zip(totals, counts.usage, strict=True)]
-        return _usage(totals)
+        return total([counts.total() for counts in self.agents.values()])
 
     def spent(self) -> Spent:
         """What the steps cost, those included whose bill nobody knows."""

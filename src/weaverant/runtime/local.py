@@ -40,6 +40,7 @@ from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.outlook import Outlook
 from weaverant.runtime.recovery import Unfinished, started_of
+from weaverant.runtime.slots import Owner
 from weaverant.runtime.stagebook import Refused, StageBook, key_of
 from weaverant.step import Ask
 from weaverant.task import Reusable, Row, Task, TaskRun
@@ -96,7 +97,9 @@ class LocalSwarm:
         self._outlook = outlook
         if budget is not None:
             budget.attach(self.write_reservation, partial(self.stop, "budget", math.inf))
-        self._calls = Calls(binding, limits, self._admit_soon, self._broken, self._unavailable, run, budget, outlook)
+        owner = Owner(self._admit_soon, self._broken, self._unavailable)
+        self._calls = Calls(binding, limits, owner, run, budget, outlook)
+        self.launch = self._calls.submit
         self._live: dict[str, TaskRun] = {}
         self._backlog: list[tuple[int, int, Row | Refused, list[TaskEvent] | None]] = []
         self._arrivals = 0
@@ -181,7 +184,7 @@ class LocalSwarm:
             while fresh:
                 bound = fresh.pop()
                 self._journal.append(AgentBound(bound.spec, bound.describe()))
-            self._journal.append(event, durable, blobs or None)
+            self._journal.append(event, durable, blobs)
         except JournalError as error:
             self.journal_failed(error)
             return
@@ -197,16 +200,10 @@ class LocalSwarm:
     def charge(self, run: TaskRun, ask: Ask, usage: Usage | None) -> Usage:
         if self._budget is None:
             return usage or NO_USAGE
-        if usage is None and ask.turn is not None and ask.turn.waiting:
-            usage = NO_USAGE  # nothing was sent
         return self._budget.charge(run.row.key, ask.key, usage)
 
-    def launch(self, run: TaskRun, ask: Ask) -> None:
-        self._calls.submit(run, ask)
-
     def cancel(self, ask: Ask) -> None:
-        if ask.handle is not None:
-            ask.handle.cancel()
+        self._calls.cancel(ask)
 
     def abandon(self, run: TaskRun) -> None:
         self._calls.abandon(run)
@@ -214,9 +211,9 @@ class LocalSwarm:
     def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(delay, self._unless_stopped, callback)
 
-    def ended(self, run: TaskRun, event: TaskEnded) -> None:
+    def ended(self, run: TaskRun, event: TaskEnded, value: Any) -> None:
         del self._live[event.task]
-        self._finish(run.row, event, run)
+        self._finish(run.row, event, value, run.usage)
 
     # Rows in
 
@@ -317,22 +314,21 @@ class LocalSwarm:
 
     def _refuse_row(self, row: Row, text: str, where: str) -> None:
         end = TaskEnded(row.key, row.stage, "failed", "unreadable", where, {"text": text}, 0.0, self.clock.time())
-        self.write(end, lambda: self._finish(row, end, None), None)
+        self.write(end, lambda: self._finish(row, end, end.value, NO_USAGE), None)
 
     # Rows out
 
-    def _finish(self, row: Row, event: TaskEnded, run: TaskRun | None) -> None:
+    def _finish(self, row: Row, event: TaskEnded, value: Any, usage: Usage) -> None:
         self._pending_ends -= 1
         self.ledger.ended(event)
         self._session_ended += 1
         self._session_failed += event.state == "failed"
         if event.state == "done":
-            self._next_stage(row, event.value)
+            self._next_stage(row, value)
         if self._drained:
             self._close_groups()
-        usage = NO_USAGE if run is None else run.usage
         self._results.append(
-            Task(row.key, row.stage, event.state, row.value, event.value, event.reason, event.where, usage, event.clock)
+            Task(row.key, row.stage, event.state, row.value, value, event.reason, event.where, usage, event.clock)
         )
         self._wake.set()
         self._check_fuse()
@@ -401,8 +397,7 @@ class LocalSwarm:
             self._wake.set()
 
     def _cancel_calls(self) -> None:
-        for task in self._calls.running():
-            task.cancel()
+        self._calls.cancel_all()
         asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._give_up)
         self._wake.set()
 
@@ -418,9 +413,8 @@ class LocalSwarm:
         if not self.stopped and not self._over():
             self.stop("closed", 0.0)
         self._park()
-        for task in self._calls.running():
-            task.cancel()
-        if running := self._calls.running():
+        self._calls.cancel_all()
+        if running := [ask.handle for ask in self._calls.running() if ask.handle is not None]:
             await asyncio.wait(running, timeout=CANCEL_SECONDS)
         await self._settle()
         for run in list(self._live.values()):

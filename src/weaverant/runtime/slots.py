@@ -1,0 +1,132 @@
+"""So many asks at once: the queue of work that tasks wait for, the oldest row's first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from heapq import heappop, heappush
+from typing import Any
+
+from weaverant.branch import CANCELLED
+from weaverant.errors import Unavailable
+from weaverant.runtime.outcome import failure_in
+from weaverant.step import Ask, ModelAsk
+from weaverant.task import TaskRun
+
+
+class Owner:
+    """What slots tell the swarm. `idle`: a slot is free and nothing waits for it. `broken`: an outcome could not be
+    recorded. `unavailable`: a call found nobody to ask."""
+
+    def __init__(
+        self,
+        idle: Callable[[], None],
+        broken: Callable[[BaseException], None],
+        unavailable: Callable[[Unavailable], None],
+    ) -> None:
+        self.idle = idle
+        self.broken = broken
+        self.unavailable = unavailable
+
+
+class Slots:
+    """`perform` gives an ask's outcome, or raises; `check` makes sure of it, or raises."""
+
+    __slots__ = ("_arrivals", "_check", "_owner", "_perform", "_waiting", "running", "size")
+
+    def __init__(
+        self,
+        size: int,
+        perform: Callable[[TaskRun, Any], Awaitable[Any]],
+        check: Callable[[Any, Any], Any],
+        owner: Owner,
+    ) -> None:
+        self.size = size
+        self.running: dict[Ask, TaskRun] = {}
+        self._perform = perform
+        self._check = check
+        self._owner = owner
+        self._waiting: list[tuple[int, int, TaskRun, Ask]] = []
+        self._arrivals = 0
+
+    @property
+    def free(self) -> int:
+        """Slots that no ask has or waits for; negative where more wait than there are."""
+        return self.size - len(self.running) - len(self._waiting)
+
+    def submit(self, run: TaskRun, ask: Ask) -> None:
+        if len(self.running) < self.size:
+            self._begin(run, ask)
+        else:
+            self._arrivals += 1
+            heappush(self._waiting, (run.row.order, self._arrivals, run, ask))
+
+    def cancel(self, ask: Ask) -> None:
+        """Stop working on it."""
+        task = ask.handle
+        if task is not None and ask in self.running:
+            # A task that is cancelled before its first step runs no line of its own.
+            task.add_done_callback(lambda _: self._left(ask))
+            task.cancel()
+
+    def cancel_all(self) -> None:
+        for ask in list(self.running):
+            self.cancel(ask)
+
+    def park(self) -> None:
+        """Forget what waits, here or inside an engine."""
+        self._waiting.clear()
+        for ask in list(self.running):
+            if waits(ask):
+                self.cancel(ask)
+
+    def abandon(self, run: TaskRun) -> None:
+        """The task failed while it waited: record its asks in flight as cancelled, and stop working on them."""
+        for ask, owner in list(self.running.items()):
+            if owner is run:
+                run.record(ask, CANCELLED)
+                self.cancel(ask)
+
+    def _begin(self, run: TaskRun, ask: Ask) -> None:
+        ask.started = run.clock()  # what it waited for its slot is no part of its latency
+        self.running[ask] = run
+        ask.handle = asyncio.Task(self._work(run, ask), loop=asyncio.get_running_loop())
+
+    async def _work(self, run: TaskRun, ask: Ask) -> None:
+        try:
+            outcome = self._check(await self._perform(run, ask), ask)
+        except KeyboardInterrupt:
+            self._left(ask)
+            raise
+        except BaseException as error:  # the boundary to engines and users' functions
+            task = ask.handle
+            assert task is not None
+            if task.cancelling():
+                self._left(ask)
+                return
+            if isinstance(error, Unavailable):
+                self._left(ask)
+                self._owner.unavailable(error)
+                return
+            outcome = failure_in(error)
+        try:
+            run.record(ask, outcome)
+        except Exception as error:  # its outcome could not be recorded: the task would wait for ever
+            self._owner.broken(error)
+        self._left(ask)
+
+    def _left(self, ask: Ask) -> None:
+        if self.running.pop(ask, None) is None:
+            return
+        waiting = self._waiting
+        while waiting and len(self.running) < self.size:
+            _, _, run, following = heappop(waiting)
+            if not run.closed and not following.settled:
+                self._begin(run, following)
+        if not waiting:
+            self._owner.idle()
+
+
+def waits(ask: Ask) -> bool:
+    """Whether its engine has not sent anything for it yet."""
+    return isinstance(ask, ModelAsk) and ask.turn is not None and ask.turn.waiting
