@@ -168,7 +168,15 @@ async def _timed(one: Callable[[], Awaitable[None]], url: str, calls: int, in_fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=40_000)
-    calls = parser.parse_args().calls
+    parser.add_argument(
+        "--uvloop", action="store_true", help="on its event loop in place of asyncio's; install it first"
+    )
+    options = parser.parse_args()
+    if options.uvloop:
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    calls = options.calls
     lines, rows = [], []
     for in_flight, seconds in ((512, 0.2), (4_000, 1.0)):
         size = max(calls, 10 * in_flight)

@@ -5,8 +5,11 @@ No model, no sleep: what is measured is the cost of a hop, one recorded step tha
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Awaitable, Callable
+
+from pydantic import BaseModel
 
 from weaverant import Agent, Message, Reply, Request, workflow
 from weaverant.message import assistant, user
@@ -44,6 +47,7 @@ def _text(rng: random.Random, low: int, high: int) -> str:
 _pool = random.Random(0)
 TALK = [assistant(_text(_pool, 819, 1228)) for _ in range(512)]
 RING = [assistant(_text(_pool, 256, 256)) for _ in range(512)]
+JSON = [assistant(json.dumps({"text": message.content, "sure": 0.5})) for message in RING]
 QUESTIONS = [_text(_pool, 700, 800) for _ in range(512)]
 SHORT_QUESTIONS = [_text(_pool, 200, 200) for _ in range(512)]
 EXTRACTED = assistant("(X)")
@@ -58,7 +62,7 @@ def answer(role: str, seed: int, round_: int) -> Message:
         return EXTRACTED
     if role == "matcher":
         return YES if seed % 1000 < (100 if round_ < 3 else 900) else NO
-    return RING[seed % 512]
+    return JSON[seed % 512] if role in ("writer", "critic") else RING[seed % 512]
 
 
 class Dummy:
@@ -101,6 +105,31 @@ async def w2(row):
     for hop in range(RING_HOPS):
         said = (await (right if hop % 2 else left).reply(history=(said,))).message
         turns.append(said.content)
+    return {"question": row["question"], "turns": turns}
+
+
+class Said(BaseModel):
+    """What a role of `typed` says."""
+
+    text: str
+    sure: float
+
+
+def _typed(name: str) -> Agent:
+    return Agent(name, prompt="{{ question }}\n\nSaid before: {{ said }}\nAnswer in JSON.", output=Said)
+
+
+writer, critic = _typed("writer"), _typed("critic")
+
+
+@workflow
+async def typed(row):
+    """W2 with a template for each prompt and a validated object for each reply."""
+    said, turns = "", []
+    for hop in range(RING_HOPS):
+        reply = await (critic if hop % 2 else writer)(question=row["question"], said=said)
+        said = reply.text
+        turns.append(said)
     return {"question": row["question"], "turns": turns}
 
 

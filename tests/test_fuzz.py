@@ -108,7 +108,9 @@ def first_failure(target: str, fault: str, cases: str) -> int | None:
             check=False,
         )  # fmt: skip
         state.seek(0)
-        return int(state.read(20)) if done.returncode else None
+        case = state.read(20)
+        assert case, done.stderr.decode()
+        return int(case) if done.returncode else None
 
 
 def test_the_command_that_is_printed_replays_the_case():

@@ -77,7 +77,9 @@ def test_a_trial_is_the_same_in_every_process():
         assert "journal " in one.stdout and one.stdout == other.stdout
 
 
-@pytest.mark.parametrize("name", ["shown early", "no lock", "lost failures", "lost timers", "counted twice", "cut at nothing"])
+@pytest.mark.parametrize(
+    "name", ["shown early", "no lock", "lost failures", "lost timers", "counted twice", "cut at nothing"]
+)
 def test_a_planted_bug_is_caught(name: str):
     caught = hunt(name, 60)
     assert caught.seed is not None, f"{MUTANTS[name].about}: not caught"
