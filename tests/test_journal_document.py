@@ -29,7 +29,7 @@ def fields_named(row: str) -> list[str]:
 
 def test_the_reader_of_the_document_reads_a_run(tmp_path: Path):
     value = {"one": [REPEATED, SHORT], "two": LONG, "three": 1.5}
-    texts, blobs = Texts(), dict[bytes, str]()
+    texts = Texts()
     events: list[Event] = [
         TaskStarted("t", 0, 1.0, b"d", texts.pack(value)),
         StepEnded("t", "0", b"f", 0, "model", "a", "s", texts.pack([LONG, REPEATED]), "reply",
@@ -40,7 +40,7 @@ def test_the_reader_of_the_document_reads_a_run(tmp_path: Path):
     async def write() -> None:
         journal = SegmentJournal(tmp_path, segment_bytes=100)
         for event in events:
-            journal.append(event, blobs=blobs)
+            journal.append(event, blobs=texts.blobs)
             await journal.flush()
         await journal.close()
 
