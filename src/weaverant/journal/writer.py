@@ -218,6 +218,8 @@ class SegmentJournal:
         self._acks.deliver(group.acks)
 
     def _fail(self, error: JournalError) -> None:
+        if self._due is not None:
+            self._due.cancel()
         self._failure = error
         self._closed = True
         for done in self._flushes:

@@ -169,8 +169,12 @@ class Budget:
         self.spent += used.cost
         if self.exceeded and not self._parked:
             self._stop()
-        self._serve()
         return used + _bound(lost) if lost else used
+
+    def serve(self) -> None:
+        """Give what ended steps have set free to calls that wait. Called once their ends are written: a crash between
+        the two must not leave more set aside than there is."""
+        self._serve()
 
     def park(self) -> None:
         """The run stops: calls that wait for money end where they are, unrecorded, and are asked again some day."""

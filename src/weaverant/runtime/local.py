@@ -110,6 +110,7 @@ class LocalSwarm:
         self._session_ended = self._session_failed = 0
         self._drained = False
         self._gave_up = False
+        self._timers: list[asyncio.TimerHandle] = []
         self._hurried = False
         """Calls in flight have been given so much time and no more."""
 
@@ -152,7 +153,7 @@ class LocalSwarm:
             grace = self._limits.grace
         if grace < math.inf:
             self._hurried = True
-            asyncio.get_running_loop().call_later(grace, self._cancel_calls)
+            self._later(grace, self._cancel_calls)
         self._wake.set()
 
     def journal_failed(self, error: JournalError) -> None:
@@ -190,6 +191,8 @@ class LocalSwarm:
             return
         if type(event) is StepEnded:
             self.ledger.step(event)
+            if self._budget is not None:
+                self._budget.serve()
         elif type(event) is TaskEnded:
             self._pending_ends += 1
 
@@ -398,8 +401,13 @@ class LocalSwarm:
 
     def _cancel_calls(self) -> None:
         self._calls.cancel_all()
-        asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._give_up)
+        self._later(CANCEL_SECONDS, self._give_up)
         self._wake.set()
+
+    def _later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Unless the run has ended before."""
+        if not self._gave_up:
+            self._timers.append(asyncio.get_running_loop().call_later(delay, callback))
 
     def _give_up(self) -> None:
         self._gave_up = True
@@ -419,6 +427,9 @@ class LocalSwarm:
         await self._settle()
         for run in list(self._live.values()):
             run.close()
+        self._gave_up = True
+        for timer in self._timers:
+            timer.cancel()
         self._keep_what_was_read()
         if self.stopped == "fuse" and self._nothing_left():
             self.stopped = ""

@@ -27,7 +27,7 @@ from weaverant.testing.world.server import Server
 from weaverant.testing.world.weaving import RECIPES, Witness, witnessed
 from weaverant.testing.world.wire import Wired, simulated
 
-AFTERGLOW = 3_600.0
+AFTERGLOW = 0.0
 """Seconds after the end of a life in which timers that were left may fire, and do nothing; then there must be none."""
 
 EPOCH = 1.8e9
