@@ -29,18 +29,18 @@ def fields_named(row: str) -> list[str]:
 
 def test_the_reader_of_the_document_reads_a_run(tmp_path: Path):
     value = {"one": [REPEATED, SHORT], "two": LONG, "three": 1.5}
-    texts, blobs = Texts(), dict[bytes, str]()
+    texts = Texts()
     events: list[Event] = [
-        TaskStarted("t", 0, 1.0, b"d", texts.pack(value, blobs)),
-        StepEnded("t", "0", b"f", 0, "model", "a", "s", texts.pack([LONG, REPEATED], blobs), "reply",
-                  texts.pack("a new text, said for the first time", blobs), 0.0, 1.0, 2.0),
-        TaskEnded("t", 0, "done", "", "", texts.pack([value, "a new text, said for the first time"], blobs), 1.0, 3.0),
+        TaskStarted("t", 0, 1.0, b"d", texts.pack(value)),
+        StepEnded("t", "0", b"f", 0, "model", "a", "s", texts.pack([LONG, REPEATED]), "reply",
+                  texts.pack("a new text, said for the first time"), 0.0, 1.0, 2.0),
+        TaskEnded("t", 0, "done", "", "", texts.pack([value, "a new text, said for the first time"]), 1.0, 3.0),
     ]  # fmt: skip
 
     async def write() -> None:
         journal = SegmentJournal(tmp_path, segment_bytes=100)
         for event in events:
-            journal.append(event, blobs=blobs)
+            journal.append(event, blobs=texts.blobs)
             await journal.flush()
         await journal.close()
 
