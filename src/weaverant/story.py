@@ -150,13 +150,21 @@ class Storyteller:
             return agent.messages(**cast("dict[str, Any]", asked))
         first: Any
         rest: list[Any]
-        first, rest = asked
+        first, rest, *talk = asked
         added = tuple(message_of(value) for value in rest)
-        if isinstance(first, dict):
-            return agent.messages(history=added, **cast("dict[str, Any]", first))
-        base = numbered[int(first)]
-        assert base is not None and base.reply is not None
-        return (*base.messages, base.reply.message, *added)
+        if not isinstance(first, dict):
+            return (*_said(numbered, first), *added)
+        if talk:
+            step, skip = talk
+            added = (*_said(numbered, step)[skip:], *added)
+        return agent.messages(history=added, **cast("dict[str, Any]", first))
+
+
+def _said(numbered: list[Step | None], number: int) -> tuple[Message, ...]:
+    """All that a step sent, and its reply."""
+    step = numbered[number]
+    assert step is not None and step.reply is not None
+    return (*step.messages, step.reply.message)
 
 
 def _end(story: Story, event: TaskEnded, value: Any) -> None:
