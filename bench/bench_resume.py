@@ -89,15 +89,15 @@ class Story:
         yield self.end(better)
 
     def start(self, row: dict[str, str], *parents: str) -> Event:
-        return TaskStarted(self.key, self.stage, 1.0, row_digest(row, 0), self.texts.pack(row, {}), parents)
+        return TaskStarted(self.key, self.stage, 1.0, row_digest(row, 0), self.texts.pack(row), parents)
 
     def step(self, name: str, asked: dict[str, str], said: dict[str, str]) -> Event:
-        packed, answer = self.texts.pack(asked, {}), self.texts.pack(said["answer"], {})
+        packed, answer = self.texts.pack(asked), self.texts.pack(said["answer"])
         start = (self.key, "", digest(name.encode()), 0, "model", name, "0123456789abcdef", packed, "reply", answer)
         return StepEnded(*start, 0.1, 1.1, 2.0, Usage(60, 64), "m", self.index)
 
     def end(self, result: dict[str, str]) -> Event:
-        return TaskEnded(self.key, self.stage, "done", "", "", self.texts.pack(result, {}), 2.2, 3.0)
+        return TaskEnded(self.key, self.stage, "done", "", "", self.texts.pack(result), 2.2, 3.0)
 
 
 async def write_finished(directory: Path, tasks: int, stages: int) -> None:

@@ -8,7 +8,7 @@ import weaverant
 SRC = Path(weaverant.__file__).parent
 
 FLOORS = {
-    0: ["message", "row", "step", "trace", "events", "errors", "prompt"],
+    0: ["message", "row", "talk", "step", "trace", "events", "errors", "prompt"],
     1: ["protocols"],
     2: [
         *("agent", "schema", "jsontext", "workflow", "recipe", "task", "past", "branch", "replay", "story", "__init__"),

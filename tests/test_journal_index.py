@@ -19,6 +19,7 @@ from weaverant.events import (
     TaskSuperseded,
 )
 from weaverant.journal import JournalReader, SegmentJournal, StageCounts, TaskSummary
+from weaverant.journal.index import UNTOLD
 from weaverant.message import Usage
 
 STATES = ("done", "rejected", "failed")
@@ -41,7 +42,8 @@ def wild_run(count: int, chance: random.Random) -> list[Event]:
             task, stage = live.pop(chance.randrange(len(live)))
             state = chance.choice(STATES)
             (failed.append((task, stage)) if state == "failed" else over.append(task))
-            events.append(TaskEnded(task, stage, state, "", "", None, 1.0, time))  # type: ignore[arg-type]
+            result = [None] * (len(events) % 4) if len(events) % 3 else None
+            events.append(TaskEnded(task, stage, state, "", "", result, 1.0, time))  # type: ignore[arg-type]
         elif dice < 0.152 and failed:
             live.append(failed.pop(chance.randrange(len(failed))))
             events.append(TaskReopened(live[-1][0], time, 1))
@@ -77,11 +79,14 @@ class Scan:
             if isinstance(event, TaskStarted):
                 self.tasks[task] = TaskSummary(task, event.stage, None, event.digest)
             elif isinstance(event, TaskEnded):
-                self.tasks[task] = self.tasks[task]._replace(state=event.state)
+                made = len(event.value) if isinstance(event.value, list) else 1
+                self.tasks[task] = self.tasks[task]._replace(
+                    state=event.state, made=made if event.state == "done" else UNTOLD
+                )
             elif isinstance(event, TaskReopened):
-                self.tasks[task] = self.tasks[task]._replace(state=None)
+                self.tasks[task] = self.tasks[task]._replace(state=None, made=UNTOLD)
             elif isinstance(event, TaskSuperseded):
-                self.tasks[task] = self.tasks[task]._replace(state="superseded")
+                self.tasks[task] = self.tasks[task]._replace(state="superseded", made=UNTOLD)
             elif isinstance(event, StepEnded) and not event.reused:
                 self.cost[event.model] = self.cost.get(event.model, 0) + event.usage.cost
 
@@ -111,6 +116,7 @@ def compare(directory: Path, events: list[Event]) -> None:
     reader, scan = JournalReader(directory), Scan(events)
     assert list(reader.events()) == events
     assert list(reader.tasks()) == list(scan.tasks.values())
+    assert list(reader.tasks(newest_first=True)) == list(reversed(scan.tasks.values()))
     assert reader.counts() == scan.counts()
     assert {model: usage.cost for model, usage in reader.usage().items()} == scan.cost
     steps = [event for event in events if isinstance(event, StepEnded)]
@@ -154,3 +160,5 @@ def test_the_summaries_alone_tell_an_ordinary_run(tmp_path: Path):
         part.entries = None  # type: ignore[assignment]
     assert list(reader.unfinished()) == [task for task, summary in scan.tasks.items() if summary.state is None]
     assert reader.counts() == scan.counts()
+    done = [task for task in scan.tasks.values() if task.state == "done"]
+    assert reader.made() == {stage: sum(task.made for task in done if task.stage == stage) for stage in scan.counts()}

@@ -6,12 +6,17 @@ import asyncio
 import threading
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+import msgspec
 import pytest
+import zstandard
 
 from weaverant import Agent, Stages, StepFailed, UserError, group, resume, run, workflow
 from weaverant.engines.scripted import Scripted
-from weaverant.journal import JournalReader
+from weaverant.errors import JournalCorrupt
+from weaverant.journal import JournalReader, segment
+from weaverant.journal.segment import EVENTS, HEADER_BYTES, MAP, SUMMARY, Segment
 from weaverant.launch import Run
 from weaverant.message import Request
 
@@ -99,6 +104,87 @@ def test_a_stopped_run_carries_on_where_it_stood(tmp_path: Path, at: str):
     assert ledger(again) == WHOLE
     unasked_twice = {text for text in replies.asked if replies.asked.count(text) > 1}
     assert at in unasked_twice and len(unasked_twice) <= 2, "only what was in flight is asked again"
+
+
+def as_1_1_wrote_it(path: Path) -> None:
+    """Write a sealed segment anew, its index without what 1.2 added."""
+    with Segment(path) as old:
+        trailer = old.trailer()
+        assert trailer is not None
+        frames = list(old.frames(HEADER_BYTES, path.stat().st_size - segment.TRAILER_BYTES))
+    head = segment.pack_header()[:10] + (1).to_bytes(2, "little")
+    data = bytearray(head + crc32(head).to_bytes(4, "little"))
+    maps: list[int] = []
+    summary, zstd = 0, zstandard.ZstdCompressor(1)
+    for frame in frames:
+        payload = frame.payload
+        if frame.kind == MAP:
+            maps.append(len(data))
+            payload = msgspec.msgpack.encode([entry[:6] for entry in msgspec.msgpack.decode(payload)])
+        elif frame.kind == SUMMARY:
+            summary = len(data)
+            events, stages, unfinished, late, *rest = msgspec.msgpack.decode(payload, strict=False)[:12]
+            rest[5] = maps
+            trimmed = [entry[:6] for entry in unfinished], [entry[:3] for entry in late]
+            payload = msgspec.msgpack.encode([events, stages, *trimmed, *rest])
+        data += segment.pack_frame(frame.kind, payload, len(data), zstd)
+    path.write_bytes(data + segment.pack_trailer(trailer.events_end, summary))
+
+
+@workflow
+async def repeats(row: Any) -> Any:
+    return [row["word"], await say(text=f"repeat {row['n']}.{row['part']}")]
+
+
+PLAIN = Stages(splits, speaks, repeats)
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["made is told", "written by 1.1"])
+@pytest.mark.parametrize(
+    "at", ["split 0", "split 4", "speak 1.0", "speak 2.1", "speak 4.0", "repeat 2.0", "repeat 4.0"]
+)
+def test_stages_without_groups_carry_on_where_they_stood(tmp_path: Path, at: str, older: bool):
+    replies, directory = Replies(), tmp_path / "run"
+    seen: list[Any] = []
+    for session, text in enumerate((at, "repeat 2.1")):
+        replies.stop_at = text
+        if session == 0:
+            going = run(PLAIN, ROWS, models=replies.engine, directory=directory, grace=0, in_flight=2)
+        else:
+            going = resume(directory, workflow=PLAIN, rows=ROWS, models=replies.engine, grace=0, in_flight=2)
+        replies.stop = going.stop
+        seen += list(going)
+        if older and session == 0:
+            as_1_1_wrote_it(directory / "journal" / "000001.wvj")
+    assert (JournalReader(directory).made() is None) == older
+    again = resume(directory, workflow=PLAIN, rows=ROWS, models=replies.engine)
+    seen += list(again)
+    assert len({task.key for task in seen}) == len(seen) == 5 + 4 + 4
+    assert sorted(task.result[1] for task in seen if task.stage == 2) == [
+        "REPEAT 1.0", "REPEAT 2.0", "REPEAT 2.1", "REPEAT 4.0",
+    ]  # fmt: skip
+    assert ledger(again) == [(5, 5, 0), (4, 4, 0), (4, 4, 0)]
+    asked_again = {text for text in replies.asked if replies.asked.count(text) > 1}
+    assert at in asked_again and len(asked_again) <= 4, "only what was in flight is asked again"
+
+
+def test_a_resume_reads_no_finished_results(tmp_path: Path):
+    """It cannot tell that one of them was damaged; who reads the results can."""
+    replies, directory = Replies(), tmp_path / "run"
+    rows = [{"n": n} for n in range(40)]
+    run(PLAIN, rows, models=replies.engine, directory=directory, in_flight=2).wait()
+    path = directory / "journal" / "000001.wvj"
+    with Segment(path) as whole:
+        frames = [frame for frame in whole.frames(HEADER_BYTES, whole.trailer().events_end) if frame.kind == EVENTS]
+    data = bytearray(path.read_bytes())
+    data[frames[len(frames) // 2].end - 1] ^= 1
+    path.write_bytes(data)
+    count = len(replies.asked)
+    again = resume(directory, workflow=PLAIN, rows=rows, models=replies.engine)
+    assert not list(again) and again.exit_code == 0 and len(replies.asked) == count
+    assert ledger(again) == [(40, 40, 0), (39, 39, 0), (39, 39, 0)]
+    with pytest.raises(JournalCorrupt, match="damaged"):
+        list(JournalReader(directory).events())
 
 
 def test_a_run_of_stages_that_has_ended_stays_ended(tmp_path: Path):

@@ -27,6 +27,7 @@ from weaverant.prompt import Template, read_prompt
 from weaverant.protocols import Engine
 from weaverant.replay import WorkflowLoop, current_loop
 from weaverant.step import Ask, EffectAsk, ModelAsk
+from weaverant.talk import TALK_FROM, Talk, Talks
 from weaverant.trace import SCALARS, plain
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class Bound:
         messages: tuple[Message, ...],
         variables: dict[str, Any],
         history: tuple[Message, ...] = (),
-        base: Ask | None = None,
+        base: Ask | Talk | None = None,
         added: tuple[Message, ...] = (),
     ) -> ModelAsk:
         """What to open in the workflow's loop, under `fingerprint(messages)`."""
@@ -305,8 +306,11 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any], w
         variables = _variables(bound, variables)
     earlier = _messages(history) if history else ()
     messages = bound.templates.messages(variables, earlier)
-    ask = bound.ask(messages, variables, earlier)
-    reply: Reply = await loop.answer(ask, bound.fingerprint(messages))
+    if len(earlier) < TALK_FROM:
+        ask = bound.ask(messages, variables, earlier)
+        reply: Reply = await loop.answer(ask, bound.fingerprint(messages))
+    else:
+        ask, reply = await _talk_on(loop, bound, messages, variables, earlier)
     if bound.sampling.n > 1 + len(reply.more):
         raise _too_few(bound, ask, reply)
     if bound.plain:
@@ -315,6 +319,28 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any], w
     await scope.use_tools()
     value = scope.reply.message.text if bound.output is None else await scope.parse(bound.output)
     return scope.reply if whole else value
+
+
+async def _talk_on(
+    loop: WorkflowLoop,
+    bound: Bound,
+    messages: tuple[Message, ...],
+    variables: dict[str, Any],
+    earlier: tuple[Message, ...],
+) -> tuple[ModelAsk, Reply]:
+    """A request with a long history: its journal names the step whose conversation that begins with, if there is one.
+    The conversation may go on from here in turn."""
+    talks = loop.talks = loop.talks or Talks()
+    talk = talks.before(earlier)
+    if talk is None:
+        ask = bound.ask(messages, variables, earlier)
+    else:
+        ask = bound.ask(messages, variables, base=talk, added=earlier[talk.length :])
+    reply: Reply = await loop.answer(ask, bound.fingerprint(messages))
+    skip = 0 if bound.templates.system is None else 1
+    start = skip if talk is None else skip + talk.length
+    talks.add(Talk(talk, (*messages[start:], reply.message), ask.number, skip))
+    return ask, reply
 
 
 def _variables(bound: Bound, variables: dict[str, Any]) -> dict[str, Any]:

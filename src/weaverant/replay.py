@@ -24,6 +24,7 @@ from weaverant.branch import CANCELLED, Branch, BranchTask, Callback, Record, Ti
 from weaverant.errors import StepFailed, WorkflowError
 from weaverant.message import digest
 from weaverant.step import Ask, StepKey
+from weaverant.talk import Talks
 
 SPIN_LIMIT = 1_000_000
 """Callbacks between two rests after which a workflow counts as spinning: seconds of one core."""
@@ -97,6 +98,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._main: BranchTask | None = None
         self._seed = seed
         self._rngs: dict[tuple[str, str], Random] = {}
+        self.talks: Talks | None = None
+        """Conversations that may go on."""
 
     # What the task drives
 

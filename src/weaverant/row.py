@@ -24,6 +24,11 @@ def child_key(parent: str, ordinal: int) -> str:
     return f"{parent}/{ordinal}"
 
 
+def parent_key(child: str) -> str:
+    """The inverse of `child_key`."""
+    return child.rpartition("/")[0]
+
+
 def group_key(stage: int, name: str, members: Iterable[str]) -> str:
     """A group is named by its stage and the hash of its name and members: another member, another group."""
     return f"{stage}@{digest(_canonical([name, *members])).hex()}"

@@ -15,6 +15,7 @@ import msgspec
 
 from weaverant.events import StepKind
 from weaverant.message import Choice, Message, Part, Reply, Request, Tokens, ToolCall, Usage
+from weaverant.talk import Talk
 
 StepKey = tuple[str, bytes, int]
 
@@ -60,15 +61,15 @@ class Asks(Protocol):
 
 
 class ModelAsk(Ask, eq=False):
-    """A request to an engine. `base` is the step whose conversation this one continues with the messages `added`;
-    without it the messages come from the agent's templates, `variables` and `history`."""
+    """A request to an engine. Its messages come from the agent's templates, `variables` and `history`. With a talk as
+    `base` the history is that talk and `added`; with a step, they are all that step sent, its reply and `added`."""
 
     by: Asks
     model: str
     messages: tuple[Message, ...]
     variables: dict[str, Any]
     history: tuple[Message, ...] = ()
-    base: Ask | None = None
+    base: Ask | Talk | None = None
     added: tuple[Message, ...] = ()
     seed: int = 0
     """Drawn when it is launched."""
@@ -93,10 +94,11 @@ def seed_of(task: str, key: StepKey, attempt: int) -> int:
 def reply_value(reply: Reply) -> Any:
     """A reply as the journal holds it: bare text where there is nothing else to tell."""
     message = reply.message
+    content = message.content
     if reply.tokens is not None or reply.more:
         return [*_choice_value(reply), [_choice_value(choice) for choice in reply.more]]
-    if not message.tool_calls and message.reasoning is None and reply.finish == "stop":
-        return message.text
+    if type(content) is str and not message.tool_calls and message.reasoning is None and reply.finish == "stop":
+        return content
     return [message_value(message), reply.finish]
 
 

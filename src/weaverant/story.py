@@ -179,14 +179,22 @@ class Storyteller:
             return agent.messages(**cast("dict[str, Any]", asked))
         first: Any
         rest: list[Any]
-        first, rest = asked
+        first, rest, *talk = asked
         added = tuple(message_of(value) for value in rest)
-        if isinstance(first, dict):
-            return agent.messages(history=added, **cast("dict[str, Any]", first))
-        base = numbered[int(first)]
-        if base is None or base.reply is None:
-            raise ValueError(f"step {len(numbered)} goes on from one that has no reply")
-        return (*base.messages, base.reply.message, *added)
+        if not isinstance(first, dict):
+            return (*_said(numbered, first), *added)
+        if talk:
+            step, skip = talk
+            added = (*_said(numbered, step)[skip:], *added)
+        return agent.messages(history=added, **cast("dict[str, Any]", first))
+
+
+def _said(numbered: list[Step | None], number: int) -> tuple[Message, ...]:
+    """All that a step sent, and its reply."""
+    step = numbered[int(number)]
+    if step is None or step.reply is None:
+        raise ValueError(f"step {len(numbered)} goes on from one that has no reply")
+    return (*step.messages, step.reply.message)
 
 
 def _end(story: Story, event: TaskEnded, value: Any) -> None:

@@ -33,6 +33,7 @@ from weaverant.past import Blob, Past
 from weaverant.protocols import Clock
 from weaverant.replay import WorkflowLoop
 from weaverant.step import Ask, EffectAsk, ModelAsk, StepKey, message_value, reply_of, reply_value, seed_of
+from weaverant.talk import Talk
 from weaverant.trace import Texts, fresh, plain
 from weaverant.workflow import Group, Rejected, Workflow
 
@@ -360,11 +361,19 @@ def _packed_input(ask: Ask, texts: Texts) -> Any:
         return texts.pack(ask.arguments)
     assert isinstance(ask, ModelAsk)
     if ask.base is not None:
-        return [ask.base.number, [_packed_message(message, texts) for message in ask.added]]
+        return _packed_further(ask, ask.base, texts)
     variables: Any = texts.pack(ask.variables) if ask.variables else {}
     if ask.history:
         return [variables, [_packed_message(message, texts) for message in ask.history]]
     return variables
+
+
+def _packed_further(ask: ModelAsk, base: Ask | Talk, texts: Texts) -> list[Any]:
+    """Of a request that goes on from a step."""
+    if isinstance(base, Talk):
+        variables = texts.pack(ask.variables)
+        return [variables, [_packed_message(message, texts) for message in ask.added], base.number, base.skip]
+    return [base.number, [_packed_message(message, texts) for message in ask.added]]
 
 
 def _packed_message(message: Message, texts: Texts) -> list[Any]:

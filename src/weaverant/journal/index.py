@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
@@ -38,13 +38,15 @@ STATE_CODES: dict[EndState, int] = {"done": DONE, "rejected": REJECTED, "failed"
 BEGAN, REOPENED = 1, 2
 
 UNKNOWN_STAGE = -1
+UNTOLD = -1
 MAP_TASKS = 2_048
 """Tasks in one map frame: encoding it holds the interpreter for about a millisecond."""
 
 
 class TaskEntry(Struct, array_like=True, gc=False):
     """One task in one segment. `flags`: BEGAN, REOPENED here. `state`: what this segment's events made of the task;
-    UNCHANGED if they are steps only. `stage` and `row` (digest) are unknown where it neither began nor ended."""
+    UNCHANGED if they are steps only. `stage` and `row` (digest) are unknown where it neither began nor ended. `made`:
+    how many rows of a next stage its result is; UNTOLD where it was not done here."""
 
     task: str
     flags: int
@@ -52,6 +54,7 @@ class TaskEntry(Struct, array_like=True, gc=False):
     state: int
     row: bytes
     frames: list[int]
+    made: int = UNTOLD
 
 
 class Late(Struct, array_like=True, frozen=True, gc=False):
@@ -60,6 +63,7 @@ class Late(Struct, array_like=True, frozen=True, gc=False):
     task: str
     stage: int
     state: int
+    made: int = UNTOLD
 
 
 class Summary(Struct, array_like=True, frozen=True):
@@ -87,6 +91,9 @@ class Summary(Struct, array_like=True, frozen=True):
     """Tasks for whose steps money was set aside here, the step's end not being here."""
     calls: int = 0
     """Model steps, reused ones included."""
+    made: dict[int, int] | None = None
+    """By stage: how many rows of the next stage the results are of the tasks that were done here. None: an older
+    version wrote this."""
 
     def offsets(self) -> list[int]:
         """Where each frame of events begins."""
@@ -133,20 +140,23 @@ class SegmentIndex:
         stages: dict[int, list[int]] = {}
         unfinished: list[TaskEntry] = []
         late: list[Late] = []
+        made: dict[int, int] = {}
         for entry in self.tasks.values():
             if entry.flags & BEGAN:
                 stages.setdefault(entry.stage, [0] * 5)[entry.state] += 1
             elif entry.state != UNCHANGED:
-                late.append(Late(entry.task, entry.stage, entry.state))
+                late.append(Late(entry.task, entry.stage, entry.state, entry.made))
             if entry.state <= OPEN:
                 unfinished.append(entry)
+            elif entry.state == DONE:
+                made[entry.stage] = made.get(entry.stage, 0) + entry.made
         events = {tag_of(kind): count for kind, count in self._events.items()}
         if self._steps:
             events[tag_of(StepEnded)] = self._steps
         usage = {model: used.total() for model, used in self._usage.items()}
         return Summary(
             events, stages, unfinished, late, usage, self._about_run, self._first, self._last, self.sizes, maps,
-            self._reserved.tasks(), self._calls,
+            self._reserved.tasks(), self._calls, made,
         )  # fmt: skip
 
     def map_payloads(self) -> Iterator[bytes]:
@@ -195,6 +205,9 @@ class SegmentIndex:
     def _note_ended(self, event: TaskEnded, frame: int) -> None:
         entry = self._entry(event.task, frame)
         entry.stage = event.stage
+        if event.state == "done":
+            value = event.value
+            entry.made = len(cast("list[Any]", value)) if isinstance(value, list) else 1
         self._change(entry, STATE_CODES[event.state], event.time)
 
     def _note_reopened(self, event: TaskReopened, frame: int) -> None:

@@ -25,7 +25,7 @@ from weaverant.events import (
     TaskReopened,
 )
 from weaverant.journal.codec import EventHead, events_of, tag_of
-from weaverant.journal.index import BEGAN, DONE, OPEN, SUPERSEDED, later_state
+from weaverant.journal.index import BEGAN, DONE, OPEN, SUPERSEDED, UNTOLD, Late, later_state
 from weaverant.journal.parts import Part, Parts, Place
 from weaverant.journal.reserved import Reservations
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment, segment_numbers, segment_path
@@ -45,12 +45,14 @@ HISTORY_TASKS = 1_024
 
 
 class TaskSummary(NamedTuple):
-    """One task as the indexes know it. `state` is None while it is unfinished; `row` is its row's digest."""
+    """One task as the indexes know it. `state` is None while it is unfinished; `row` is its row's digest; `made` is how
+    many rows of a next stage its result is, UNTOLD where it is not done or an older version wrote the index."""
 
     task: str
     stage: int
     state: TaskState | None
     row: bytes
+    made: int = UNTOLD
 
 
 class StageCounts(Struct):
@@ -61,6 +63,10 @@ class StageCounts(Struct):
     rejected: int = 0
     failed: int = 0
     superseded: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.left + self.done + self.rejected + self.failed + self.superseded
 
 
 class Batch(NamedTuple):
@@ -130,7 +136,8 @@ class JournalReader:
         return _reopened_too(parts, live) if reopened else live
 
     def places(self, tasks: Collection[str]) -> dict[str, list[Place]]:
-        """The frames with events of these tasks, in order of their start; reads all maps."""
+        """The frames with events of these tasks, in order of their start; reads the maps back to where the oldest of
+        them began."""
         return _places(self._parts.now(), tasks)
 
     def histories(
@@ -146,19 +153,22 @@ class JournalReader:
         """One task's events, in order; empty for a task that is not there."""
         return self._histories(self.places((task,))).get(task, [])
 
-    def tasks(self) -> Iterator[TaskSummary]:
-        """Every task, in order of start, as it stands now. Reads the maps, not the events; memory is bounded by the
-        tasks whose state changed in a later segment than they began in."""
+    def tasks(self, newest_first: bool = False) -> Iterator[TaskSummary]:
+        """Every task, in order of start or the other way round, as it stands now. Reads the maps as it goes, not the
+        events; memory is bounded by the tasks whose state changed in a later segment than they began in."""
         parts = self._parts.now()
-        later: dict[str, int] = {}
+        later: dict[str, Late] = {}
         for part in parts:
             for late in part.summary.late:
-                later[late.task] = later_state(later.get(late.task, OPEN), late.state)
-        for part in parts:
-            for entry in part.entries():
+                before = later.get(late.task, late)
+                later[late.task] = Late(late.task, late.stage, later_state(before.state, late.state), late.made)
+        for part in reversed(parts) if newest_first else parts:
+            for entry in reversed(list(part.entries())) if newest_first else part.entries():
                 if entry.flags & BEGAN:
-                    state = later_state(entry.state, later.get(entry.task, entry.state))
-                    yield TaskSummary(entry.task, entry.stage, _STATES[state], entry.row)
+                    last = later.get(entry.task, entry)
+                    state = later_state(entry.state, last.state)
+                    made = last.made if state == DONE else UNTOLD
+                    yield TaskSummary(entry.task, entry.stage, _STATES[state], entry.row, made)
 
     def counts(self) -> dict[int, StageCounts]:
         """Tasks by stage and state. Reads summaries; the maps only where a task was reopened, or superseded in a later
@@ -178,6 +188,17 @@ class JournalReader:
                 row[OPEN] -= 1
                 row[late.state] += 1
         return {stage: StageCounts(*table[stage]) for stage in sorted(table)}
+
+    def made(self) -> dict[int, int] | None:
+        """Of a run without groups, by stage: how many rows of the next stage the results of its done tasks are; None
+        where an older version wrote an index. Reads summaries."""
+        totals: dict[int, int] = {}
+        for part in self._parts.now():
+            if part.summary.made is None:
+                return None
+            for stage, rows in part.summary.made.items():
+                totals[stage] = totals.get(stage, 0) + rows
+        return totals
 
     def usage(self) -> dict[str, Usage]:
         """What all steps cost, by model; reused steps cost nothing. Reads summaries."""
@@ -232,12 +253,18 @@ class JournalReader:
 
 
 def _places(parts: list[Part], tasks: Collection[str]) -> dict[str, list[Place]]:
-    wanted = frozenset(tasks)
+    wanted, begun = frozenset(tasks), 0
+    pieces: list[dict[str, list[Place]]] = []
+    for part in reversed(parts):
+        if begun == len(wanted):
+            break
+        entries = [entry for entry in part.entries() if entry.task in wanted]
+        pieces.append({entry.task: part.places(entry.frames) for entry in entries})
+        begun += sum(entry.flags & BEGAN for entry in entries)
     found: dict[str, list[Place]] = {}
-    for part in parts:
-        for entry in part.entries():
-            if entry.task in wanted:
-                found.setdefault(entry.task, []).extend(part.places(entry.frames))
+    for piece in reversed(pieces):
+        for task, places in piece.items():
+            found.setdefault(task, []).extend(places)
     return found
 
 

@@ -1,13 +1,13 @@
 """What an earlier session left: tasks to carry on, results that have not entered the next stage, groups to form again.
 
-A fold over the journal. For one stage it reads indexes and the events of unfinished tasks only.
+A fold over the journal. Where there are no groups it reads indexes and the events of unfinished tasks only.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from weaverant.events import EndState, TaskEnded, TaskEvent, TaskReopened, TaskS
 from weaverant.journal import JournalReader, Place
 from weaverant.past import Blob
 from weaverant.protocols import Clock
-from weaverant.row import source_place
+from weaverant.row import parent_key, source_place
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.stagebook import Refused, StageBook, key_of
 from weaverant.story import Storyteller
@@ -54,7 +54,7 @@ class Unfinished:
     """Results of a stage that have not entered the next yet."""
     held: dict[str, Held] = field(default_factory=dict[str, Held])
     known: set[str] = field(default_factory=set[str])
-    """Rows of later stages that were started, those of and after groups apart."""
+    """Rows of later stages that were started, of results that enter again; those of and after groups apart."""
     started: int = 0
     """How many tasks of the source were started."""
     reopened: dict[str, int] = field(default_factory=dict[str, int])
@@ -115,7 +115,45 @@ class Recovery:
                 book.rows = left.started = counts.left + counts.done + counts.rejected + counts.failed
 
     def _walk_results(self, left: Unfinished) -> None:
-        """Let every result of an earlier stage enter the next again; what had been started already is known."""
+        """Let results of earlier stages enter the next again; what had been started already is known."""
+        made = self._reader.made()
+        grouped = any(isinstance(stage, Group) for stage in self._stages)
+        parents = self._walk_all(left) if grouped or made is None else self._walk_back(left, made)
+        for _, events in self._reader.histories(self._reader.places(parents)):
+            story = self._teller.tell(events)
+            row = Row(story.key, story.stage, self._order(story.key), b"", story.row, story.parents)
+            left.rows += self._book.enter(row, story.result)
+
+    def _walk_back(self, left: Unfinished, made: Mapping[int, int]) -> list[str]:
+        """The tasks with a result not all of whose rows had been started. How many rows that are is known, so it looks
+        back no further than needed: a run with a million finished tasks has them near its end, if at all."""
+        missing = self._expect(made)
+        parents: list[str] = []
+        children: dict[str, list[str]] = {}
+        for task in self._reader.tasks(newest_first=True) if missing else ():
+            if task.stage:
+                children.setdefault(parent_key(task.task), []).append(task.task)
+            started = children.pop(task.task, [])
+            if task.state == "done" and task.stage + 1 < len(self._stages) and len(started) < task.made:
+                parents.append(task.task)
+                left.known.update(started)
+                self._ledger.stages[task.stage + 1].rows -= task.made  # counted as they enter again
+                missing -= task.made - len(started)
+                if not missing:
+                    break
+        return parents
+
+    def _expect(self, made: Mapping[int, int]) -> int:
+        """Count the rows that all results are for the stages after the first. Gives how many were not started."""
+        counts, missing = self._reader.counts(), 0
+        for stage in range(1, len(self._stages)):
+            rows = made.get(stage - 1, 0)
+            missing += rows - (counts[stage].total if stage in counts else 0)
+            self._ledger.stages[stage].rows += rows
+        return missing
+
+    def _walk_all(self, left: Unfinished) -> list[str]:
+        """All tasks with a result for a next stage: a group needs them."""
         parents: list[str] = []
         for task in self._reader.tasks():
             if task.state == "superseded":
@@ -126,10 +164,7 @@ class Recovery:
                 parents.append(task.task)
             elif "@" in task.task:
                 left.held[task.task] = Held(task.stage, None, None, [])
-        for _, events in self._reader.histories(self._reader.places(parents)):
-            story = self._teller.tell(events)
-            row = Row(story.key, story.stage, self._order(story.key), b"", story.row, story.parents)
-            left.rows += self._book.enter(row, story.result)
+        return parents
 
     def _hold(self, left: Unfinished, retried: dict[str, TaskReopened]) -> None:
         places = self._reader.places(list(left.held)) if left.held else {}
