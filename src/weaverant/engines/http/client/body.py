@@ -29,8 +29,6 @@ class Body:
         self.too_large = False
 
     def feed(self, piece: bytes) -> None:
-        if self.too_large:
-            return
         if self._inflate is not None:
             piece = self._inflate.feed(piece, self._most + 1 - self._size)
         self._size += len(piece)
@@ -54,8 +52,8 @@ def body_of(status: int, headers: Mapping[str, str], most: int, on_data: Callabl
     """What to read an answer's body with. `Garbled` where its head makes no sense of it."""
     if status == 101:
         raise Garbled("it changes to another protocol, which nobody asked for")
-    coding = headers.get("transfer-encoding", "").lower()
-    if coding not in ("", "chunked", "identity"):
+    coding = headers.get("transfer-encoding")
+    if coding and (coding := coding.lower()) not in ("chunked", "identity"):
         raise Garbled(f"it is transferred as {coding!r}, expected 'chunked'")
     return Body(headers.get("content-encoding"), most, on_data if status == 200 else None)
 

@@ -48,7 +48,7 @@ class Dependable:
     ) -> Answer:
         if self._closed:
             raise Lost("connection", CLOSED, sent=False)
-        header_lines(headers)
+        header_lines(tuple(headers.items()))
         origin, target = locate(url)
         if origin not in self._proxies:
             self._proxies[origin] = proxy_for(origin)
@@ -132,14 +132,18 @@ class _Connector(aiohttp.TCPConnector):
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:
         while True:
             connection = await super().connect(req, traces, timeout)
-            protocol = connection.protocol
-            transport = connection.transport
-            wire = transport and transport.get_extra_info("socket")
-            # A new connection of TLS may have session tickets to read, and nothing tells it from an old one.
-            stray = transport is not None and not transport.get_extra_info("sslcontext") and tcp.untidy(wire)
-            if protocol is not None and not protocol.should_close and not stray and tcp.is_open(wire, tcp.state(wire)):
+            protocol, transport = connection.protocol, connection.transport
+            if protocol is not None and not protocol.should_close and transport is not None and _is_fit(transport):
                 return connection
             connection.close()
+
+
+def _is_fit(transport: asyncio.BaseTransport) -> bool:
+    if transport.is_closing():
+        return False
+    watch = tcp.Watch(transport.get_extra_info("socket"))
+    # A new connection of TLS may have session tickets to read, and nothing tells it from an old one.
+    return not (watch.stirs() if transport.get_extra_info("sslcontext") is None else watch.closed())
 
 
 async def _read(
