@@ -14,21 +14,18 @@ class Reader:
     """For each answer `begin`, feed it until it has `ended`, and `take` what came."""
 
     __slots__ = (
-        *("_body", "_head", "_headers", "_most", "_on_data", "_parser", "_quiet", "_status", "_trailed", "_whole"),
+        *("_body", "_head", "_headers", "_most", "_on_data", "_parser", "_quiet", "_status", "_whole"),
         *("begun", "ended", "error", "keep"),
     )
 
     def __init__(self) -> None:
         self._parser = _parser(self)
-        self._trailed = False
         self._headers: dict[str, str] = {}
         self._status = 0
         self._whole = b""
 
     def begin(self, most: int, on_data: Callable[[bytes], None] | None) -> None:
         """The next answer is yet to come."""
-        if self._trailed:
-            self._parser, self._trailed = _parser(self), False
         self._most = most
         self._on_data = on_data
         self._head: list[bytes] = []  # names and values in turn
@@ -97,8 +94,6 @@ class Reader:
         if self._quiet > MOST_HEAD and sum(map(len, head)) > MOST_HEAD:
             raise _long_head()
         self._headers = headers = _headers(head)
-        # The parser may keep the last of the trailers, and take it for a header of the next answer.
-        self._trailed = "transfer-encoding" in headers
         self._body = body_of(status, headers, self._most, self._on_data)
 
     def on_body(self, piece: bytes) -> None:
