@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
+from msgspec.structs import replace
+
 from weaverant.engines.http.address import Address, find_key
 from weaverant.engines.http.attempt import Attempt, Trouble
 from weaverant.engines.http.chat import wire
@@ -169,7 +171,7 @@ class Endpoint:
         if answer.status != 200 or answer.too_large:
             return self.judge(answer)
         if not stream.begun and not answer.headers.get("content-type", "").startswith("text/event-stream"):
-            return self.judge(answer._replace(body=stream.raw))
+            return self.judge(replace(answer, body=stream.raw))
         if stream.failed is not None:
             status = wire.event_status(stream.failed)
             return self._failed(status, stream.failed, answer.headers, billed=stream.spoke)

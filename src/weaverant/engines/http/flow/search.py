@@ -50,11 +50,8 @@ class Search:
         self._marks: dict[float, list[int]] = {}
         self._other: Cohort | None = None
         self._here = Cohort(self._cruise, now, 0.0)
-
-    @property
-    def level(self) -> int:
+        self.level = self._here.level
         """Requests that may be in flight now."""
-        return self._here.level
 
     @property
     def settled(self) -> bool:
@@ -86,23 +83,27 @@ class Search:
 
     def begin(self, now: float, in_flight: int) -> None:
         """A request is sent, the `in_flight`-th."""
-        mark = self._marks.setdefault(now, [in_flight + self._replies, 0])
-        mark[1] += 1
+        mark = self._marks.get(now)
+        if mark is None:
+            self._marks[now] = [in_flight + self._replies, 1]
+        else:
+            mark[1] += 1
         self._here.begin(now, in_flight)
 
     def end(self, now: float, began: float, reply: bool) -> None:
         """It is over."""
         served = self._served(began)
         self._replies += 1
-        self._here.end(now, began, reply, served)
+        here = self._here
+        here.end(now, began, reply, served)
         if self._other is not None:
             self._other.end(now, began, reply, served)
-        if self._here.hungry:
+        if here.hungry:
             if self._doubling and self._other is not None:
                 # What the client has fits into the doubled load, so to go back would only make some of it wait.
-                self._target = float(self._here.level)
+                self._target = float(here.level)
             self._look_again(now)
-        elif self._here.done(now):
+        elif here.done(now):
             self._learn(now)
 
     def _served(self, began: float) -> int:
@@ -132,6 +133,7 @@ class Search:
     def _measure(self, level: int, now: float) -> None:
         noise = NOISE if self._settled else 3 * NOISE
         self._here = Cohort(level, now, (self._spread / noise) ** 2)
+        self.level = level
 
     def _learn(self, now: float) -> None:
         here, other = self._here, self._other
