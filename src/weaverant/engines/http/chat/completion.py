@@ -103,10 +103,10 @@ class Completion(Struct):
 
 def read_plain(completion: Completion) -> Reply | None:
     """As `read`, of the most common kind, one text and nothing else; None for any other."""
-    spoken = completion.choices
-    if spoken is None or len(spoken) != 1 or completion.prompt_token_ids:
+    choices = completion.choices
+    if not choices or len(choices) > 1 or completion.prompt_token_ids:
         return None
-    one = spoken[0]
+    one = choices[0]
     said = one.message
     text = said.content
     if type(text) is not str or any(astuple(said)[1:]) or one.logprobs or one.token_ids or one.error is not None:

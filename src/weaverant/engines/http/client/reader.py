@@ -130,12 +130,11 @@ def _parser(reader: Reader) -> HttpResponseParser:
 
 def _headers(head: list[bytes]) -> dict[str, str]:
     """Decoded all at once: some servers send thirty."""
-    if not head:
-        return {}
     texts = b"\0".join(head).decode("latin-1").split("\0")
-    if len(texts) != len(head):
+    if len(texts) > len(head) > 0:
         raise Garbled("a header of it holds a null")
-    return dict(zip(map(str.lower, texts[::2]), texts[1::2], strict=True))
+    turns = iter(texts)
+    return dict(zip(map(str.lower, turns), turns, strict=False))
 
 
 def _long_head() -> Garbled:

@@ -92,12 +92,23 @@ class Search:
 
     def end(self, now: float, began: float, reply: bool) -> None:
         """It is over."""
-        served = self._served(began)
+        # Of those in flight when it began, how many are left now: itself, and those it overtook.
+        served = 0
+        mark = self._marks.get(began)
+        if mark is not None:
+            served = mark[0] - self._replies
+            mark[1] -= 1
+            if not mark[1]:
+                del self._marks[began]
         self._replies += 1
         here = self._here
         here.end(now, began, reply, served)
         if self._other is not None:
             self._other.end(now, began, reply, served)
+        if here.short or here.full:
+            self._conclude(here, now)
+
+    def _conclude(self, here: Cohort, now: float) -> None:
         if here.hungry:
             if self._doubling and self._other is not None:
                 # What the client has fits into the doubled load, so to go back would only make some of it wait.
@@ -105,16 +116,6 @@ class Search:
             self._look_again(now)
         elif here.done(now):
             self._learn(now)
-
-    def _served(self, began: float) -> int:
-        """Of those in flight when it began, how many were left when it ended: itself, and those it overtook."""
-        mark = self._marks.get(began)
-        if mark is None:
-            return 0
-        mark[1] -= 1
-        if not mark[1]:
-            del self._marks[began]
-        return mark[0] - self._replies
 
     @property
     def _cruise(self) -> int:

@@ -39,6 +39,8 @@ class Cohort:
         self.begun = 0
         self.short = 0
         """Begun while fewer than `level` were in flight."""
+        self.full = False
+        """All that count have begun."""
         self.seconds: list[float] = []
         self.served = 0
         """So many were worked on at once, if the server takes them in order: those that some request overtook, and
@@ -58,8 +60,6 @@ class Cohort:
         """The client had too few requests to fill the level, or too few were answered: nothing can be said."""
         if self._until is not None:
             return self.begun < LEAST / 2
-        if not self.short:
-            return False
         return self.short > (max(8.0, 0.1 * self.begun) if self._from is not None else 2 * self.level)
 
     def begin(self, now: float, in_flight: int) -> None:
@@ -76,7 +76,7 @@ class Cohort:
                 self.short += 1
             self.begun += 1
             if self.begun >= self._size and now - self._from >= LEAST_S:
-                self._until = now
+                self._until, self.full = now, True
 
     def end(self, now: float, began: float, reply: bool, served: int) -> None:
         if self._from is None:
