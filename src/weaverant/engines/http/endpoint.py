@@ -158,14 +158,14 @@ class Endpoint:
     def judge(self, answer: Answer) -> Reply | Trouble:
         """What an answer means that came in one piece; the cost of its usage is only what the server says."""
         status = answer.status
-        if 200 <= status < 300:
-            status = wire.true_status(answer.body)
-        if status != 200 or answer.too_large:
-            return self._refused(answer, status)
-        try:
-            return wire.decode(answer.body, self.key)
-        except StepFailed as failure:
-            return self._garbled(failure, answer)
+        if 200 <= status < 300 and not answer.too_large:
+            try:
+                return wire.decode(answer.body, self.key)
+            except StepFailed as failure:
+                status = wire.true_status(answer.body)
+                if status == 200:
+                    return self._garbled(failure, answer)
+        return self._refused(answer, status)
 
     def _judge_stream(self, answer: Answer, stream: Stream) -> Reply | Trouble:
         if answer.status != 200 or answer.too_large:
