@@ -69,6 +69,7 @@ class Reader:
     def take(self) -> Answer:
         """The answer, of which nothing is kept here."""
         body, self._body = self._body, None
+        self._on_data = None
         whole, self._whole = self._whole, b""
         return Answer(self._status, self._headers, whole, body is not None and body.too_large)
 
