@@ -131,9 +131,10 @@ async def stores(folder: Path) -> dict[str, float]:
 
 def connections() -> dict[str, float]:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        watch = tcp.Watch(client)
         return {
+            "a look whether a connection is fit": cost(watch.stirs, 20_000),
             "the kernel asked for a connection's state": cost(lambda: tcp.state(client), 20_000),
-            "the kernel asked for unread bytes": cost(lambda: tcp.untidy(client), 20_000),
         }
 
 

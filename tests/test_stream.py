@@ -6,9 +6,11 @@ import json
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
 from weaverant.engines.http.chat import wire
+from weaverant.engines.http.chat.completion import Completion, read, read_plain
 from weaverant.engines.http.chat.sse import Event, Events
 from weaverant.engines.http.chat.stream import Stream
 from weaverant.message import Reply, Tokens, ToolCall
@@ -315,3 +317,48 @@ def test_usage_is_read_in_every_dialect():
     usage = {"cost": 0.25, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}, "total_tokens": None}
     spent = decoded({"message": {"content": "x"}}, usage=usage).usage
     assert (spent.cost, spent.completion_tokens, spent.cached_tokens) == (0.25, 2, 3)
+
+
+MESSAGES = {
+    "content": ("x", "", None, [{"text": "x"}], []),
+    "refusal": (None, "", "no"),
+    "tool_calls": (None, [], [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]),
+    "reasoning_content": (None, "", "so"),
+    "reasoning": (None, "", "so"),
+    "reasoning_details": (None, [], [{"text": "so"}], [{"text": ""}]),
+}
+CHOICES = {
+    "index": (None, 0, 3),
+    "finish_reason": ("stop", "length", "tool_calls", "odd", None),
+    "logprobs": (None, {"content": None}, {"content": [{"token": "x", "logprob": -1.0}]}),
+    "token_ids": (None, [], [7]),
+    "error": (None, "", {}, {"code": 502}),
+}
+COMPLETIONS = {
+    "model": ("m", "", None),
+    "prompt_token_ids": (None, [], [1]),
+    "usage": (None, {"prompt_tokens": 9, "completion_tokens": 2}, {"prompt_tokens": -1, "total_tokens": 10**12}),
+}
+
+
+def mostly_usual(fields: dict[str, tuple[Any, ...]], draw: random.Random) -> dict[str, Any]:
+    """Each field absent, or with one of its values."""
+    chosen = {name: draw.choice(values) if draw.random() < 0.2 else values[0] for name, values in fields.items()}
+    return {name: value for name, value in chosen.items() if value is not None or draw.random() < 0.5}
+
+
+def test_a_reply_of_one_text_is_read_as_any_other():
+    draw = random.Random(3)
+    bodies = [drawn(draw)[0] for _ in range(200)]
+    for _ in range(2_000):
+        choice = {**mostly_usual(CHOICES, draw), "message": mostly_usual(MESSAGES, draw)}
+        bodies.append({**mostly_usual(COMPLETIONS, draw), "choices": [choice] * draw.choice((1, 1, 1, 1, 0, 2))})
+    plain = 0
+    for body in bodies:
+        completion = msgspec.convert(body, Completion)
+        found = read_plain(completion)
+        if found is not None:
+            plain += 1
+            assert found == read(completion) and found.more == () and found.tokens is None
+            assert completion.choices is not None and completion.choices[0].error is None
+    assert 300 < plain < 2_000, "the draw must hold both kinds"

@@ -179,7 +179,7 @@ OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
     ],
 )
 def test_strict_is_asked_only_where_the_schema_qualifies(schema: dict[str, Any], qualifies: bool):
-    body = json.loads(wire.encode(asked(schema=schema), "m"))
+    body = json.loads(wire.Bodies("m").encode(asked(schema=schema)))
     described = body["response_format"]["json_schema"]
     assert described.get("strict", False) is qualifies and described["schema"] == schema
     assert not strict(True)

@@ -12,8 +12,8 @@ import zlib
 
 import pytest
 
-from played_server import OK, answers, ask, lose, read
-from weaverant.engines.http.client.transport import MOST_HEAD, Answer
+from played_server import OK, answers, ask, lose, post, read, run, wire
+from weaverant.engines.http.client.transport import MOST_HEAD, Answer, Transport
 
 pytestmark = pytest.mark.usefixtures("no_proxies")
 
@@ -54,6 +54,37 @@ def test_an_answer_in_pieces_of_any_size(client: str, size: int):
         found = ask(client, answers(*(whole[at : at + size] for at in range(0, len(whole), size))))
         assert found.body == b"hello" and found.status == (201 if whole is CHUNKED else 200)
         assert "link" not in found.headers and found.headers.get("x-a", "2") == "2"
+
+
+def test_an_answer_has_nothing_of_the_one_before_it(client: str):
+    """Trailers, headers, and whether it is compressed, on one connection."""
+    packed = gzip.compress(b"hello")
+    parts = [
+        CHUNKED.replace(b"Trailer: x\r\n", b"Trailer: x\r\nRetry-After: 9\r\n"),
+        OK,
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nX-A: b\r\nContent-Length: %d\r\n\r\n%s" % (len(packed), packed),
+        OK,
+    ]
+
+    async def main(transport: Transport) -> list[Answer]:
+        connections = 0
+
+        async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            assert connections == 1
+            for part in parts * 2:
+                await read(reader)
+                writer.write(part)
+
+        async with wire(play) as url:
+            return [await post(transport, url) for _ in parts * 2]
+
+    found = run(client, main)
+    assert [answer.body for answer in found] == [b"hello"] * 8
+    assert [answer.status for answer in found] == [201, 200, 200, 200] * 2
+    names = [sorted(answer.headers.keys() & {"trailer", "retry-after", "x-a", "content-encoding"}) for answer in found]
+    assert names == [["x-a"], [], ["content-encoding", "x-a"], []] * 2
 
 
 def test_a_body_may_last_until_the_connection_is_closed(client: str):

@@ -165,6 +165,38 @@ def test_more_than_was_announced_spoils_the_connection_but_not_the_answer(client
     run(client, main)
 
 
+def test_a_request_cancelled_as_its_answer_comes_spoils_no_other(client: str):
+    """Its connection may carry the next request by then, or be closed: no answer goes astray."""
+    odds = random.Random(4)
+    cancelled = answered = 0
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            _, body = await read(reader)
+            await asyncio.sleep(0.002)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    async def main(transport: Transport) -> None:
+        async with wire(play) as url:
+
+            async def work(worker: int) -> None:
+                nonlocal cancelled, answered
+                for number in range(100):
+                    body = b"%d %d" % (worker, number)
+                    call = asyncio.create_task(post(transport, url, body))
+                    asyncio.get_running_loop().call_later(odds.uniform(0.001, 0.006), call.cancel)
+                    try:
+                        assert (await call).body == body
+                        answered += 1
+                    except asyncio.CancelledError:
+                        cancelled += 1
+
+            await asyncio.gather(*(work(worker) for worker in range(8)))
+
+    run(client, main)
+    assert min(cancelled, answered) > 10 and cancelled + answered == 800
+
+
 def test_idle_connections_are_closed(client: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(f"weaverant.engines.http.client.{'connection' if client == 'fast' else client}.IDLE_S", 0.3)
     closed = asyncio.Event()

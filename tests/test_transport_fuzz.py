@@ -67,7 +67,8 @@ def pieces(data: bytes, odds: random.Random) -> Iterator[bytes]:
 
 def overlong(whole: bytes) -> bool:
     """Whether more follows the answer. It depends on the time at which it comes whether a client sees that."""
-    reader = Reader(MOST, None)
+    reader = Reader()
+    reader.begin(MOST, None)
     return any(reader.feed(whole[at : at + 1]) for at in range(len(whole) - 1))
 
 

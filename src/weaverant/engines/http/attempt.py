@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from msgspec import Struct
+
 from weaverant.errors import StepFailed
 from weaverant.message import Reply
 
@@ -28,7 +30,7 @@ class Trouble(NamedTuple):
     """The HTTP status; 0 where none came."""
 
 
-class Attempt(NamedTuple):
+class Attempt(Struct, frozen=True):
     """One request's end. `headers` are those of the answer, where there was one."""
 
     outcome: Reply | Trouble

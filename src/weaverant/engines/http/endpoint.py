@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-import msgspec
+from msgspec.structs import replace
 
 from weaverant.engines.http.address import Address, find_key
 from weaverant.engines.http.attempt import Attempt, Trouble
@@ -15,6 +15,7 @@ from weaverant.engines.http.chat import wire
 from weaverant.engines.http.chat.completion import told
 from weaverant.engines.http.chat.stream import Stream
 from weaverant.engines.http.chat.structured import Schemas
+from weaverant.engines.http.chat.wire import Bodies
 from weaverant.engines.http.client.transport import Answer, Lost, Transport, acquire, choose, release
 from weaverant.engines.http.key import Key
 from weaverant.engines.http.listing import NotListed, list_models
@@ -41,21 +42,20 @@ class Endpoint:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self.name = address.base
+        """The server's address, without options, for people."""
         self.key = find_key(address)
         self.model = address.model or _only_model(address, self.key)
         self.tariff = find_tariff(address, self.model, self.key)
         self.hourly = address.options.hourly
         self._url = address.url("chat/completions")
         self._headers = _headers(self.key)
+        self._bodies = Bodies(self.model, address.preset)
+        self._stream, self._idle = address.options.stream, address.options.idle if address.options.stream else 0.0
         self._schemas = Schemas(address.options.schema or ("prompt" if address.preset.schema == "prompt" else ""))
         self._client = choose(address.options.client)
         self._transport: Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def name(self) -> str:
-        """The server's address, without options, for people."""
-        return self.address.base
 
     @property
     def price(self) -> Price | None:
@@ -68,14 +68,19 @@ class Endpoint:
         Trouble whose blame is `call` and that may go `again` means that the server does not take the schema of the
         request's output: the next attempt, which may follow at once, has it in the prompt.
         """
-        options = self.address.options
-        prompted = self._schemas.prompted(request.output)
-        stream = Stream() if options.stream else None
-        idle, on_data = (options.idle, stream.feed) if stream is not None else (0.0, None)
+        prompted = request.output is not None and self._schemas.prompted(request.output)
+        stream = Stream() if self._stream else None
         try:
-            body = self.body(request, stream=options.stream)
+            body = self._bodies.encode(request, schema_in_prompt=prompted, stream=self._stream)
             answer = await self._connected().send(
-                "POST", self._url, self._headers, body, seconds=seconds, most=MOST_REPLY, idle=idle, on_data=on_data
+                "POST",
+                self._url,
+                self._headers,
+                body,
+                seconds=seconds,
+                most=MOST_REPLY,
+                idle=self._idle,
+                on_data=None if stream is None else stream.feed,
             )
         except StepFailed as failure:
             return Attempt(Trouble(failure, "call"))
@@ -86,8 +91,7 @@ class Endpoint:
             answer = Answer(200, {}, b"")
         outcome = self.judge(answer) if stream is None else self._judge_stream(answer, stream)
         if isinstance(outcome, Reply):
-            priced = msgspec.structs.replace(outcome, usage=self.tariff.priced(outcome.usage))
-            return Attempt(priced, answer.headers, not told(outcome))
+            return Attempt(self.tariff.priced(outcome), answer.headers, not told(outcome))
         if not prompted and self._schemas.learn(request.output, outcome, answer.body):
             outcome = outcome._replace(blame="call", again=True)
         return Attempt(outcome, answer.headers)
@@ -138,10 +142,9 @@ class Endpoint:
             self._transport, self._loop = acquire(self._client), loop
         return self._transport
 
-    def body(self, request: Request, *, stream: bool = False) -> bytes:
+    def body(self, request: Request) -> bytes:
         """What is sent for the request now; `StepFailed` if it cannot be said in JSON, or not to this provider."""
-        prompted = self._schemas.prompted(request.output)
-        return wire.encode(request, self.model, self.address.preset, schema_in_prompt=prompted, stream=stream)
+        return self._bodies.encode(request, schema_in_prompt=self._schemas.prompted(request.output))
 
     def shown(self, text: str) -> str:
         """A server's own words, or what quotes them: short, and without the key."""
@@ -155,25 +158,20 @@ class Endpoint:
     def judge(self, answer: Answer) -> Reply | Trouble:
         """What an answer means that came in one piece; the cost of its usage is only what the server says."""
         status = answer.status
-        if 200 <= status < 300:
-            status = wire.true_status(answer.body)
-        if answer.too_large:
-            text = f"the reply of {self.name} is longer than the {MOST_REPLY} bytes we accept"
-            return Trouble(StepFailed("server", text), "call", billed=True, status=status)
-        if 300 <= status < 400:
-            return Trouble(StepFailed("request", self._redirect(answer)), "call", status=status)
-        if status != 200:
-            return self._failed(status, answer.body, answer.headers)
-        try:
-            return wire.decode(answer.body, self.key)
-        except StepFailed as failure:
-            return self._garbled(failure, answer)
+        if 200 <= status < 300 and not answer.too_large:
+            try:
+                return wire.decode(answer.body, self.key)
+            except StepFailed as failure:
+                status = wire.true_status(answer.body)
+                if status == 200:
+                    return self._garbled(failure, answer)
+        return self._refused(answer, status)
 
     def _judge_stream(self, answer: Answer, stream: Stream) -> Reply | Trouble:
         if answer.status != 200 or answer.too_large:
             return self.judge(answer)
         if not stream.begun and not answer.headers.get("content-type", "").startswith("text/event-stream"):
-            return self.judge(answer._replace(body=stream.raw))
+            return self.judge(replace(answer, body=stream.raw))
         if stream.failed is not None:
             status = wire.event_status(stream.failed)
             return self._failed(status, stream.failed, answer.headers, billed=stream.spoke)
@@ -188,6 +186,14 @@ class Endpoint:
             return wire.reply(completion, b"", self.key)
         except StepFailed as failure:
             return self._garbled(failure, answer)
+
+    def _refused(self, answer: Answer, status: int) -> Trouble:
+        if answer.too_large:
+            text = f"the reply of {self.name} is longer than the {MOST_REPLY} bytes we accept"
+            return Trouble(StepFailed("server", text), "call", billed=True, status=status)
+        if 300 <= status < 400:
+            return Trouble(StepFailed("request", self._redirect(answer)), "call", status=status)
+        return self._failed(status, answer.body, answer.headers)
 
     def _failed(self, status: int, body: bytes, headers: Mapping[str, str], *, billed: bool = False) -> Trouble:
         failure = wire.failure(status, body, self.key)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from weaverant.message import Choice, FinishReason, Message, Reply, Tokens, ToolCall, Usage
 
@@ -100,6 +101,20 @@ class Completion(Struct):
     prompt_token_ids: list[int] | None = None
 
 
+def read_plain(completion: Completion) -> Reply | None:
+    """As `read`, of the most common kind, one text and nothing else; None for any other."""
+    choices = completion.choices
+    if not choices or len(choices) > 1 or completion.prompt_token_ids:
+        return None
+    one = choices[0]
+    said = one.message
+    text = said.content
+    if type(text) is not str or any(astuple(said)[1:]) or one.logprobs or one.token_ids or one.error is not None:
+        return None
+    finish = _FINISHES.get(one.finish_reason, "other")
+    return Reply(Message("assistant", text), _usage(completion.usage), completion.model or "", finish)
+
+
 def read(completion: Completion) -> Reply | None:
     """The reply; None if there are no choices."""
     spoken = completion.choices or []
@@ -117,10 +132,10 @@ def read(completion: Completion) -> Reply | None:
 def told(reply: Reply) -> bool:
     """Whether a reply says what it used. Some servers tell nothing, nonsense, or nothing in streams."""
     usage = reply.usage
-    if usage.cost:
+    if usage.cost or (usage.prompt_tokens > 0 and usage.completion_tokens > 0):
         return True
     silent = not any(_words(choice.message) for choice in reply.choices)
-    return usage.prompt_tokens > 0 and (usage.completion_tokens > 0 or silent)
+    return silent and usage.prompt_tokens > 0
 
 
 def _words(message: Message) -> bool:
@@ -199,15 +214,17 @@ def _likeliest(token: Token) -> dict[str, float]:
 def _usage(spent: Spent | None) -> Usage:
     if spent is None:
         return Usage()
-    prompt, completion = spent.prompt_tokens_details, spent.completion_tokens_details
-    asked, total = _count(spent.prompt_tokens), _count(spent.total_tokens)
-    return Usage(
-        prompt_tokens=asked,
-        completion_tokens=max(_count(spent.completion_tokens), total - asked),
-        cached_tokens=_count(prompt.cached_tokens if prompt else None) or _count(spent.prompt_cache_hit_tokens),
-        reasoning_tokens=_count(completion.reasoning_tokens if completion else None),
-        cost=spent.cost if spent.cost is not None and 0.0 < spent.cost <= MOST_COST else 0.0,
-    )
+    asked, said, cached = _count(spent.prompt_tokens), _count(spent.completion_tokens), 0
+    total, prompt, completion = spent.total_tokens, spent.prompt_tokens_details, spent.completion_tokens_details
+    if total:
+        said = max(said, _count(total) - asked)
+    if prompt is not None:
+        cached = _count(prompt.cached_tokens)
+    if not cached and spent.prompt_cache_hit_tokens:
+        cached = _count(spent.prompt_cache_hit_tokens)
+    reasoning = 0 if completion is None else _count(completion.reasoning_tokens)
+    cost = spent.cost
+    return Usage(asked, said, cached, reasoning, cost if cost is not None and 0.0 < cost <= MOST_COST else 0.0)
 
 
 def _count(tokens: int | None) -> int:

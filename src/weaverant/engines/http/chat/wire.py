@@ -1,4 +1,4 @@
-"""Chat completions as bytes: `encode` a request, `decode` a reply, and say what a failed one means.
+"""Chat completions as bytes: `Bodies` encode requests, `decode` a reply, and say what a failed one means.
 
 A reply that is lost or garbled is a `StepFailed`. Reasoning is read from replies and never sent back: servers differ
 on whether they accept it.
@@ -7,58 +7,95 @@ on whether they accept it.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
-from weaverant.engines.http.chat.completion import Completion, read
+from weaverant.engines.http.chat.completion import Completion, read, read_plain
 from weaverant.engines.http.chat.structured import in_prompt, response_format
 from weaverant.engines.http.key import Key
 from weaverant.engines.http.presets import OTHER, Preset
 from weaverant.errors import StepFailed
-from weaverant.message import Message, Reply, Request, Sampling, TextPart
+from weaverant.message import Message, OutputSchema, Reply, Request, Sampling, TextPart, ToolSpec
 
 SHOWN = 300
 """Characters of a server's own words kept in a failure."""
 
+MOST_FORMS = 256
+"""Bodies that are remembered. A workflow may make an agent for each row."""
 
-def encode(
-    request: Request,
-    model: str,
-    preset: Preset = OTHER,
-    *,
-    schema_in_prompt: bool = False,
-    stream: bool = False,
-) -> bytes:
-    """The JSON body, in the provider's dialect. `sampling.extra` goes in last, so it can replace any field.
 
-    An output's schema goes to the server, or into the prompt; a stream is asked to end with the usage.
-    """
-    messages, output = request.messages, request.output
-    if output is not None and schema_in_prompt:
-        messages = in_prompt(messages, output)
-    body: dict[str, Any] = {"model": model, "messages": [_said(message) for message in messages], "seed": request.seed}
-    _sample(body, request.sampling, preset.limit_field)
-    if request.tools:
-        body["tools"] = [{"type": "function", "function": tool} for tool in request.tools]
-    if output is not None and not schema_in_prompt:
-        body["response_format"] = response_format(output)
-    elif output is not None and preset.json_object and output.schema.get("type") == "object":
-        body["response_format"] = {"type": "json_object"}
-    if stream:
-        body["stream"] = True
-        body["stream_options"] = {"include_usage": True}
-    preset.adapt(body, request)
-    body.update(request.sampling.extra)
-    try:
-        return _encode(body)
-    except UnicodeEncodeError as error:
-        raise StepFailed(
-            "request", f"a message holds half a surrogate pair, which UTF-8 cannot carry: {error.reason}"
-        ) from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise StepFailed("request", f"the request cannot be written as JSON: {error}") from None
+class Bodies:
+    """Requests to one model as JSON, in the provider's dialect."""
+
+    def __init__(self, model: str, preset: Preset = OTHER) -> None:
+        self._model = model
+        self._preset = preset
+        self._forms: dict[tuple[int, bool, bool], _Form] = {}
+
+    def encode(self, request: Request, *, schema_in_prompt: bool = False, stream: bool = False) -> bytes:
+        """The body. `sampling.extra` goes in last, so it can replace any field.
+
+        An output's schema goes to the server, or into the prompt; a stream is asked to end with the usage.
+        """
+        key = id(request.sampling), schema_in_prompt, stream
+        form = self._forms.get(key)
+        messages, output = request.messages, request.output
+        if output is not None and schema_in_prompt:
+            messages = in_prompt(messages, output)
+        try:
+            if form is None or not form.fits(request):
+                form = self._remember(key, request)
+            said = _encode(list(map(_said, messages)))
+        except UnicodeEncodeError as error:
+            raise StepFailed(
+                "request", f"a message holds half a surrogate pair, which UTF-8 cannot carry: {error.reason}"
+            ) from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StepFailed("request", f"the request cannot be written as JSON: {error}") from None
+        return form.text.replace(_SEED, b"%d" % request.seed).replace(_MESSAGES, said)
+
+    def _remember(self, key: tuple[int, bool, bool], request: Request) -> _Form:
+        if len(self._forms) >= MOST_FORMS:
+            self._forms.clear()
+        body = self._body(request, *key[1:])
+        form = self._forms[key] = _Form(request.sampling, request.tools, request.output, _encode(body))
+        return form
+
+    def _body(self, request: Request, schema_in_prompt: bool, stream: bool) -> dict[str, Any]:
+        preset, output = self._preset, request.output
+        body: dict[str, Any] = {"model": self._model, "messages": Raw(_MESSAGES), "seed": Raw(_SEED)}
+        _sample(body, request.sampling, preset.limit_field)
+        if request.tools:
+            body["tools"] = [{"type": "function", "function": tool} for tool in request.tools]
+        if output is not None and not schema_in_prompt:
+            body["response_format"] = response_format(output)
+        elif output is not None and preset.json_object and output.schema.get("type") == "object":
+            body["response_format"] = {"type": "json_object"}
+        if stream:
+            body["stream"] = True
+            body["stream_options"] = {"include_usage": True}
+        preset.adapt(body, request)
+        body.update(request.sampling.extra)
+        return body
+
+
+class _Form(NamedTuple):
+    """The body that all requests of an agent share, but for what stands in its gaps."""
+
+    sampling: Sampling
+    tools: tuple[ToolSpec, ...]
+    output: OutputSchema | None
+    text: bytes
+
+    def fits(self, request: Request) -> bool:
+        """All requests of an agent have the very same objects: to compare what is in them would take longer."""
+        return self.sampling is request.sampling and self.tools is request.tools and self.output is request.output
+
+
+_MESSAGES, _SEED = b"\0messages", b"\0seed"
+"""The gaps. No JSON holds a null."""
 
 
 def decode(body: bytes, key: Key | None = None) -> Reply:
@@ -72,6 +109,9 @@ def decode(body: bytes, key: Key | None = None) -> Reply:
 
 def reply(completion: Completion, body: bytes, key: Key | None = None) -> Reply:
     """As `decode`, of a completion already read; `body` is what is shown of one without choices."""
+    plain = read_plain(completion)
+    if plain is not None:
+        return plain
     for choice in completion.choices or ():
         if choice.error is not None:
             error = shown(str(choice.error).encode(errors="replace"), key)
@@ -107,9 +147,7 @@ def failure(status: int, body: bytes, key: Key | None = None) -> StepFailed:
 
 
 def true_status(body: bytes) -> int:
-    """200, or the status of an error that came under HTTP status 200, as some gateways send it."""
-    if b'"error"' not in body:
-        return 200
+    """Of what is no reply: 200, or the status of an error that came under HTTP status 200, as some gateways send it."""
     try:
         found = _decode_error(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -145,7 +183,7 @@ class _Complaint(Struct):
     message: str | None = None
     detail: Any = None
     code: str | int | None = None
-    choices: msgspec.Raw = msgspec.Raw()
+    choices: Raw = Raw()
 
 
 _encode = msgspec.json.Encoder().encode
@@ -182,7 +220,9 @@ def _sample(body: dict[str, Any], sampling: Sampling, limit_field: str) -> None:
         body["top_logprobs"] = sampling.top_logprobs
 
 
-def _said(message: Message) -> dict[str, Any]:
+def _said(message: Message) -> Message | dict[str, Any]:
+    if message.content and type(message.content) is str and not message.tool_calls and message.reasoning is None:
+        return message  # its fields are those of the wire
     said: dict[str, Any] = {"role": message.role, "content": message.content}
     if not isinstance(message.content, str):
         said["content"] = [

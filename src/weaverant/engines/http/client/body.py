@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from msgspec import Struct
+
 _GZIP, _ZLIB, _RAW = 31, 15, -15
 _MAGIC = b"\x1f\x8b"
 
@@ -14,39 +16,34 @@ class Garbled(Exception):
     """The bytes of an answer cannot be what they are said to be."""
 
 
-class Body:
+class Body(Struct, eq=False):
     """Takes pieces until `too_large`. No more than `most` bytes and one are ever made of what a server sends, so
     that a small answer which unpacks to gigabytes does no harm."""
 
-    __slots__ = ("_inflate", "_most", "_on_data", "_pieces", "_size", "too_large")
-
-    def __init__(self, encoding: str | None, most: int, on_data: Callable[[bytes], None] | None) -> None:
-        self._inflate = None if encoding is None else _inflate(encoding)
-        self._most = most
-        self._on_data = on_data
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self.too_large = False
+    inflate: Inflate | None
+    most: int
+    on_data: Callable[[bytes], None] | None
+    pieces: list[bytes] = []
+    size: int = 0
+    too_large: bool = False
 
     def feed(self, piece: bytes) -> None:
-        if self.too_large:
-            return
-        if self._inflate is not None:
-            piece = self._inflate.feed(piece, self._most + 1 - self._size)
-        self._size += len(piece)
-        if self._size > self._most:
+        if self.inflate is not None:
+            piece = self.inflate.feed(piece, self.most + 1 - self.size)
+        self.size += len(piece)
+        if self.size > self.most:
             self.too_large = True
-            self._pieces.clear()
-        elif self._on_data is None:
-            self._pieces.append(piece)
+            self.pieces.clear()
+        elif self.on_data is None:
+            self.pieces.append(piece)
         elif piece:
-            self._on_data(piece)
+            self.on_data(piece)
 
     def end(self) -> bytes:
         """The whole body, or what was not handed on of it."""
-        if self._inflate is not None and not self.too_large:
-            self._inflate.end()
-        pieces = self._pieces
+        if self.inflate is not None and not self.too_large:
+            self.inflate.end()
+        pieces = self.pieces
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
@@ -54,10 +51,11 @@ def body_of(status: int, headers: Mapping[str, str], most: int, on_data: Callabl
     """What to read an answer's body with. `Garbled` where its head makes no sense of it."""
     if status == 101:
         raise Garbled("it changes to another protocol, which nobody asked for")
-    coding = headers.get("transfer-encoding", "").lower()
-    if coding not in ("", "chunked", "identity"):
+    coding = headers.get("transfer-encoding")
+    if coding and (coding := coding.lower()) not in ("chunked", "identity"):
         raise Garbled(f"it is transferred as {coding!r}, expected 'chunked'")
-    return Body(headers.get("content-encoding"), most, on_data if status == 200 else None)
+    encoding = headers.get("content-encoding")
+    return Body(_inflate(encoding) if encoding else None, most, on_data if status == 200 else None)
 
 
 class Inflate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 from weaverant.engines.http.client import tcp
@@ -29,10 +30,12 @@ class Connection(asyncio.BufferedProtocol):
             "_loop",
             "_reader",
             "_socket",
-            "_state",
             "_tls",
             "_transport",
             "_waiter",
+            "_watch",
+            "_writing",
+            "_written",
         ),
         *("gone", "until"),
     )
@@ -52,43 +55,47 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._socket: Any = None
         self._tls = False
-        self._state = b""
-        self._reader: Reader | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._watch: tcp.Watch | None = None
+        self._written = self._writing = 0  # bytes of the requests before this one, and with it
+        self._reader = Reader()
+        self._waiter: asyncio.Future[Answer] | None = None
         self._deadline = self._idle = 0.0
         self.gone: asyncio.Future[None] = loop.create_future()
         """Done when the connection is closed."""
         self.until = math.inf
         """When `expire` is due, on the loop's clock."""
 
-    async def ask(self, head: bytes, body: bytes, reader: Reader, deadline: float, idle: float) -> Answer:
-        """The answer to one request, or `Lost`; not `sent` where it is certain that nobody has read of it."""
+    def ask(
+        self,
+        head: bytes,
+        body: bytes,
+        most: int,
+        on_data: Callable[[bytes], None] | None,
+        deadline: float,
+        idle: float,
+    ) -> asyncio.Future[Answer]:
+        """The answer to one request is to come there, or `Lost`; not `sent` where it is certain that nobody has read
+        of it. Whoever awaits it and is cancelled says so: `leave`."""
         transport = self._transport
-        self._state = tcp.state(self._socket)
         if transport is None or transport.is_closing() or not self._is_fit():
             self.abort()
             raise Lost("connection", "the server closed the connection", sent=False)
-        self._reader, self._idle, self._deadline, self.until = reader, idle, deadline, deadline
-        self._waiter = self._loop.create_future()
+        self._reader.begin(most, on_data)
+        self._idle, self._deadline, self.until = idle, deadline, deadline
+        self._waiter = waiter = self._loop.create_future()
+        self._written = self._writing
+        self._writing += len(head) + len(body)
         if len(body) <= ONE_WRITE:
             transport.write(head + body)
         else:
             transport.write(head)
             transport.write(memoryview(body))
-        try:
-            await self._waiter
-            return reader.answer()
-        except Garbled as error:
-            raise Lost("connection", f"no whole answer: {error}", sent=True) from None
-        finally:
-            self._waiter = self._reader = None
-            reader.close()
-            # A server may answer before it has read all, and what is yet to be written cannot be taken back.
-            if reader.keep and not transport.is_closing() and not transport.get_write_buffer_size():
-                self.until = self._loop.time() + IDLE_S
-                self._kept[self] = None
-            else:
-                self.abort()
+        return waiter
+
+    def leave(self) -> None:
+        """Who waited for an answer was cancelled, perhaps in the moment in which it came."""
+        if self._waiter is not None and self._waiter.cancelled():
+            self.abort()
 
     def expire(self) -> None:
         """`until` has passed: nobody needed the connection for too long, or the answer takes too long."""
@@ -110,14 +117,35 @@ class Connection(asyncio.BufferedProtocol):
 
     def _is_fit(self) -> bool:
         """Whether it is open, and nothing has come that nobody asked for."""
-        used = self._deadline > 0.0  # a new one of TLS may have session tickets to read
-        return tcp.is_open(self._socket, self._state) and not (used and tcp.untidy(self._socket))
+        watch = self._watch
+        if watch is None:
+            return True
+        # A new one of TLS may have session tickets to read.
+        return not (watch.stirs() if self._writing else watch.closed())
+
+    def _end(self, waiter: asyncio.Future[Answer]) -> None:
+        """The answer is there, or what there is of it is no answer."""
+        self._waiter = None
+        reader, transport = self._reader, self._transport
+        # A server may answer before it has read all, and what is yet to be written cannot be taken back.
+        if reader.keep and transport and not transport.is_closing() and not transport.get_write_buffer_size():
+            self.until = self._loop.time() + IDLE_S
+            self._kept[self] = None
+        else:
+            self.abort()
+        error = reader.error
+        if error is None:
+            waiter.set_result(reader.take())
+        else:
+            garbled = isinstance(error, Garbled)
+            waiter.set_exception(Lost("connection", f"no whole answer: {error}", sent=True) if garbled else error)
 
     # What the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._socket = transport.get_extra_info("socket")
+        self._watch = None if self._socket is None else tcp.Watch(self._socket)
         self._tls = transport.get_extra_info("sslcontext") is not None
         self.until = self._loop.time() + IDLE_S  # and not since the dialling began: that may have taken longer
         self._home.add(self)
@@ -126,26 +154,27 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        reader, waiter = self._reader, self._waiter
-        if reader is None or waiter is None or waiter.done():  # nobody asked: a server that is about to close
+        waiter = self._waiter
+        if waiter is None or waiter.done():  # nobody asked: a server that is about to close
             self.abort()
             return
         if self._idle:
             self.until = min(self._deadline, self._loop.time() + self._idle)
-        if reader.feed(self._buffer[:nbytes]):
-            waiter.set_result(None)
+        if self._reader.feed(self._buffer[:nbytes]):
+            self._end(waiter)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._home.discard(self)
         self._kept.pop(self, None)
         reader, waiter = self._reader, self._waiter
-        if reader is not None and waiter is not None and not waiter.done():
+        self._transport = self._watch = None
+        if waiter is not None and not waiter.done():
             if reader.begun and exc is None:
                 reader.end()
-                waiter.set_result(None)
+                self._end(waiter)
             else:
                 waiter.set_exception(self._lost(reader, exc))
-        self._transport = None
+        reader.close()
         self.gone.set_result(None)
 
     def _lost(self, reader: Reader, error: Exception | None) -> Lost:
@@ -154,5 +183,5 @@ class Connection(asyncio.BufferedProtocol):
             return Lost("connection", f"the connection broke in the middle of the answer ({why})", sent=True)
         # A write that fails with EPIPE was preceded by a FIN, too.
         closed = not self._tls and (error is None or isinstance(error, BrokenPipeError))
-        unread = closed and tcp.unread(self._state, tcp.state(self._socket))
+        unread = closed and tcp.unread(self._written, tcp.state(self._socket))
         return Lost("connection", f"the connection broke before an answer came ({why})", sent=not unread)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,11 +49,11 @@ class Dependable:
     ) -> Answer:
         if self._closed:
             raise Lost("connection", CLOSED, sent=False)
-        header_lines(headers)
-        origin, target = locate(url)
+        header_lines(tuple(headers.items()))
+        origin, known = _locate(url)
         if origin not in self._proxies:
             self._proxies[origin] = proxy_for(origin)
-        request = _Request(method, origin, target, headers, body, self._proxies[origin])
+        request = _Request(method, known, headers, body, self._proxies[origin])
         try:
             async with asyncio.timeout(seconds):
                 async with request.begin(self._session) as response:
@@ -76,18 +77,22 @@ class Dependable:
         await self._session.close()
 
 
+@lru_cache(1024)
+def _locate(url: str) -> tuple[Origin, URL]:
+    origin, target = locate(url)
+    return origin, URL(f"{'https' if origin.tls else 'http'}://{origin.authority}{target}", encoded=True)
+
+
 class _Request:
     """One request on its way. `sent`: its head has been written."""
 
-    def __init__(
-        self, method: str, origin: Origin, target: str, headers: Mapping[str, str], body: bytes, proxy: Proxy | None
-    ) -> None:
+    def __init__(self, method: str, url: URL, headers: Mapping[str, str], body: bytes, proxy: Proxy | None) -> None:
         self._method = method
-        self._url = URL(f"{'https' if origin.tls else 'http'}://{origin.authority}{target}", encoded=True)
+        self._url = url
         self._headers = {"Accept-Encoding": ACCEPT_ENCODING, **headers}
         self._body = body
         self._proxy = proxy
-        self._tunnel = proxy is not None and origin.tls
+        self._tunnel = proxy is not None and url.scheme == "https"
         self.sent = False
 
     def begin(self, session: aiohttp.ClientSession) -> Any:
@@ -132,14 +137,18 @@ class _Connector(aiohttp.TCPConnector):
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:
         while True:
             connection = await super().connect(req, traces, timeout)
-            protocol = connection.protocol
-            transport = connection.transport
-            wire = transport and transport.get_extra_info("socket")
-            # A new connection of TLS may have session tickets to read, and nothing tells it from an old one.
-            stray = transport is not None and not transport.get_extra_info("sslcontext") and tcp.untidy(wire)
-            if protocol is not None and not protocol.should_close and not stray and tcp.is_open(wire, tcp.state(wire)):
+            protocol, transport = connection.protocol, connection.transport
+            if protocol is not None and not protocol.should_close and transport is not None and _is_fit(transport):
                 return connection
             connection.close()
+
+
+def _is_fit(transport: asyncio.BaseTransport) -> bool:
+    if transport.is_closing():
+        return False
+    watch = tcp.Watch(transport.get_extra_info("socket"))
+    # A new connection of TLS may have session tickets to read, and nothing tells it from an old one.
+    return not (watch.stirs() if transport.get_extra_info("sslcontext") is None else watch.closed())
 
 
 async def _read(
@@ -160,12 +169,16 @@ async def _next(response: aiohttp.ClientResponse, idle: float) -> bytes:
     Where the framing of a chunked body breaks late, aiohttp 3.14 closes the connection and does not tell the reader,
     who would wait for ever: hence the looks at the connection.
     """
+    content = response.content
+    piece = content.read_nowait()
+    if piece or content.at_eof():
+        return piece
     waited = 0.0
     while True:
         step = min(LOOK_S, idle - waited) if idle else LOOK_S
         try:
             async with asyncio.timeout(step):
-                return await response.content.readany()
+                return await content.readany()
         except TimeoutError:
             waited += step
         if response.connection is None or response.connection.transport is None:

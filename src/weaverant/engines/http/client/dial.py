@@ -53,7 +53,7 @@ async def _tunnel(protocol: asyncio.BaseProtocol, origin: Origin, proxy: Proxy) 
         transport = await _connect(tunnel, proxy.host, proxy.port, None)
         undo.callback(transport.abort)
         head = f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n"
-        transport.write(f"{head}{header_lines(proxy.headers)}\r\n".encode("latin-1"))
+        transport.write(f"{head}{header_lines(tuple(proxy.headers.items()))}\r\n".encode("latin-1"))
         status = await tunnel.status
         if not 200 <= status < 300:
             raise refused(proxy, status)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from weaverant.engines.http.client.connection import Connection
 from weaverant.engines.http.client.dial import dial
 from weaverant.engines.http.client.network import ACCEPT_ENCODING, Origin, header_lines, locate
 from weaverant.engines.http.client.proxies import proxy_for
-from weaverant.engines.http.client.reader import Reader
 from weaverant.engines.http.client.transport import CLOSED, CONNECT_S, Answer, Lost
 from weaverant.engines.http.key import ShyBytes
 
@@ -22,6 +22,9 @@ READ_BYTES = 262_144
 
 DIALS = 64
 """Connections to one server that are opened at once: more overflow the queue of many servers, and wait a second."""
+
+STARTS = 64
+"""Beginnings of requests to one server that are remembered: there are as many as it has models, or keys."""
 
 
 class Fast:
@@ -53,15 +56,17 @@ class Fast:
         origin, target = locate(url)
         place = self._places.get(origin) or self._place(origin)
         head = place.head(method, target, headers, len(body))
-        while place.kept and not self._closed:
-            connection, _ = place.kept.popitem()
+        while True:
+            fresh = self._closed or not place.kept
+            connection = await self._open(place, deadline) if fresh else place.kept.popitem()[0]
             try:
-                return await connection.ask(head, body, Reader(most, on_data), deadline, idle)
-            except Lost as lost:  # closed by the server while nobody used it
-                if lost.sent:
-                    raise
-        connection = await self._open(place, deadline)
-        return await connection.ask(head, body, Reader(most, on_data), deadline, idle)
+                return await connection.ask(head, body, most, on_data, deadline, idle)
+            except Lost as lost:
+                if lost.sent or fresh:
+                    raise  # else the server had closed it while nobody used it
+            except asyncio.CancelledError:
+                connection.leave()
+                raise
 
     async def close(self) -> None:
         self._closed = True
@@ -127,14 +132,19 @@ class _Place:
         self.proxy = proxy_for(origin)
         self.kept: dict[Connection, None] = {}
         self.dials = asyncio.Semaphore(DIALS)
+        self._start = lru_cache(STARTS)(self._begin)
         host = f"Host: {origin.authority}\r\nAccept-Encoding: {ACCEPT_ENCODING}\r\n"
         if self.proxy is None or origin.tls:
             self._before, self._after = "", f" HTTP/1.1\r\n{host}"
         else:  # such a proxy is told the whole URL
             self._before = f"http://{origin.authority}"
-            self._after = f" HTTP/1.1\r\n{host}{header_lines(self.proxy.headers)}"
+            self._after = f" HTTP/1.1\r\n{host}{header_lines(tuple(self.proxy.headers.items()))}"
 
     def head(self, method: str, target: str, headers: Mapping[str, str], length: int) -> bytes:
-        sized = f"Content-Length: {length}\r\n\r\n" if length or method != "GET" else "\r\n"
-        text = f"{method} {self._before}{target}{self._after}{header_lines(headers)}{sized}"
-        return ShyBytes(text.encode("latin-1"))
+        start = self._start(method, target, tuple(headers.items()))
+        if length or method != "GET":
+            return ShyBytes(b"%sContent-Length: %d\r\n\r\n" % (start, length))
+        return ShyBytes(start + b"\r\n")
+
+    def _begin(self, method: str, target: str, headers: tuple[tuple[str, str], ...]) -> ShyBytes:
+        return ShyBytes(f"{method} {self._before}{target}{self._after}{header_lines(headers)}".encode("latin-1"))

@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
@@ -50,14 +49,10 @@ def locate(url: str) -> tuple[Origin, str]:
     return Origin(tls, host, parts.port or (443 if tls else 80)), target
 
 
-def header_lines(headers: Mapping[str, str]) -> str:
+@lru_cache(256)
+def header_lines(headers: tuple[tuple[str, str], ...]) -> str:
     """The lines of a request's head. `ValueError` for a header that would end its line, or that is no Latin-1; it may
     hold a key, so only its name is shown."""
-    return _lines(tuple(headers.items()))
-
-
-@lru_cache(256)
-def _lines(headers: tuple[tuple[str, str], ...]) -> str:
     for name, value in headers:
         if _NOT_IN_A_HEADER.search(name + value):
             raise ValueError(f"the header {name[:40]!r} holds a line break, a null, or a letter beyond Latin-1")

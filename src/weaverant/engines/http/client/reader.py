@@ -1,4 +1,4 @@
-"""Reads one HTTP/1.1 answer from bytes. It knows nothing of connections."""
+"""Reads HTTP/1.1 answers from bytes, one after the other. It knows nothing of connections."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from weaverant.engines.http.client.transport import MOST_HEAD, Answer
 
 
 class Reader:
-    """Feed it until it has `ended`; then `answer` gives the answer, or raises `Garbled`, or what `on_data` raised."""
+    """For each answer `begin`, feed it until it has `ended`, and `take` what came."""
 
     __slots__ = (
-        *("_body", "_error", "_headers", "_most", "_on_data", "_parser", "_quiet", "_status", "_whole"),
-        *("begun", "ended", "keep"),
+        *("_body", "_head", "_headers", "_most", "_on_data", "_parser", "_quiet", "_status", "_whole"),
+        *("begun", "ended", "error", "keep"),
     )
 
-    def __init__(self, most: int, on_data: Callable[[bytes], None] | None) -> None:
-        self._most = most
-        self._on_data = on_data
+    def __init__(self) -> None:
+        self._parser = _parser(self)
         self._headers: dict[str, str] = {}
         self._status = 0
-        self._body: Body | None = None  # made when the head is complete
         self._whole = b""
-        self._error: BaseException | None = None
+
+    def begin(self, most: int, on_data: Callable[[bytes], None] | None) -> None:
+        """The next answer is yet to come."""
+        self._most = most
+        self._on_data = on_data
+        self._head: list[bytes] = []  # names and values in turn
+        self._body: Body | None = None  # made when the head is complete
         self._quiet = 0  # bytes since the last that were of the body
+        self.error: BaseException | None = None
+        """Why there is no answer: `Garbled`, or what `on_data` raised."""
         self.begun = False
         """Whether a byte has come."""
         self.ended = False
         self.keep = False
         """Whether the connection may carry another request."""
-        self._parser = HttpResponseParser(self)
-        # As lenient as aiohttp is with what servers do send: odd bytes in the values of headers, lines that end with
-        # a bare LF, a space behind the size of a chunk.
-        self._parser.set_dangerous_leniencies(
-            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
-        )
 
     def feed(self, data: bytes | memoryview) -> bool:
         """Take what came; returns `ended`."""
@@ -61,15 +61,17 @@ class Reader:
             self._fail(Garbled("the connection was closed in the middle of its body"))
         else:
             try:
-                self._complete(self._body)
+                self._whole = self._body.end()
+                self.ended = True
             except Garbled as error:
                 self._fail(error)
 
-    def answer(self) -> Answer:
-        if self._error is not None:
-            raise self._error
-        too_large = self._body is not None and self._body.too_large
-        return Answer(self._status, self._headers, self._whole, too_large)
+    def take(self) -> Answer:
+        """The answer, of which nothing is kept here."""
+        body, self._body = self._body, None
+        self._on_data = None
+        whole, self._whole = self._whole, b""
+        return Answer(self._status, self._headers, whole, body is not None and body.too_large)
 
     def close(self) -> None:
         """Let go of the parser, which refers to the reader: else both, and a body cut short, wait to be collected."""
@@ -83,18 +85,17 @@ class Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._body is None:  # what comes after a chunked body is not read
-            if b"\0" in value:
-                raise Garbled("a header of it holds a null")
-            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+            self._head += (name, value)
 
     def on_headers_complete(self) -> None:
-        if self._quiet > MOST_HEAD and sum(len(name) + len(self._headers[name]) for name in self._headers) > MOST_HEAD:
-            raise _long_head()
-        self._status = self._parser.get_status_code()
-        if self._status < 200 and self._status != 101:  # 100 Continue, 103 Early Hints: the answer is yet to come
-            self._headers.clear()
+        head, self._head = self._head, []
+        self._status = status = self._parser.get_status_code()
+        if status < 200 and status != 101:  # 100 Continue, 103 Early Hints: the answer is yet to come
             return
-        self._body = body_of(self._status, self._headers, self._most, self._on_data)
+        if self._quiet > MOST_HEAD and sum(map(len, head)) > MOST_HEAD:
+            raise _long_head()
+        self._headers = headers = _headers(head)
+        self._body = body_of(status, headers, self._most, self._on_data)
 
     def on_body(self, piece: bytes) -> None:
         self._quiet = 0
@@ -104,20 +105,37 @@ class Reader:
             self.ended = body.too_large
 
     def on_message_complete(self) -> None:
-        if self._body is not None and not self.ended:
-            self._complete(self._body)
+        body = self._body
+        if body is not None and not self.ended:
+            self._whole = body.end()
+            self.ended = True
             self.keep = self._parser.should_keep_alive()
-
-    def _complete(self, body: Body) -> None:
-        self._whole = body.end()
-        self.ended = True
 
     def _fail(self, error: BaseException) -> None:
         """What comes along with the end of an answer and is not of it spoils it, too: its length may be wrong."""
         self.keep = False
         self.ended = True
         if self._body is None or not self._body.too_large:
-            self._error = self._error or error
+            self.error = self.error or error
+
+
+def _parser(reader: Reader) -> HttpResponseParser:
+    """As lenient as aiohttp is with what servers do send: odd bytes in the values of headers, lines that end with a
+    bare LF, a space behind the size of a chunk."""
+    parser = HttpResponseParser(reader)
+    parser.set_dangerous_leniencies(
+        lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+    )
+    return parser
+
+
+def _headers(head: list[bytes]) -> dict[str, str]:
+    """Decoded all at once: some servers send thirty."""
+    texts = b"\0".join(head).decode("latin-1").split("\0")
+    if len(texts) > len(head) > 0:
+        raise Garbled("a header of it holds a null")
+    turns = iter(texts)
+    return dict(zip(map(str.lower, turns), turns, strict=False))
 
 
 def _long_head() -> Garbled:

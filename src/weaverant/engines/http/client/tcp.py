@@ -1,4 +1,4 @@
-"""What the kernel knows of a connection, read before a request is written and again when no answer came.
+"""What the kernel knows of a connection: looked at before a request is written, and when no answer came.
 
 A server closes connections that nobody used for a while; its FIN may be under way while a request is written. Whether
 the request was read decides whether it may be sent again: one that a server has read may have been worked on and
@@ -10,22 +10,45 @@ Neither does the farewell of TLS: it is sent before the connection is closed, an
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import sys
-from fcntl import ioctl
-from termios import FIONREAD
 from typing import Any
 
 _LINUX = sys.platform == "linux"
 _SIZE = 128
 """Bytes of `struct tcp_info` up to and with `tcpi_bytes_acked`, of Linux 4.1 and later."""
 _ACKED = struct.Struct("=Q").unpack_from
-_ESTABLISHED = 1
+_CLOSED: int = getattr(select, "POLLRDHUP", 0)
+"""Elsewhere than on Linux an end is told as something to read."""
+
+
+class Watch:
+    """Looks whether a connection that waits for its next request is still fit for it. One look takes half a
+    microsecond; asking for the state and for the count of unread bytes takes five."""
+
+    __slots__ = ("_look",)
+
+    def __init__(self, connection: Any) -> None:
+        """Of a socket. It must not be used once that is closed."""
+        watch = select.poll()
+        watch.register(connection.fileno(), select.POLLIN | _CLOSED)
+        self._look = watch.poll
+
+    def closed(self) -> bool:
+        """Whether the other side has closed, which those who use the connection may not have been told yet. What has
+        come before that does not matter."""
+        return any(events & ~select.POLLIN for _, events in self._look(0))
+
+    def stirs(self) -> bool:
+        """Whether anything has come that nobody has read, an end too: what a server sends unasked is no answer to the
+        next request."""
+        return bool(self._look(0))
 
 
 def state(connection: Any) -> bytes:
-    """`struct tcp_info` of a socket; empty where there is none. Takes about a microsecond."""
+    """`struct tcp_info` of a socket; empty where there is none."""
     if not _LINUX or connection is None:
         return b""
     try:
@@ -34,28 +57,10 @@ def state(connection: Any) -> bytes:
         return b""
 
 
-def is_open(connection: Any, state: bytes) -> bool:
-    """False once either side has closed, which those who use the connection may not have been told yet."""
-    if connection is not None and connection.fileno() < 0:
+def unread(written: int, state: bytes) -> bool:
+    """Whether nothing has reached the other side but the first `written` bytes. False where unknown."""
+    if len(state) < _SIZE:
         return False
-    return not state or state[0] == _ESTABLISHED
-
-
-def untidy(connection: Any) -> bool:
-    """Whether bytes have come that nobody has read: what a server sends unasked is no answer to the next request.
-    Takes about a microsecond."""
-    if connection is None:
-        return False
-    try:
-        return any(ioctl(connection.fileno(), FIONREAD, b"\0\0\0\0"))
-    except (OSError, ValueError):
-        return False
-
-
-def unread(before: bytes, after: bytes) -> bool:
-    """Whether nothing that was written between the two states has reached the other side. False where unknown."""
-    if len(before) < _SIZE or len(after) < _SIZE:
-        return False
-    (acked,), (acked_now,) = _ACKED(before, _SIZE - 8), _ACKED(after, _SIZE - 8)
+    (acked,) = _ACKED(state, _SIZE - 8)
     # Where acknowledgements are counted the opening of the connection was the first; zero says that they are not.
-    return acked > 0 and acked == acked_now
+    return 0 < acked <= 1 + written

@@ -11,7 +11,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from msgspec import Struct
 
 from weaverant.errors import UserError
 
@@ -28,7 +30,7 @@ MOST_HEAD = 65_536
 CLOSED = "the client was closed"
 
 
-class Answer(NamedTuple):
+class Answer(Struct, frozen=True):
     """A whole answer. `headers` have names in lower case, of a repeated one the last; `body` is decompressed."""
 
     status: int

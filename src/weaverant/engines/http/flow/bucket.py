@@ -104,6 +104,8 @@ class RateLimits:
         """0: unknown."""
         self._requests = Bucket(rpm, now) if rpm else None
         self._tokens = Bucket(tpm, now) if tpm else None
+        self.known = bool(rpm or tpm)
+        """Whether there are any: else nothing is waited for, and nothing need be counted."""
         self._sent = 0
         """Requests since there is a limit of tokens."""
         self._stated = (rpm > 0, tpm > 0)
@@ -154,6 +156,7 @@ class RateLimits:
         requests, tokens = requests_quota(headers), tokens_quota(headers)
         self._requests = _adopt(self._requests, requests, self._stated[0], now)
         self._tokens = _adopt(self._tokens, tokens, self._stated[1], now)
+        self.known = self._requests is not None or self._tokens is not None
         for bucket, quota, little in ((self._requests, requests, 0.0), (self._tokens, tokens, 0.01)):
             if bucket and quota.remaining is not None and quota.remaining <= little * (quota.limit or 0.0):
                 bucket.empty_until(now + _until_some(quota))

@@ -27,6 +27,8 @@ class Health:
 
     def __init__(self, now: float) -> None:
         self.answered = False
+        self.ready_at = -math.inf
+        """From when on a request may be sent to it; inf while a probe is under way."""
         self._replied_at = -math.inf
         self._recent: deque[bool] = deque(maxlen=RECENT)  # True: failed
         self._row = 0
@@ -38,14 +40,13 @@ class Health:
 
     def wait(self, now: float) -> float:
         """Seconds until a request may be sent to it; 0.0 now; inf while a probe is under way."""
-        if self._out and self._probing:
-            return math.inf
-        at = max(self._paused_until, self._probe_at) if self._out else self._paused_until
-        return max(0.0, at - now)
+        return max(0.0, self.ready_at - now)
 
     def begin(self) -> bool:
         """A request is sent. Whether it is the probe, as it is to a replica that is out; to be told when it ends."""
-        self._probing |= self._out
+        if self._out:
+            self._probing = True
+            self._plan()
         return self._out
 
     def reply(self, now: float) -> None:
@@ -53,7 +54,8 @@ class Health:
         self._replied_at = now
         self._row = 0
         self._recent.append(False)
-        self._up()
+        if self._out:
+            self._up()
 
     def failed(self, now: float, probe: bool, arrived: bool = False, again: bool = False) -> None:
         """Server or network trouble. `arrived`: the request reached it; `again`: the same call had failed here before.
@@ -73,15 +75,20 @@ class Health:
         self._probe_at = now + self._gap
         self._out = True
         self._probing = False
+        self._plan()
 
     def pause(self, now: float, seconds: float) -> None:
         """The server asked everybody to come back after so many seconds. A shorter pause never ends a longer one."""
         self._paused_until = max(self._paused_until, now + seconds)
-        self._up()  # it answers
+        if self._out:  # it answers
+            self._up()
+        self._plan()
 
     def dropped(self, probe: bool) -> None:
         """A request was cancelled. If it was the probe, another may probe at once."""
-        self._probing &= not probe
+        if probe:
+            self._probing = False
+            self._plan()
 
     def describe(self, now: float) -> str:
         """For people; empty while it is up."""
@@ -93,11 +100,15 @@ class Health:
         return ""
 
     def _up(self) -> None:
-        if self._out:
-            self._out = self._probing = False
-            self._row = 0
-            self._gap = 0.0
-            self._recent.clear()
+        self._out = self._probing = False
+        self._row = 0
+        self._gap = 0.0
+        self._recent.clear()
+        self._plan()
+
+    def _plan(self) -> None:
+        at = max(self._paused_until, self._probe_at) if self._out else self._paused_until
+        self.ready_at = math.inf if self._out and self._probing else at
 
     def _failing(self) -> bool:
         many = len(self._recent) >= FEWEST and 2 * sum(self._recent) > len(self._recent)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from weaverant.engines.http.flow.trial import Cohort, mean, slots, spread
 
-FIRST = 4
-"""Requests in flight to begin with: a laptop's server works on one to four."""
+FIRST = 16
+"""Requests in flight to begin with: as many as any hosted model takes. At a laptop's server, which works on one to four,
+the others wait there until that is found out."""
 
 OVER = 1.3
 """Requests in flight for each that the server works on: so many that it never idles."""
@@ -50,11 +51,8 @@ class Search:
         self._marks: dict[float, list[int]] = {}
         self._other: Cohort | None = None
         self._here = Cohort(self._cruise, now, 0.0)
-
-    @property
-    def level(self) -> int:
+        self.level = self._here.level
         """Requests that may be in flight now."""
-        return self._here.level
 
     @property
     def settled(self) -> bool:
@@ -86,34 +84,39 @@ class Search:
 
     def begin(self, now: float, in_flight: int) -> None:
         """A request is sent, the `in_flight`-th."""
-        mark = self._marks.setdefault(now, [in_flight + self._replies, 0])
-        mark[1] += 1
+        mark = self._marks.get(now)
+        if mark is None:
+            self._marks[now] = [in_flight + self._replies, 1]
+        else:
+            mark[1] += 1
         self._here.begin(now, in_flight)
 
     def end(self, now: float, began: float, reply: bool) -> None:
         """It is over."""
-        served = self._served(began)
+        # Of those in flight when it began, how many are left now: itself, and those it overtook.
+        served = 0
+        mark = self._marks.get(began)
+        if mark is not None:
+            served = mark[0] - self._replies
+            mark[1] -= 1
+            if not mark[1]:
+                del self._marks[began]
         self._replies += 1
-        self._here.end(now, began, reply, served)
+        here = self._here
+        here.end(now, began, reply, served)
         if self._other is not None:
             self._other.end(now, began, reply, served)
-        if self._here.hungry:
+        if here.short or here.full:
+            self._conclude(here, now)
+
+    def _conclude(self, here: Cohort, now: float) -> None:
+        if here.hungry:
             if self._doubling and self._other is not None:
                 # What the client has fits into the doubled load, so to go back would only make some of it wait.
-                self._target = float(self._here.level)
+                self._target = float(here.level)
             self._look_again(now)
-        elif self._here.done(now):
+        elif here.done(now):
             self._learn(now)
-
-    def _served(self, began: float) -> int:
-        """Of those in flight when it began, how many were left when it ended: itself, and those it overtook."""
-        mark = self._marks.get(began)
-        if mark is None:
-            return 0
-        mark[1] -= 1
-        if not mark[1]:
-            del self._marks[began]
-        return mark[0] - self._replies
 
     @property
     def _cruise(self) -> int:
@@ -132,6 +135,7 @@ class Search:
     def _measure(self, level: int, now: float) -> None:
         noise = NOISE if self._settled else 3 * NOISE
         self._here = Cohort(level, now, (self._spread / noise) ** 2)
+        self.level = level
 
     def _learn(self, now: float) -> None:
         here, other = self._here, self._other

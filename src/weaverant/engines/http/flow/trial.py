@@ -39,6 +39,8 @@ class Cohort:
         self.begun = 0
         self.short = 0
         """Begun while fewer than `level` were in flight."""
+        self.full = False
+        """All that count have begun."""
         self.seconds: list[float] = []
         self.served = 0
         """So many were worked on at once, if the server takes them in order: those that some request overtook, and
@@ -61,19 +63,20 @@ class Cohort:
         return self.short > (max(8.0, 0.1 * self.begun) if self._from is not None else 2 * self.level)
 
     def begin(self, now: float, in_flight: int) -> None:
-        self._together = self._together + 1 if now == self._last else 1
-        self._last = now
         if self._until is not None:
             self.begun += now == self._until
         elif self._from is None:
+            self._together = self._together + 1 if now == self._last else 1
+            self._last = now
             self.short += 1
             if in_flight >= self.level:
                 self._from, self.begun, self.short = now, self._together, 0
         else:
-            self.short += in_flight < self.level
+            if in_flight < self.level:
+                self.short += 1
             self.begun += 1
             if self.begun >= self._size and now - self._from >= LEAST_S:
-                self._until = now
+                self._until, self.full = now, True
 
     def end(self, now: float, began: float, reply: bool, served: int) -> None:
         if self._from is None:
@@ -83,13 +86,14 @@ class Cohort:
             return
         if reply:
             self.seconds.append(now - began)
-            self.served = max(self.served, served)
+            if served > self.served:
+                self.served = served
         else:
             self.begun -= 1
 
     def done(self, now: float) -> bool:
         """All that matters is known: whoever is still in flight is slower than twice the median."""
-        if self._from is None or self._until is None or len(self.seconds) < max(1.0, 0.6 * self.begun):
+        if self._until is None or self._from is None or len(self.seconds) < max(1.0, 0.6 * self.begun):
             return False
         self._cap = self._cap or cap(self)
         if len(self.seconds) < self.begun and now - self._until < self._cap:

@@ -66,14 +66,16 @@ class Window:
 
     @property
     def room(self) -> bool:
-        return self.in_flight < self.size
+        in_flight = self.in_flight
+        return not in_flight or (in_flight < self._ceiling and in_flight < (self._told or self._search.level))
 
     def begin(self, now: float) -> None:
         """A request is sent."""
-        self.in_flight += 1
-        self._full = max(self._full, self.in_flight)
+        self.in_flight = in_flight = self.in_flight + 1
+        if in_flight > self._full:
+            self._full = in_flight
         if not self._told:
-            self._search.begin(now, self.in_flight)
+            self._search.begin(now, in_flight)
 
     def end(self, now: float, began: float, how: How) -> None:
         """It is over; `began` is when it was sent."""
@@ -120,8 +122,13 @@ class Window:
         seconds = now - began
         self._seconds = seconds if not self._seconds else self._seconds + 0.1 * (seconds - self._seconds)
         self._failures *= 0.9
+        if self._ceiling < self._most:
+            self._climb(now)
+
+    def _climb(self, now: float) -> None:
+        """Was the ceiling reached often enough, and long enough without a rejection, to try more?"""
         self._quiet += self.in_flight + 1 >= self._ceiling
-        if self._ceiling < self._most and self._quiet > QUIET_REPLIES and now - self._limited_at > QUIET_S:
+        if self._quiet > QUIET_REPLIES and now - self._limited_at > QUIET_S:
             self._ceiling = min(self._ceiling + self._step, self._most)
             self._search.bound(self._ceiling, now)
             self._step *= 2

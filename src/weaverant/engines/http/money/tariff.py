@@ -12,7 +12,7 @@ from weaverant.engines.http.listing import NotListed
 from weaverant.engines.http.money import openrouter, prices
 from weaverant.engines.http.money.openrouter import Offer
 from weaverant.engines.http.money.prices import Price
-from weaverant.message import Request, Usage
+from weaverant.message import Reply, Request
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class Tariff:
         price = openrouter.dearest(openrouter.allowed(self.offers, request)) if self.offers else self.price
         return prices.worst(request, body, price, self.image)
 
-    def priced(self, usage: Usage) -> Usage:
-        """The usage with what it cost, unless the server has said that itself."""
-        if usage.cost or self.price is None:
-            return usage
-        return msgspec.structs.replace(usage, cost=self.price.cost(usage))
+    def priced(self, reply: Reply) -> Reply:
+        """The reply with what it cost, unless the server has said that itself."""
+        if self.price is None or reply.usage.cost:
+            return reply
+        usage = msgspec.structs.replace(reply.usage, cost=self.price.cost(reply.usage))
+        return msgspec.structs.replace(reply, usage=usage)
 
 
 def find_tariff(address: Address, model: str, key: Key | None) -> Tariff:

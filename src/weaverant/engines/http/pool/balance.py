@@ -52,9 +52,9 @@ class Balance:
     def choose(self, call: Call, now: float) -> Replica | None:
         """The replica for the call; None where none has room for it now."""
         replicas, tokens = self.replicas, call.tokens
-        if len(replicas) < 2:
-            return replicas[0] if replicas and replicas[0].ready(tokens, now) else None
-        if not call.tried:
+        if len(replicas) == 1:
+            return replicas[0] if replicas[0].ready(tokens, now) else None
+        if replicas and not call.tried:
             first, second = self._two(call.ctx.task)
             if first.ready(tokens, now):
                 return second if _worth_leaving(first, second, now) and second.ready(tokens, now) else first

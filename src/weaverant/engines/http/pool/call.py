@@ -8,6 +8,7 @@ import random
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
 
 from weaverant.engines.http.attempt import Trouble
 from weaverant.errors import StepFailed, Unavailable
@@ -23,42 +24,40 @@ UNBOUNDED_TOKENS = 500
 """Tokens a reply is taken to have, for pacing only, where the agent has no `max_tokens`; corrected once it came."""
 
 
-class Call:
+class Call(Struct, eq=False):
     """What a pool knows of a call while it works on it."""
 
-    __slots__ = (
-        "agent", "barred", "cost", "ctx", "deadline", "failures", "future", "last", "passed", "request", "requests",
-        "retries", "sent", "since", "tokens", "tried", "unsure",
-    )  # fmt: skip
+    request: Request
+    ctx: CallContext
+    since: float
+    agent: str = ""
+    tokens: float = 0.0
+    deadline: float = math.inf
+    """Until the first request is sent."""
+    requests: int = 0
+    barred: bool = False
+    """The server does not take the key."""
+    sent: bool = False
+    """Whether a server may have worked on it."""
+    failures: int = 0
+    """Requests that failed by the fault of a server or the network."""
+    retries: int = 0
+    """Those of them that count against the option `retries`."""
+    tried: frozenset[Replica] = frozenset()
+    """Replicas that failed it."""
+    last: Trouble | None = None
+    cost: float = 0.0
+    """Dollars that are known: of servers paid by the hour."""
+    unsure: float = 0.0
+    """The most that requests may cost whose bill nobody knows, in dollars."""
+    passed: int = 0
+    """How many calls were given a place in its turn, because they were at home there."""
+    future: asyncio.Future[Place] | asyncio.Future[None] | None = None
+    """What it waits for: a place, or the time of its next try."""
 
-    def __init__(self, request: Request, ctx: CallContext, now: float) -> None:
-        self.request = request
-        self.ctx = ctx
-        self.agent = request.agent
-        self.since = now
-        self.tokens = estimate(request)
-        self.deadline = math.inf
-        """Until the first request is sent."""
-        self.requests = 0
-        self.barred = False
-        """The server does not take the key."""
-        self.sent = False
-        """Whether a server may have worked on it."""
-        self.failures = 0
-        """Requests that failed by the fault of a server or the network."""
-        self.retries = 0
-        """Those of them that count against the option `retries`."""
-        self.tried: frozenset[Replica] = frozenset()
-        """Replicas that failed it."""
-        self.last: Trouble | None = None
-        self.cost = 0.0
-        """Dollars that are known: of servers paid by the hour."""
-        self.unsure = 0.0
-        """The most that requests may cost whose bill nobody knows, in dollars."""
-        self.passed = 0
-        """How many calls were given a place in its turn, because they were at home there."""
-        self.future: asyncio.Future[Place] | asyncio.Future[None] | None = None
-        """What it waits for: a place, or the time of its next try."""
+    def __post_init__(self) -> None:
+        self.agent = self.request.agent
+        self.tokens = estimate(self.request)
 
     @property
     def waiting(self) -> bool:

@@ -45,11 +45,11 @@ class Places:
 
     def __len__(self) -> int:
         """How many calls wait."""
-        return len(self._queue) + len(self._asleep)
+        return self._queue.size + len(self._asleep)
 
     def enter(self, call: Call, now: float) -> Place | None:
         """A place at once; None where the call has to wait."""
-        if len(self._queue):
+        if self._queue.size:
             return None
         replica = self.balance.choose(call, now)
         return None if replica is None else self.take(replica, call, now)
@@ -105,8 +105,11 @@ class Places:
         dollars = replica.give_back(place, attempt, now, again=replica in call.tried)
         self._queue.end(call.agent, place.charged, now - place.began)
         if attempt is not None:
-            self._heard(attempt.outcome, now)
-        if len(self._queue) and replica.drained is None:
+            if isinstance(attempt.outcome, Reply):
+                self.replied_at, self._dry_since = now, None
+            else:
+                self._note(attempt.outcome, now)
+        if self._queue.size and replica.drained is None:
             self._fill(replica, now)
         return dollars
 
@@ -192,13 +195,11 @@ class Places:
         self._fill_all(now)
         self._expire(now)
 
-    def _heard(self, outcome: Reply | Trouble, now: float) -> None:
-        if isinstance(outcome, Reply):
-            self.replied_at = now
-        if isinstance(outcome, Reply) or outcome.blame == "call":
+    def _note(self, trouble: Trouble, now: float) -> None:
+        if trouble.blame == "call":
             self._dry_since = None
             return
-        self._last = outcome
+        self._last = trouble
         if self._dry_since is None and self.balance.soonest(now) > 0.0:
             self._dry_since = now
 
@@ -210,7 +211,7 @@ class Places:
     def _expire(self, now: float) -> None:
         """Fail what has waited for `timeout` seconds during which no replica could be used."""
         dry, last = self._dry_since, self._last
-        if dry is None or last is None or not len(self._queue):
+        if dry is None or last is None or not self._queue.size:
             return
         if dry + self._timeout <= now and self.balance.soonest(now) > 0.0:
             for call in self._queue.waiting():

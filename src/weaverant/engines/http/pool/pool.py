@@ -63,7 +63,8 @@ class Pool:
         return self._members.identity
 
     async def generate(self, request: Request, ctx: CallContext) -> Reply:
-        call = Call(request, ctx, time.monotonic())
+        now = time.monotonic()
+        call = Call(request, ctx, now)
         if self._given_up and not self._balance.answered:
             call.retries = self._options.retries  # one request, to see whether somebody is there by now
         task, epoch = asyncio.current_task(), self._epoch
@@ -74,8 +75,18 @@ class Pool:
             self._members.forsake()
         self._running.add(task)
         self._members.look_after(self._busy)
+        places, purse = self._places, ctx.purse
         try:
-            return await self._answer(call)
+            while True:
+                place = places.enter(call, now) or await places.wait(call)
+                if purse is None or await self._afford(place, call):
+                    sent = await (self._hedged(place, call) if self._hedge.on else self._send(place, call))
+                    if isinstance(sent.outcome, Reply):
+                        return call.answered(sent.outcome)
+                    seconds = self._before_next(call, sent.outcome, sent.replica)
+                    if seconds:
+                        await places.sleep(call, seconds)
+                now = time.monotonic()
         except asyncio.CancelledError:
             if epoch != self._epoch and task.uncancel() == 0:  # by `close` and nobody else
                 raise call.failed("connection", "the engine was closed") from None
@@ -124,19 +135,6 @@ class Pool:
             task.cancel()
         self._places.close()
         await self._members.close()
-
-    async def _answer(self, call: Call) -> Reply:
-        places, purse = self._places, call.ctx.purse
-        while True:
-            place = places.enter(call, time.monotonic()) or await places.wait(call)
-            if purse is not None and not await self._afford(place, call):
-                continue  # the money is there now, but the place is not
-            outcome, replica = await (self._hedged(place, call) if self._hedge.on else self._send(place, call))
-            if isinstance(outcome, Reply):
-                return call.answered(outcome)
-            seconds = self._before_next(call, outcome, replica)
-            if seconds:
-                await places.sleep(call, seconds)
 
     async def _send(self, place: Place, call: Call) -> Sent:
         """One request. The place is given back, whatever happens."""

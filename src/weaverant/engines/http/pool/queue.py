@@ -48,18 +48,16 @@ class Agent:
 
 
 class Queue:
-    """`len` is how many wait. Calls whose future is done are left out; whoever made it so says so: `gone`."""
+    """Calls whose future is done are left out; whoever made it so says so: `gone`."""
 
     def __init__(self) -> None:
         self._agents: dict[str, Agent] = {}
         self._turns: list[tuple[float, int, Agent]] = []
         self._clock = 0.0
         self._count = 0
-        self._alive = 0
         self._gone = 0
-
-    def __len__(self) -> int:
-        return self._alive
+        self.size = 0
+        """How many wait."""
 
     def push(self, call: Call) -> None:
         """A call waits from now on, for its future; one that has been sent before goes before those that have not."""
@@ -67,7 +65,7 @@ class Queue:
         agent = self._agent(call.agent)
         self._count += 1
         heappush(agent.calls, Entry(0 if call.requests else 1, call.ctx.order, self._count, call, call.future))
-        self._alive += 1
+        self.size += 1
         if len(agent.calls) == 1:
             self._line_up(agent)
 
@@ -97,13 +95,13 @@ class Queue:
     def pop(self) -> None:
         """The head leaves; at once after `head`."""
         heappop(self._turns[0][2].calls)
-        self._alive -= 1
+        self.size -= 1
 
     def gone(self) -> None:
         """A call that waited is to be left out: cancelled, or failed."""
-        self._alive -= 1
+        self.size -= 1
         self._gone += 1
-        if self._gone > 64 and self._gone > self._alive:
+        if self._gone > 64 and self._gone > self.size:
             for agent in self._agents.values():
                 agent.calls = [entry for entry in agent.calls if not entry.over]
                 heapify(agent.calls)
@@ -116,10 +114,10 @@ class Queue:
     def begin(self, name: str) -> float:
         """A call of the agent got a place. What is returned is to be given to `end`."""
         agent = self._agents.get(name) or self._agent(name)
-        if not agent.calls and not agent.running and agent.clock < self._clock:
-            agent.clock = self._clock
-        if self._clock < agent.clock:
+        if agent.clock > self._clock:
             self._clock = agent.clock
+        elif not agent.running and not agent.calls:
+            agent.clock = self._clock
         agent.running += 1
         agent.clock += agent.mean
         return agent.mean

@@ -8,6 +8,8 @@ import random
 import time
 from zlib import crc32
 
+from msgspec import Struct
+
 from weaverant.engines.http.address import Address
 from weaverant.engines.http.attempt import Attempt, Trouble
 from weaverant.engines.http.endpoint import Endpoint
@@ -60,7 +62,10 @@ class Replica:
 
     def ready(self, tokens: float, now: float) -> bool:
         """Whether it may be sent a request of so many tokens now."""
-        return self.window.room and self.health.wait(now) == 0.0 and self.limits.wait(tokens, now) == 0.0
+        limits = self.limits
+        return (
+            self.window.room and self.health.ready_at <= now and (not limits.known or limits.wait(tokens, now) == 0.0)
+        )
 
     def wait(self, tokens: float, now: float) -> float:
         """Seconds until it may be; inf where only the end of a request will tell."""
@@ -94,7 +99,8 @@ class Replica:
     def take(self, tokens: float, now: float) -> Place:
         """A place for one request."""
         self.window.begin(now)
-        self.limits.take(tokens, now)
+        if self.limits.known:
+            self.limits.take(tokens, now)
         mark = 0.0 if self._meter is None else self._meter.begin(now)
         return Place(self, tokens, now, mark, self.health.begin())
 
@@ -112,17 +118,18 @@ class Replica:
             self.health.dropped(place.probe)
             if not place.sent:
                 self.limits.give_back(place.tokens, now)
-        elif isinstance(attempt.outcome, Reply):
+        elif isinstance(outcome := attempt.outcome, Reply):
             self._limited_in_a_row = 0
             self._heard_at = now
             self.window.end(now, place.began, "reply")
             self.health.reply(now)
-            usage = attempt.outcome.usage
-            self.limits.settle(place.tokens, usage.prompt_tokens + usage.completion_tokens or place.tokens, now)
+            if self.limits.known:
+                used = outcome.usage.prompt_tokens + outcome.usage.completion_tokens
+                self.limits.settle(place.tokens, used or place.tokens, now)
             if now - self._learned_at >= LEARN_S:
                 self._learn(attempt, now)
         else:
-            self._trouble(place, attempt.outcome, now, again)
+            self._trouble(place, outcome, now, again)
             self._learn(attempt, now)
         if self.drained is not None and not self.window.in_flight:
             self.drained.set()
@@ -179,23 +186,20 @@ class Replica:
         return backoff(self._limited_in_a_row, self.address.options.backoff)
 
 
-class Place:
+class Place(Struct, eq=False):
     """A replica's place, held by one request from `Replica.take` to `Replica.give_back`."""
 
-    __slots__ = ("began", "charged", "mark", "probe", "replica", "sent", "tokens")
-
-    def __init__(self, replica: Replica, tokens: float, began: float, mark: float, probe: bool) -> None:
-        self.replica = replica
-        self.tokens = tokens
-        self.began = began
-        self.mark = mark
-        """What the meter wants back."""
-        self.sent = False
-        """Whether the server may have counted it."""
-        self.probe = probe
-        """Whether the request finds out if the replica is back."""
-        self.charged = 0.0
-        """What the queue wants back."""
+    replica: Replica
+    tokens: float
+    began: float
+    mark: float
+    """What the meter wants back."""
+    probe: bool
+    """Whether the request finds out if the replica is back."""
+    charged: float = 0.0
+    """What the queue wants back."""
+    sent: bool = False
+    """Whether the server may have counted it."""
 
 
 def limited(trouble: Trouble) -> bool:
