@@ -64,7 +64,8 @@ def test_an_outage_longer_than_a_calls_time_costs_only_what_was_sent(tmp_path: P
                 server.stop()
         done, failed, left = counts(going)
         assert (going.state, going.exit_code) == ("server", 4), going.error
-        assert failed <= 4 and left >= 60 - 10 - 4 - 4 and done + failed + left == 60
+        # At most the four in flight, and four that the dying server's queue of connections still took.
+        assert failed <= 8 and left >= 60 - 10 - 4 - 8 and done + failed + left == 60
         assert "connection refused" in str(going.error)
         server.start()
         again = finish(resume(tmp_path / "run", workflow=two_turns, rows=ROWS, models=spec))

@@ -112,7 +112,7 @@ class Fast:
                 async with asyncio.timeout(CONNECT_S):
                     await dial(connection, place.origin, place.proxy)
         except TimeoutError:
-            raise Lost("timeout", f"no connection within {limit:.2g} s", sent=False) from None
+            raise Lost("timeout", f"no connection within {max(0.0, limit):.2g} s", sent=False) from None
         if self._tick is None:
             self._tick = self._loop.call_later(TICK_S, self._look)
         return connection
