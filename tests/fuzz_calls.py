@@ -60,7 +60,7 @@ def check(read: Callable[[], Reply]) -> Reply | None:
         assert all(isinstance(call.arguments, str) and isinstance(call.name, str) for call in choice.message.tool_calls)
     told(reply)
     again: tuple[Message, ...] = (user("hi"), *(choice.message for choice in reply.choices))
-    json.loads(wire.encode(Request("a", "m", again), "m"))
+    json.loads(wire.Bodies("m").encode(Request("a", "m", again)))
     return reply
 
 
