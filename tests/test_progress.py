@@ -46,8 +46,7 @@ class Watched:
         stage.failed["server"] += failed
         counts = self.ledger.agents.setdefault(("model", "writer"), AgentCounts())
         counts.calls += calls
-        counts.usage[1] += tokens
-        counts.usage[4] += 0.01 * calls
+        counts.used.add(Usage(completion_tokens=tokens, cost=0.01 * calls))
 
 
 def shot(**changes: object) -> Snapshot:
