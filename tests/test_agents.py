@@ -61,6 +61,21 @@ def test_prompt_system_and_history_make_the_messages():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("given", [iter, reversed, lambda said: (one for one in said), lambda said: map(dict, said)])
+def test_a_history_that_can_be_read_once_is_sent_whole(given):
+    said = [{"role": "user", "content": "before"}, {"role": "assistant", "content": "yes"}]
+    if given is iter:
+        said = [user("before"), assistant("yes")]
+    sent = Agent("talker", prompt="now").messages(history=given(said))
+    texts = ["yes", "before"] if given is reversed else ["before", "yes"]
+    assert [message.text for message in sent] == [*texts, "now"]
+
+
+def test_a_history_that_is_none_is_a_users_error():
+    with pytest.raises(UserError, match=r"history= holds what is no message: .*Expected Message objects"):
+        Agent("talker", prompt="now").messages(history=5)
+
+
 def test_a_missing_variable_fails_its_row_by_name():
     task = one(calling(Agent("a", prompt="{{ present }} {{ absent }}"), present=1), "never")
     assert (task.state, task.reason) == ("failed", "UndefinedError")

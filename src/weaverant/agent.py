@@ -380,24 +380,21 @@ def _too_few(bound: Bound, ask: Ask, reply: Reply) -> StepFailed:
 
 
 def _messages(history: History) -> tuple[Message, ...]:
-    for item in history:
-        if type(item) is not Message:
-            return _made(history)
-    return cast("tuple[Message, ...]", tuple(history))
-
-
-def _made(history: History) -> tuple[Message, ...]:
-    """Messages of mappings."""
     try:
-        return tuple(
-            item if isinstance(item, Message) else msgspec.convert(dict(item), Message, strict=False)
-            for item in history
-        )
+        items = tuple(history)  # once: it may be a generator
+        for item in items:
+            if type(item) is not Message:
+                return tuple(map(_message, items))
     except (msgspec.ValidationError, TypeError, ValueError) as error:
         raise UserError(
             f"history= holds what is no message: {error}. Expected Message objects, or mappings such as "
             "{'role': 'user', 'content': '...'}"
         ) from None
+    return cast("tuple[Message, ...]", items)
+
+
+def _message(item: Message | Mapping[str, Any]) -> Message:
+    return item if isinstance(item, Message) else msgspec.convert(dict(item), Message, strict=False)
 
 
 class _Scope:
