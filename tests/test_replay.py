@@ -350,6 +350,31 @@ def test_whatever_a_workflow_raises_ends_its_task_alone(error: BaseException):
     assert "test_replay.py" in task.where
 
 
+def test_a_second_ctrl_c_takes_no_step_of_a_workflow_away(tmp_path: Path):
+    """While the run shuts down, answers that were recorded before still come: a workflow that had lost a part of
+    itself would be told that it is stuck, and its row would have failed for good."""
+    interrupts = [KeyboardInterrupt()]
+
+    async def part(n: int) -> int:
+        if not n and interrupts:
+            raise interrupts.pop()
+        return n
+
+    @workflow
+    async def flow(row: Any) -> Any:
+        asked = [asyncio.create_task(say(text=text)) for text in ("one", "two")]
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([asyncio.create_task(part(n)) for n in range(4)])
+        return await asked[1]
+
+    going = run(flow, [{"n": 1}], models=Scripted("x"), directory=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        list(going)
+    assert not interrupts and not going.ledger.failed
+    list(resume(tmp_path / "run", workflow=flow, rows=[{"n": 1}], models=Scripted("x")))
+    assert (story(tmp_path).state, story(tmp_path).result) == ("done", "x")
+
+
 @pytest.mark.parametrize("result", [object(), 2**70, "\ud800", {"deep": [lambda: 0]}])
 def test_a_result_that_cannot_be_stored_says_so(tmp_path: Path, result: Any):
     @workflow

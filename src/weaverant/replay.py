@@ -314,12 +314,17 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         budget = SPIN_LIMIT
         while self._ready:
             ready, self._ready = self._ready, []
-            for handle in ready:
-                if not handle.gone:
-                    try:
-                        handle.context.run(handle.callback, *handle.args)
-                    except SystemExit:
-                        pass  # the task that called sys.exit() holds it as its exception
+            left = iter(ready)
+            try:
+                for handle in left:
+                    if not handle.gone:
+                        try:
+                            handle.context.run(handle.callback, *handle.args)
+                        except SystemExit:
+                            pass  # the task that called sys.exit() holds it as its exception
+            except KeyboardInterrupt:  # the run shuts down, and shows the workflow what was recorded until then
+                self._ready[:0] = left
+                raise
             budget -= len(ready)
             if budget < 0:
                 raise StepFailed("spins", f"the workflow ran {SPIN_LIMIT:,} callbacks without waiting for anything")
