@@ -17,6 +17,8 @@ from weaverant.engines import open_engine
 from weaverant.engines.embedded import EmbeddedEngine
 from weaverant.engines.scripted import Scripted
 from weaverant.errors import RunLocked, UserError
+from weaverant.events import StepEnded
+from weaverant.journal import JournalReader
 from weaverant.message import Request
 from weaverant.summary import fold
 from weaverant.testing.server import MockServer
@@ -140,6 +142,41 @@ def test_waiting_inside_an_engine_is_no_part_of_the_latency(spec: str, places: i
     # So many at once share the time: with the waiting the median would be half of all of it.
     assert 0 < latencies.percentile(0.5) < took * places / count * 3
     asyncio.run(engine.close())
+
+
+def test_a_call_that_is_cancelled_before_it_has_a_place_took_no_time(tmp_path: Path):
+    @workflow
+    async def hasty(row: Any) -> Any:
+        await say(text="first")
+        try:
+            async with asyncio.timeout(0.1):
+                await asyncio.gather(*(say(text=f"more {n}") for n in range(3)))
+        except TimeoutError:
+            return "done"
+
+    server = Server(0.5)
+    list(run(hasty, rows(1), models=server.engine, directory=tmp_path / "run", concurrency=1))
+    events = JournalReader(tmp_path / "run").task_events("0.0.0")
+    cancelled = [event for event in events if isinstance(event, StepEnded) and event.outcome == "cancelled"]
+    assert len(cancelled) == 3 and server.asked == ["first", "more 0"]
+    assert all(event.started > 0.4 for event in cancelled), "the first call took so long"
+    assert sorted(event.clock - event.started > 0.05 for event in cancelled) == [False, False, True]
+
+
+class Speechless(StepFailed):
+    """A failure that lacks what every failure has."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self, "no")
+
+
+def test_a_failure_that_cannot_be_recorded_ends_the_run():
+    def fail(request: Request) -> str:
+        raise Speechless
+
+    going = run(twice, rows(2), models=Scripted(fail, identity="fail"), journal=False)
+    assert not list(going)
+    assert (going.state, type(going.error)) == ("broken", AttributeError)
 
 
 def test_a_call_that_waits_inside_an_engine_was_not_sent():

@@ -223,6 +223,8 @@ class TaskRun:
     def abandon(self, ask: Ask) -> None:
         self._peer.cancel(ask)
         if ask.number < 0 and not self.closed:
+            if ask.handle is None:  # it waited for its slot until now
+                ask.started = self.clock()
             self.record(ask, CANCELLED)
 
     def arm(self, timer: Timer) -> None:

@@ -94,26 +94,24 @@ class Slots:
 
     async def _work(self, run: TaskRun, ask: Ask) -> None:
         try:
-            outcome = self._check(await self._perform(run, ask), ask)
-        except KeyboardInterrupt:
-            self._left(ask)
-            raise
-        except BaseException as error:  # the boundary to engines and users' functions
-            task = ask.handle
-            assert task is not None
-            if task.cancelling():
-                self._left(ask)
-                return
-            if isinstance(error, Unavailable):
-                self._left(ask)
-                self._owner.unavailable(error)
-                return
-            outcome = failure_in(error)
-        try:
+            try:
+                outcome = self._check(await self._perform(run, ask), ask)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # the boundary to engines and users' functions
+                task = ask.handle
+                assert task is not None
+                if task.cancelling():
+                    return
+                if isinstance(error, Unavailable):
+                    self._owner.unavailable(error)
+                    return
+                outcome = failure_in(error)
             run.record(ask, outcome)
         except Exception as error:  # its outcome could not be recorded: the task would wait for ever
             self._owner.broken(error)
-        self._left(ask)
+        finally:
+            self._left(ask)
 
     def _left(self, ask: Ask) -> None:
         if self.running.pop(ask, None) is None:
