@@ -152,8 +152,20 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         number, path, name = min(left)
         return f"event {number}: {name!r} in branch {path or 'root'!r}"
 
-    def outcome(self) -> Any:
-        """The main task's result, or raise what it raised."""
+    def error(self) -> BaseException | None:
+        """What the main task raised. It is not raised again: its traceback would hold on to whoever asks, and so to
+        all of the task. But for KeyboardInterrupt, which is nothing of the workflow's."""
+        assert self._main is not None
+        try:
+            error = self._main.exception()
+        except asyncio.CancelledError as cancelled:
+            return cancelled
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        return error
+
+    def result(self) -> Any:
+        """What the main task returned."""
         assert self._main is not None
         return self._main.result()
 
@@ -189,9 +201,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     async def answer(self, ask: Ask, fingerprint: bytes) -> Any:
         """The ask's value, or its `StepFailed`. Cancelled while it waits, it is abandoned."""
-        future = self.ask(ask, fingerprint)
         try:
-            return await future
+            return await self.ask(ask, fingerprint)  # named by no local: a failure's traceback would hold it, a cycle
         except asyncio.CancelledError:
             if not ask.settled:
                 ask.settled = True
@@ -341,6 +352,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             asked.number = record.number
             future, outcome = asked.future, record.outcome
             assert future is not None
+            asked.future = None
             if isinstance(outcome, StepFailed):
                 future.set_exception(outcome)
             else:

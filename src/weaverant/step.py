@@ -49,7 +49,7 @@ class Ask(Named, eq=False, kw_only=True):
     """Which step of its task this is, counted in journal order; -1 until it is journaled."""
     started: float = 0.0
     future: asyncio.Future[Any] | None = None
-    """Done once the workflow may see the outcome."""
+    """What the workflow waits for; None again once it has the outcome, which may be an exception that holds the ask."""
     handle: asyncio.Task[None] | None = None
     """The work on it."""
 

@@ -301,6 +301,7 @@ class TaskRun:
         self._peer.write(event, durable, blobs)
 
     def _fire(self, timer: Timer) -> None:
+        timer.handle = None  # it names this callback, and that the timer: a cycle
         if self.closed or timer.settled:
             return
         clock, wall = max(timer.due, self.clock()), self._wall()
@@ -321,13 +322,11 @@ class TaskRun:
     # The end
 
     def _verdict(self) -> tuple[EndState, str, str, Any]:
-        try:
-            result = self._loop.outcome()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # the boundary to a user's code
+        error = self._loop.error()
+        if error is not None:
             failure, where = failure_of(error, self.row.value)
             return "failed", failure.kind, where, _failure_value(failure)
+        result = self._loop.result()
         try:
             if isinstance(result, Rejected):
                 return "rejected", result.reason, "", plain(result.details, "the details of a rejection")

@@ -106,8 +106,9 @@ class Slots:
                 if isinstance(error, Unavailable):
                     self._owner.unavailable(error)
                     return
-                outcome = failure_in(error)
-            run.record(ask, outcome)
+                run.record(ask, failure_in(error))
+            else:
+                run.record(ask, outcome)
         except Exception as error:  # its outcome could not be recorded: the task would wait for ever
             self._owner.broken(error)
         finally:
