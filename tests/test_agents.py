@@ -260,6 +260,11 @@ def test_a_forgotten_await_is_told_as_such(recwarn: pytest.WarningsRecorder):
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
+def test_a_call_that_nobody_awaits_is_told_by_a_name_that_users_know():
+    with pytest.warns(RuntimeWarning, match="coroutine 'Agent.__call__' was never awaited"):
+        Agent("a", prompt="x")()
+
+
 def divides(by: int) -> float:
     return 1 / by
 

@@ -321,6 +321,9 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any], w
     return scope.reply if whole else value
 
 
+_converse.__qualname__ = "Agent.__call__"  # what Python says was never awaited, where somebody forgot to
+
+
 async def _talk_on(
     loop: WorkflowLoop,
     bound: Bound,

@@ -52,7 +52,7 @@ class Host(Protocol):
     """The task that a loop belongs to, as the loop sees it."""
 
     def launch(self, ask: Ask) -> None:
-        """Work on the ask; its outcome comes back through `deliver`, never during this call."""
+        """Work on the ask; its outcome comes back through `advance`, never during this call."""
         ...
 
     def abandon(self, ask: Ask) -> None:

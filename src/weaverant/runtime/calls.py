@@ -41,6 +41,7 @@ class Calls:
         self._budget = budget
         self._outlook = outlook
         self._models: dict[str, Slots] = {}
+        """By model's name: the slots of its engine."""
         self._engines: dict[int, Slots] = {}
         """By engine, so that calls which wait for a slow model keep no fast one idle."""
         self._performer = Effects(limits.threads)
