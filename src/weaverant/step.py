@@ -29,7 +29,7 @@ class Turn(msgspec.Struct):
     """Seconds: no part of the model's latency."""
 
 
-class Named(msgspec.Struct, eq=False):
+class StepName(msgspec.Struct, eq=False):
     """What a step is called in its journal."""
 
     kind: StepKind
@@ -37,7 +37,7 @@ class Named(msgspec.Struct, eq=False):
     spec: str
 
 
-class Ask(Named, eq=False, kw_only=True):
+class Ask(StepName, eq=False, kw_only=True):
     """One wanted outcome. Mutable while it is open; what is kept of it is the event `StepEnded`."""
 
     key: StepKey = ("", b"", 0)

@@ -28,7 +28,7 @@ from weaverant.events import (
     TaskStarted,
     TimerFired,
 )
-from weaverant.message import Message, Reply, Usage, total
+from weaverant.message import Message, Reply, Usage, UsageSum
 from weaverant.past import Blob, Past
 from weaverant.protocols import Clock
 from weaverant.replay import WorkflowLoop
@@ -121,7 +121,7 @@ class TaskRun:
     """A live task. Made for a new row, or restored from its recorded events to carry on."""
 
     __slots__ = (
-        "_count", "_loop", "_now", "_peer", "_reuse", "_texts", "_usages", "_wall", "_zero", "attempt", "closed", "row",
+        "_count", "_loop", "_now", "_peer", "_reuse", "_texts", "_spent", "_wall", "_zero", "attempt", "closed", "row",
         "workflow",
     )  # fmt: skip
 
@@ -130,7 +130,7 @@ class TaskRun:
         self.workflow = workflow
         self.attempt = 0
         self.closed = False
-        self._usages: list[Usage] = []
+        self._spent = UsageSum()
         self._peer = peer
         self._now, self._wall = peer.clock.monotonic, peer.clock.time
         self._reuse = reuse
@@ -142,7 +142,7 @@ class TaskRun:
     @property
     def usage(self) -> Usage:
         """What its steps used so far."""
-        return total(self._usages)
+        return self._spent.total()
 
     def begin(self) -> None:
         """Journal the row and start its workflow."""
@@ -171,7 +171,7 @@ class TaskRun:
         row = Row(started.task, started.stage, order, started.digest, past.row, started.parents)
         run = cls(peer, workflow, row, reuse)
         run.attempt = past.attempt
-        run._usages.append(past.usage)
+        run._spent.add(past.usage)
         run._texts = past.texts
         run._count = past.count
         if reuse is not None:
@@ -248,7 +248,7 @@ class TaskRun:
                 outcome = msgspec.structs.replace(outcome, usage=usage)
             if not reused:
                 seed = ask.seed
-            self._usages.append(usage)
+            self._spent.add(usage)
         mark = self._texts.mark()
         try:
             self._write_step(ask, outcome, usage, seed, reused)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from weaverant.engines.http.flow.trial import Cohort, mean, slots, spread
 
 FIRST = 16
-"""Requests in flight to begin with: as many as any hosted model takes. At a laptop's server, which works on one to four,
-the others wait there until that is found out."""
+"""Requests in flight to begin with: as many as any hosted model takes. At a laptop's server, which works on one to
+four, the others wait there until that is found out."""
 
 OVER = 1.3
 """Requests in flight for each that the server works on: so many that it never idles."""
