@@ -121,7 +121,7 @@ class TaskRun:
     """A live task. Made for a new row, or restored from its recorded events to carry on."""
 
     __slots__ = (
-        "_count", "_loop", "_now", "_peer", "_reuse", "_texts", "_spent", "_wall", "_zero", "attempt", "closed", "row",
+        "_count", "_loop", "_now", "_peer", "_reuse", "_spent", "_texts", "_wall", "_zero", "attempt", "closed", "row",
         "workflow",
     )  # fmt: skip
 
