@@ -189,6 +189,8 @@ class SegmentJournal:
     def _send_in_time(self) -> None:
         loop = self._loop
         assert loop is not None
+        if self._failure is not None:
+            return
         if self._several and not self._flushes and loop.time() < self._last + GATHER_S:
             self._due = loop.call_at(self._last + GATHER_S, self._send)
         else:
