@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from weaverant.events import Event, StepEnded, TaskEnded, TaskStarted
+from weaverant.events import Event, RunClosed, StepEnded, TaskEnded, TaskStarted
 from weaverant.journal import BlobStore, JournalReader, SegmentJournal
 from weaverant.journal.index import rebuild
 from weaverant.journal.parts import Parts
@@ -143,3 +143,17 @@ if __name__ == "__main__":
         trial(Path(sys.argv[1]), FaultyDisk(int(sys.argv[3])))
     else:
         trials(Path(sys.argv[1]), sys.argv[2])
+
+
+def test_a_sealed_segment_is_on_the_medium_before_another_follows(tmp_path: Path):
+    """Who sealed it may have been killed before its last sync, and a power cut may come after the next opening."""
+
+    async def session(disk: FaultyDisk) -> None:
+        journal = SegmentJournal(tmp_path / "run", disk=disk)
+        journal.append(RunClosed("finished", 1.0))
+        await journal.close()
+
+    asyncio.run(session(FaultyDisk()))
+    disk = FaultyDisk()
+    asyncio.run(session(disk))
+    assert disk.crossed.index("after sync 000001.wvj") < disk.crossed.index("before create 000002.wvj")

@@ -146,6 +146,7 @@ class SegmentStore:
                 return self._remove(path, segment.size())
             refuse_newer(segment)
             if segment.trailer() is not None:
+                self._sync_sealed(path)
                 return None
             index, end = rebuild(segment)
             size = segment.size()
@@ -157,6 +158,13 @@ class SegmentStore:
         self._sync_file()
         self.seal(index)
         return Repair(self._number, size - end)
+
+    def _sync_sealed(self, path: Path) -> None:
+        """Who sealed it may have been killed before the trailer was on the medium; another segment follows it now."""
+        self._size = self._good = path.stat().st_size
+        self._file = self._disk.reopen(path)
+        self._sync_file()
+        self.close()
 
     def _remove(self, path: Path, size: int) -> Repair:
         """A segment that never got an event: its number is used again."""

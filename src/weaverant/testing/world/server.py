@@ -204,9 +204,9 @@ class Server:
         await asyncio.sleep(self._random.choice((5.0, 600.0)))
 
     async def _hang(self, asked: Asked) -> None:
-        await asyncio.sleep(7 * 86_400.0)
+        await asyncio.sleep(86_400.0)
         asked.unsure = True
-        raise StepFailed("timeout", f"nothing came for a week #{asked.number}#")
+        raise StepFailed("timeout", f"nothing came for a day #{asked.number}#")
 
     async def _lie(self, asked: Asked) -> None:
         """A failure with a usage that is none."""
