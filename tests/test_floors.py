@@ -8,10 +8,23 @@ import weaverant
 SRC = Path(weaverant.__file__).parent
 
 FLOORS = {
-    0: ["message", "row", "talk", "step", "trace", "events", "errors", "prompt"],
+    0: ["message", "row", "bytecode", "talk", "step", "trace", "events", "errors", "prompt"],
     1: ["protocols"],
     2: [
-        *("agent", "schema", "jsontext", "workflow", "recipe", "task", "past", "branch", "replay", "story", "__init__"),
+        *(
+            "agent",
+            "effect",
+            "schema",
+            "jsontext",
+            "workflow",
+            "recipe",
+            "task",
+            "past",
+            "branch",
+            "replay",
+            "story",
+            "__init__",
+        ),
         *("fields", "namesakes", "engines", "journal", "sources", "export"),
     ],
     3: ["runtime"],

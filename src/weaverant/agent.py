@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import inspect
 import json
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from types import CodeType
 from typing import TYPE_CHECKING, Any, Never, cast
 
 import msgspec
 
 from weaverant import fields
+from weaverant.effect import effect
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import Message, Reply, Request, Sampling, ToolCall, ToolSpec, digest, user
 from weaverant.prompt import Template, read_prompt
 from weaverant.protocols import Engine
 from weaverant.replay import WorkflowLoop, current_loop
-from weaverant.step import Ask, EffectAsk, ModelAsk
+from weaverant.step import Ask, ModelAsk
 from weaverant.talk import TALK_FROM, Talk, Talks
 from weaverant.trace import SCALARS, plain
 
@@ -460,45 +459,3 @@ class _Scope:
 _REPAIR = (
     "Your reply cannot be used: {}\n\nAnswer again, with nothing but JSON that satisfies the schema you were given."
 )
-
-
-async def effect(
-    kind: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: str = "thread"
-) -> Any:
-    """Run a user's function outside the workflow and record what it gave. Shared by `step` and the tools."""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    loop = current_loop(f"step({name})")
-    arguments = plain([list(args), kwargs], f"an argument of {name}()")
-    ask = EffectAsk(kind, name, "", partial(function, *args, **kwargs), arguments, place)
-    return await loop.answer(ask, digest(_canonical([kind, name, source_digest(function).hex(), arguments])))
-
-
-_sources: dict[Any, bytes] = {}
-
-
-def source_digest(function: Callable[..., Any]) -> bytes:
-    """A hash of a function's source, so that an edited function is not answered from an old run's record."""
-    if isinstance(function, partial):
-        bound = plain([list(function.args), function.keywords], f"an argument bound to {function.func!r}")
-        return digest(source_digest(function.func) + _canonical(bound))
-    code: Any = getattr(inspect.unwrap(function), "__code__", None)
-    written = type(function) if code is None and not inspect.isbuiltin(function) else function
-    key = written if code is None else code
-    found = _sources.get(key)
-    if found is None:
-        try:
-            text = inspect.getsource(written).encode()
-        except (OSError, TypeError):  # built in, or written at a prompt
-            text = f"{written.__module__}.{written.__qualname__}".encode()
-            text += b"" if code is None else _compiled(code)
-        found = _sources[key] = digest(text)
-    return found
-
-
-def _compiled(code: object) -> bytes:
-    """A constant, or code with its constants, without addresses and in an order that hashing does not change."""
-    if isinstance(code, CodeType):
-        return b"".join((code.co_code, repr(code.co_names).encode(), *map(_compiled, code.co_consts)))
-    if isinstance(code, frozenset):
-        return b"".join(sorted(map(_compiled, cast("frozenset[object]", code))))
-    return repr(code).encode()

@@ -16,7 +16,7 @@ from typing import Any, overload
 
 from msgspec import Struct
 
-from weaverant.agent import effect, source_digest
+from weaverant.effect import effect, source_digest
 from weaverant.errors import UserError
 from weaverant.replay import current_loop
 

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
+from weaverant.bytecode import compiled
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import Message, Reply, Request, Usage, assistant, digest
 from weaverant.protocols import CallContext
@@ -201,18 +202,9 @@ def _source(function: Callable[..., Any]) -> bytes:
     named = function if hasattr(function, "__code__") or inspect.isclass(function) else type(function)
     code: CodeType | None = getattr(function, "__code__", None)
     # The source of a lambda is its whole line, which two lambdas may share.
-    compiled = b"" if code is None or code.co_name != "<lambda>" else _compiled(code)
+    also = b"" if code is None or code.co_name != "<lambda>" else compiled(code)
     try:
-        return inspect.getsource(named).encode() + compiled
+        return inspect.getsource(named).encode() + also
     except (OSError, TypeError):  # written at a prompt, or built in
         name = f"{named.__module__}.{named.__qualname__}".encode()
-        return name if code is None else name + _compiled(code)
-
-
-def _compiled(code: object) -> bytes:
-    """A constant, or code with its constants, without addresses and in an order that hashing does not change."""
-    if isinstance(code, CodeType):
-        return b"".join((code.co_code, repr(code.co_names).encode(), *map(_compiled, code.co_consts)))
-    if isinstance(code, frozenset):
-        return b"".join(sorted(map(_compiled, cast("frozenset[object]", code))))
-    return repr(code).encode()
+        return name if code is None else name + compiled(code)
