@@ -37,7 +37,7 @@ PARTS = {
         "import weaverant.runtime.ledger as m\n"
         "m.AgentCounts.count = lambda self, event: setattr(self, 'calls', self.calls + 1)"
     ),
-    "the fingerprint": "import weaverant.agent as m; m.Bound.fingerprint = lambda *a: b'0123456789abcdef'",
+    "the fingerprint": "import weaverant.binding as m; m.Bound.fingerprint = lambda *a: b'0123456789abcdef'",
     "the task's clock": "import weaverant.task as m; m.TaskRun.clock = lambda *a: 0.0",
     "looking an engine's reply over": "import weaverant.runtime.calls as m; m.checked = lambda reply, model: reply",
     "asyncio's list of all tasks": "import _weakrefset as m; m.WeakSet.add = lambda *a: None",

@@ -1,7 +1,7 @@
 """Agents: a role in a workflow, as immutable data, and the call that makes it speak.
 
-A call is a scope: each model call, tool call and repair inside it is a recorded step. `Binding` is a run's side of
-it: which engine serves which model name, and what `--set` overrides.
+A call is a scope: each model call, tool call and repair inside it is a recorded step. `binding.py` has a run's side of
+it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,16 @@ import msgspec
 from weaverant import fields
 from weaverant.effect import effect
 from weaverant.errors import StepFailed, UserError
-from weaverant.message import Message, Reply, Request, Sampling, ToolCall, ToolSpec, digest, user
+from weaverant.message import Message, Reply, ToolCall, user
 from weaverant.prompt import Template, read_prompt
-from weaverant.protocols import Engine
 from weaverant.replay import WorkflowLoop, current_loop
 from weaverant.step import Ask, ModelAsk
 from weaverant.talk import TALK_FROM, Talk, Talks
 from weaverant.trace import SCALARS, plain
 
 if TYPE_CHECKING:
-    from weaverant.schema import Output, Tool
-
-_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
+    from weaverant.binding import Binding, Bound
+    from weaverant.schema import Output
 
 
 def _calling_folder() -> Path:
@@ -151,149 +149,6 @@ class Templates:
         opening = () if self.system is None else (Message("system", self.system.render(variables)),)
         closing = () if self.prompt is None else (Message("user", self.prompt.render(variables)),)
         return opening + history + closing
-
-
-class Bound:
-    """An agent in a run: who answers for it, its compiled templates, and what all its fingerprints begin with."""
-
-    def __init__(self, agent: Agent, identity: str) -> None:
-        where = f"agent {agent.name!r}"
-        self.agent = agent
-        self.identity = identity
-        self.templates = agent.templates
-        self.output: Output | None = None
-        self.tools: dict[str, Tool] = {}
-        if agent.output is not str or agent.tools:
-            from weaverant import schema  # deferred: pydantic's machinery loads slowly
-
-            self.output = None if agent.output is str else schema.Output(agent.output, where)
-            self.tools = {tool.__name__: schema.Tool(tool, where) for tool in agent.tools}
-        self.plain = self.output is None and not self.tools
-        """Whether a call is one request, and its value the reply's text."""
-        self.tool_specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self.tools.values())
-        self.sampling = _sampling(agent, where)
-        asked = [agent.name, self.identity, self.sampling, self.tool_specs, self.output and self.output.spec]
-        self.head = digest(_canonical(asked))
-        self.spec = digest(self.head + _canonical([self._text("prompt"), self._text("system")])).hex()[:16]
-
-    def _text(self, which: str) -> str | None:
-        template = cast("Template | None", getattr(self.templates, which))
-        return None if template is None else template.text
-
-    def describe(self) -> dict[str, Any]:
-        """What the journal keeps of it: enough to render any of its prompts again."""
-        return {
-            "name": self.agent.name,
-            "model": self.agent.model,
-            "identity": self.identity,
-            "prompt": self._text("prompt"),
-            "system": self._text("system"),
-            "sampling": msgspec.to_builtins(self.sampling),
-            "tools": msgspec.to_builtins(self.tool_specs),
-            "output": msgspec.to_builtins(self.output and self.output.spec),
-        }
-
-    def request(self, messages: tuple[Message, ...], seed: int = 0) -> Request:
-        output = None if self.output is None else self.output.spec
-        return Request(self.agent.name, self.agent.model, messages, self.sampling, self.tool_specs, output, seed)
-
-    def ask(
-        self,
-        messages: tuple[Message, ...],
-        variables: dict[str, Any],
-        history: tuple[Message, ...] = (),
-        base: Ask | Talk | None = None,
-        added: tuple[Message, ...] = (),
-    ) -> ModelAsk:
-        """What to open in the workflow's loop, under `fingerprint(messages)`."""
-        agent = self.agent
-        return ModelAsk("model", agent.name, self.spec, self, agent.model, messages, variables, history, base, added)
-
-    def fingerprint(self, messages: tuple[Message, ...]) -> bytes:
-        return digest(self.head + b"".join([message.digest for message in messages]))
-
-
-def _sampling(agent: Agent, where: str) -> Sampling:
-    return Sampling(
-        agent.temperature,
-        agent.top_p,
-        agent.max_tokens,
-        tuple(agent.stop),
-        agent.logprobs,
-        cast("dict[str, Any]", plain(dict(agent.extra), f"{where}: extra")),
-        agent.n,
-        agent.top_logprobs,
-    )
-
-
-MOST_BOUND = 4_096
-"""Agents kept compiled. A workflow may make an agent for each row; the oldest are compiled again when they return."""
-
-
-class Binding:
-    """Which engine answers for which model name, and the agents as this run uses them."""
-
-    def __init__(self, models: Mapping[str, Engine], overrides: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        self.models = dict(models)
-        self._overrides = overrides or {}
-        self.known: dict[Agent, Bound] = {}
-        """Agents that were bound already, compiled."""
-        self._specs: set[str] = set()
-        self.fresh: list[Bound] = []
-        """Agents bound since somebody last looked: their `AgentBound` events are still to be written."""
-
-    def bound(self, agent: Agent) -> Bound:
-        bound = self.known.get(agent)
-        if bound is None:
-            if len(self.known) >= MOST_BOUND:
-                del self.known[next(iter(self.known))]
-            bound = self.known[agent] = self._bind(agent)
-            if bound.spec not in self._specs:
-                self._specs.add(bound.spec)
-                self.fresh.append(bound)
-        return bound
-
-    def engine(self, model: str) -> Engine | None:
-        """What answers for a model's name: its own engine, else the one for all."""
-        return self.models.get(model) or self.models.get("*")
-
-    def all(self) -> list[Bound]:
-        return list(self.known.values())
-
-    def _bind(self, agent: Agent) -> Bound:
-        changes = self._overrides.get(agent.name)
-        if changes:
-            known = [field.name for field in dataclasses.fields(agent) if field.name not in ("name", "folder")]
-            unknown = sorted(set(changes) - set(known))
-            if unknown:
-                raise UserError(f"agent {agent.name!r} has no field {unknown[0]!r}; it has: {', '.join(known)}")
-            agent = dataclasses.replace(agent, **dict(changes))
-        engine = self.engine(agent.model)
-        if engine is None:
-            known = ", ".join(sorted(repr(name) for name in self.models)) or "none"
-            raise UserError(
-                f"agent {agent.name!r} asks the model {agent.model!r}, which has no engine (given: {known}). "
-                f"Give it one: --model {agent.model}=http://HOST:8000/v1#NAME, or one for all: "
-                f"--model http://HOST:8000/v1#NAME. In Python: models={{{agent.model!r}: 'http://HOST:8000/v1#NAME'}}"
-            )
-        bound = Bound(agent, engine.identity)
-        _check_served(bound, engine)
-        return bound
-
-
-def _check_served(bound: Bound, engine: Engine) -> None:
-    """`UserError` where the engine can answer no call of the agent: see `Selective`."""
-    ask: Callable[[Request], str] | None = getattr(engine, "refuses", None)
-    why = "" if ask is None else ask(bound.request(()))
-    if why:
-        agent, own = bound.agent, bound.agent.model != "default"
-        model = agent.model if own else "strong"
-        first = "" if own else f"let it ask for a model of its own, Agent({agent.name!r}, model={model!r}, ...), and "
-        raise UserError(
-            f"agent {agent.name!r} cannot be answered by {engine.identity!r}: {why}. Way out: {first}"
-            f"give that model another engine with --model {model}=http://HOST:8000/v1#NAME, or --model "
-            f"{model}=simulated: for pretended replies; in Python with models={{{model!r}: ..., '*': ...}}"
-        )
 
 
 async def _converse(agent: Agent, history: History, variables: dict[str, Any], whole: bool) -> Any:

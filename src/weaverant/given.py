@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
-from weaverant.agent import Binding
+from weaverant.binding import Binding
 from weaverant.engines import doubts, open_engine, pooled
 from weaverant.errors import UserError
 from weaverant.found import recipe_at

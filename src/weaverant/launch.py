@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from weaverant.agent import Binding
+from weaverant.binding import Binding
 from weaverant.blocking import Blocking
 from weaverant.errors import JournalError, RunChanged, UserError, WeaverantError
 from weaverant.events import RunOpened, TaskReopened

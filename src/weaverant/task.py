@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from weaverant.agent import Binding
+from weaverant.binding import Binding
 from weaverant.branch import CANCELLED, Record, Timer, TimerKey
 from weaverant.errors import StepFailed, UserError, failure_of
 from weaverant.events import (

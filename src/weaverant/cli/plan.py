@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weaverant.agent import Binding, Bound
+from weaverant.binding import Binding, Bound
 from weaverant.cli.text import clipped, counted, indented, message_lines
 from weaverant.events import NO_USAGE, Event, TaskEnded
 from weaverant.export import GENERIC

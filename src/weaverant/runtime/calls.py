@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
-from weaverant.agent import Binding
+from weaverant.binding import Binding
 from weaverant.errors import StepFailed, Unavailable, UserError
 from weaverant.message import Reply
 from weaverant.protocols import CallContext, Engine, Purse

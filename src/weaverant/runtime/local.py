@@ -15,7 +15,7 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
-from weaverant.agent import Binding
+from weaverant.binding import Binding
 from weaverant.errors import JournalError, Unavailable
 from weaverant.events import (
     NO_USAGE,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
-from weaverant.agent import Binding
+from weaverant.binding import Binding
 from weaverant.events import Event, StepEnded, TaskEnded, TaskEvent
 from weaverant.runtime.feed import Feed
 from weaverant.runtime.ledger import Ledger

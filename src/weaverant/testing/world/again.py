@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from weaverant import launch
-from weaverant.agent import Binding
+from weaverant.binding import Binding
 from weaverant.errors import RunChanged
 from weaverant.events import CostReserved, TaskEnded, TaskEvent, TaskSuperseded
 from weaverant.journal import BlobStore, NullJournal
