@@ -506,7 +506,8 @@ def test_a_second_request_saves_calls_from_a_stuck_replica(servers: list[MockSer
     replies, seconds = perform(main, pool(servers[:2], hedge=0.9999))
     stuck, _ = totals(servers[:2])
     assert 1 <= stuck <= 8 and seconds < 5 and totals(servers)[1] == 8
-    assert sum(reply.usage.requests for reply in replies) == 8 + stuck
+    # A second request that is cut off as the first is answered may not have reached the server that counts it.
+    assert 8 + stuck <= sum(reply.usage.requests for reply in replies) <= 16
     assert servers[0].stats()["abandoned"] == stuck
 
 
