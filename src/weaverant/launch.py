@@ -60,8 +60,8 @@ _log = logging.getLogger("weaverant")
 
 GC_THRESHOLDS = (20_000, 500, 100)
 """Collector thresholds while a run goes on: with Python's own a hop costs about a tenth more at 1,000 tasks in flight,
-and half as much again or more at 20,000 (`bench/bench_hops.py`). A first threshold of 200,000 costs the same and holds
-the event loop for up to 140 ms at a time, this one for 20 (`bench/bench_stall.py`)."""
+and half as much again or more at 20,000 (`bench/bench_hops.py`). A first threshold ten times as large costs
+the same, and holds the event loop for longer at a time."""
 
 EXIT_CODES = {
     "finished": 0, "pilot": 0, "interrupted": 4, "fuse": 4, "journal": 4, "closed": 4, "server": 4, "budget": 5,

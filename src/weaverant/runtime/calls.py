@@ -9,7 +9,7 @@ from typing import Any
 
 from weaverant.binding import Binding
 from weaverant.errors import StepFailed, Unavailable, UserError
-from weaverant.message import Reply
+from weaverant.message import Reply, Request
 from weaverant.protocols import CallContext, Engine, Purse
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.effects import Effects
@@ -101,16 +101,21 @@ class Calls:
         found = self._engines.get(id(engine))
         if found is None:
             free = self._budget is None and self._outlook is None
-            perform = partial(self._ask if free else self._ask_with_care, engine)
+            perform = partial(self._ask_freely if free else self._ask_with_care, engine)
             found = self._engines[id(engine)] = Slots(self._concurrency, perform, _reply, self._owner)
         self._models[model] = found
         return found
 
-    def _ask(self, engine: Engine, run: TaskRun, ask: ModelAsk, purse: Purse | None = None) -> Awaitable[Reply]:
+    def _ask_freely(self, engine: Engine, run: TaskRun, ask: ModelAsk) -> Awaitable[Reply]:
+        return self._ask(engine, run, ask, ask.by.request(ask.messages, ask.seed), None)
+
+    def _ask(
+        self, engine: Engine, run: TaskRun, ask: ModelAsk, request: Request, purse: Purse | None
+    ) -> Awaitable[Reply]:
         row, key = run.row, ask.key
         turn = ask.turn = Turn()
         context = CallContext(row.key, key[0], key[2], row.order, self._run, purse, turn)
-        return engine.generate(ask.by.request(ask.messages, ask.seed), context)
+        return engine.generate(request, context)
 
     async def _ask_with_care(self, engine: Engine, run: TaskRun, ask: ModelAsk) -> Reply:
         """For a run that keeps to a budget, or estimates one."""
@@ -120,7 +125,7 @@ class Calls:
             purse = self._budget.purse(run.row.key, run.row.order, ask, engine, request)
         if self._outlook is not None:
             self._outlook.note(engine, request)
-        answer, turn = self._ask(engine, run, ask, purse), ask.turn
+        answer, turn = self._ask(engine, run, ask, request, purse), ask.turn
         try:
             return await answer
         except (asyncio.CancelledError, Unavailable) as error:
