@@ -6,14 +6,12 @@ nothing is lost and nothing is paid twice.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from weaverant.agent import Agent
 from weaverant.errors import StepFailed, UserError, WeaverantError
 from weaverant.message import Message, Reply, Request, Usage
-from weaverant.recipe import exporter
-from weaverant.story import Step, Story
-from weaverant.task import Task
 from weaverant.workflow import (
     Stages,
     deadline,
@@ -28,6 +26,9 @@ from weaverant.workflow import (
 
 if TYPE_CHECKING:
     from weaverant.launch import Run, resume, run
+    from weaverant.recipe import exporter
+    from weaverant.story import Step, Story
+    from weaverant.task import Task
 
 __version__ = "0.1.0"
 
@@ -59,10 +60,23 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`run`, `resume` and `Run` load with their first use: a workflow's file needs none of what they bring."""
-    if name in ("Run", "resume", "run"):
-        from weaverant import launch
+_LATER = {
+    "Run": "launch",
+    "Step": "story",
+    "Story": "story",
+    "Task": "task",
+    "exporter": "recipe",
+    "resume": "launch",
+    "run": "launch",
+}
+"""What loads with its first use, and its module: a workflow's file needs none of what they bring."""
 
-        return getattr(launch, name)
-    raise AttributeError(f"module 'weaverant' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'weaverant' has no attribute {name!r}")
+    return getattr(import_module(f"weaverant.{_LATER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

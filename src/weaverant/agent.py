@@ -22,7 +22,6 @@ from weaverant import fields
 from weaverant.effect import effect
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import Message, Reply, ToolCall, user
-from weaverant.prompt import Template, read_prompt
 from weaverant.replay import WorkflowLoop, current_loop
 from weaverant.step import Ask, ModelAsk
 from weaverant.talk import TALK_FROM, Talk, Talks
@@ -30,6 +29,7 @@ from weaverant.trace import SCALARS, plain
 
 if TYPE_CHECKING:
     from weaverant.binding import Binding, Bound
+    from weaverant.prompt import Template
     from weaverant.schema import Output
 
 
@@ -133,7 +133,11 @@ class Templates:
 
     @staticmethod
     def _compile(source: str | Path | None, folder: Path, where: str) -> Template | None:
-        return None if source is None else Template(read_prompt(source, folder, where), where)
+        if source is None:
+            return None
+        from weaverant.prompt import Template, read_prompt  # Jinja loads where the first prompt is read
+
+        return Template(read_prompt(source, folder, where), where)
 
     @property
     def variables(self) -> list[str]:
