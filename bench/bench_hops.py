@@ -1,7 +1,8 @@
 """Hops per CPU-second of one process on W1 and W2: durable, without a journal, and as bare asyncio.
 
-W2 also with the collector's thresholds as Python has them, which a run raises. CPU is that of the whole process,
-threads included. Figures are compared within one run: machines are noisy.
+W2 also with the collector's thresholds as Python has them, which a run raises, and as the least that a durable hop can
+be (`least.py`). CPU is that of the whole process, threads included. Figures are compared within one run: machines are
+noisy.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import least
 import report
 import workloads
 
@@ -106,12 +108,16 @@ def main() -> None:
             }
             if workload == "w2":
                 measured["durable, default collector"] = default_collector(size, in_flight)
+                measured["the least that is durable"] = least.weave(size, in_flight)
             rate = {kind: hops / cpu for kind, (hops, cpu, _) in measured.items()}
             for kind, (hops, cpu, wall) in measured.items():
                 lines.append([f"{workload} {kind}", f"{in_flight:,}", hops / cpu, 1e6 * cpu / hops, hops / wall])
                 rows.append(goal(f"{workload}/{kind}/{in_flight}", rate[kind], GOALS.get((kind, in_flight))))
             ratio = rate["durable"] / rate["bare asyncio"]
             rows.append(report.row(f"{workload}/{in_flight} durable over bare asyncio", ratio))
+            if workload == "w2":
+                ratio = rate["durable"] / rate["the least that is durable"]
+                rows.append(report.row(f"w2/{in_flight} durable over the least that is durable", ratio))
     report.table(["workload", "in flight", "hops/CPU-s", "us/hop", "hops/s wall"], lines)
     print("Matrix (2 cores, whole process tree): W1 110-221 hops/s at 8.3-16 ms/hop, W2 210-312 at 4.9-8.0 (see docs)")
     report.finish("bench-hops", rows)

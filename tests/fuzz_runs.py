@@ -61,7 +61,7 @@ def make_run(directory: Path) -> None:
             payload = new_payload()
             for event in events:
                 encode_into(event, payload, -1)
-                index.note(event, frame)
+                index.note([event], frame)
             store.write([(payload, len(events))], index)
         store.seal(index)
 

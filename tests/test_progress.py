@@ -11,6 +11,7 @@ import pytest
 
 from weaverant import Agent, Reply, Run, resume, run, step, workflow
 from weaverant.engines.scripted import Scripted
+from weaverant.events import StepEnded
 from weaverant.message import Usage, assistant
 from weaverant.runtime.ledger import AgentCounts, Ledger
 from weaverant.runtime.limits import Limits
@@ -45,8 +46,9 @@ class Watched:
         stage.done += done
         stage.failed["server"] += failed
         counts = self.ledger.agents.setdefault(("model", "writer"), AgentCounts())
-        counts.calls += calls
-        counts.used.add(Usage(completion_tokens=tokens, cost=0.01 * calls))
+        for call in range(calls):
+            usage = Usage(completion_tokens=0 if call else tokens, cost=0.01)
+            counts.count(StepEnded("0", "", b"", 0, "model", "writer", "", {}, "reply", "text", 0.0, 0.1, 0.0, usage))
 
 
 def shot(**changes: object) -> Snapshot:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from operator import attrgetter
 from typing import Any, Literal, cast
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import astuple
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
@@ -142,16 +142,9 @@ class Usage(Struct, frozen=True, array_like=True):
         return total((self, other))
 
 
-_COUNTED = tuple(attrgetter(name) for name in Usage.__struct_fields__)
-
-
 def total(usages: Sequence[Usage]) -> Usage:
     """Their sum; of none, that of no request."""
-    prompt, completion, cached, reasoning, cost, requests, unsure = _COUNTED
-    return Usage(
-        sum(map(prompt, usages)), sum(map(completion, usages)), sum(map(cached, usages)), sum(map(reasoning, usages)),
-        sum(map(cost, usages), 0.0), sum(map(requests, usages)), sum(map(unsure, usages), 0.0),
-    )  # fmt: skip
+    return Usage(*map(sum, zip(*map(astuple, usages), strict=True))) if usages else Usage(requests=0)
 
 
 class UsageSum:

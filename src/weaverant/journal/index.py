@@ -6,7 +6,7 @@ events are named by their ordinal in the segment, from 0; `Summary.sizes` turns 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from weaverant.events import (
+    NO_USAGE,
     AgentBound,
     CostReserved,
     EndState,
@@ -31,7 +32,7 @@ from weaverant.events import (
 from weaverant.journal.codec import events_of, tag_of
 from weaverant.journal.reserved import Reservations
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment
-from weaverant.message import Usage, UsageSum
+from weaverant.message import Usage, total
 
 UNCHANGED, OPEN, DONE, REJECTED, FAILED, SUPERSEDED = range(-1, 5)
 STATE_CODES: dict[EndState, int] = {"done": DONE, "rejected": REJECTED, "failed": FAILED}
@@ -120,20 +121,37 @@ class SegmentIndex:
         self.tasks: dict[str, TaskEntry] = {}
         self.sizes: list[int] = []
         self._events: dict[type[Event], int] = {}
-        self._usage: dict[str, UsageSum] = {}
+        self._usage: dict[str, Usage] = {}
         self._reserved = Reservations()
         self._calls = self._steps = 0
         self._about_run: list[int] = []
         self._first = self._last = 0.0
 
-    def note(self, event: Event, frame: int) -> None:
-        """Count an event that goes into the frame with this ordinal."""
-        if type(event) is StepEnded:
-            self._note_step(event, frame)
-        else:
-            kind = type(event)
-            self._events[kind] = self._events.get(kind, 0) + 1
-            _NOTES[kind](self, event, frame)
+    def note(self, events: Iterable[Event], frame: int) -> None:
+        """Count the events of the frame with this ordinal."""
+        tasks, reserved, steps, calls = self.tasks, self._reserved, 0, 0
+        used: dict[str, list[Usage]] = {}
+        for event in events:
+            if type(event) is not StepEnded:
+                self._note_other(event, frame)
+                continue
+            entry = tasks.get(event.task)
+            if entry is None or entry.frames[-1] != frame:
+                self._entry(event.task, frame)
+            if reserved.open:
+                reserved.close(event)
+            steps += 1
+            if event.kind == "model":
+                calls += 1
+            if not event.reused:
+                usages = used.get(event.model)
+                if usages is None:
+                    usages = used[event.model] = []
+                usages.append(event.usage)
+        self._steps += steps
+        self._calls += calls
+        for model, usages in used.items():
+            self._usage[model] = total([self._usage.get(model, NO_USAGE), *usages])
 
     def summary(self, maps: list[int]) -> Summary:
         """Of everything noted so far."""
@@ -153,9 +171,8 @@ class SegmentIndex:
         events = {tag_of(kind): count for kind, count in self._events.items()}
         if self._steps:
             events[tag_of(StepEnded)] = self._steps
-        usage = {model: used.total() for model, used in self._usage.items()}
         return Summary(
-            events, stages, unfinished, late, usage, self._about_run, self._first, self._last, self.sizes, maps,
+            events, stages, unfinished, late, self._usage, self._about_run, self._first, self._last, self.sizes, maps,
             self._reserved.tasks(), self._calls, made,
         )  # fmt: skip
 
@@ -173,20 +190,10 @@ class SegmentIndex:
             entry.frames.append(frame)
         return entry
 
-    def _note_step(self, event: StepEnded, frame: int) -> None:
-        entry = self.tasks.get(event.task)
-        if entry is None or entry.frames[-1] != frame:
-            self._entry(event.task, frame)
-        if self._reserved.open:
-            self._reserved.close(event)
-        self._steps += 1
-        if event.kind == "model":
-            self._calls += 1
-        if not event.reused:
-            used = self._usage.get(event.model)
-            if used is None:
-                used = self._usage[event.model] = UsageSum()
-            used.add(event.usage)
+    def _note_other(self, event: Event, frame: int) -> None:
+        kind = type(event)
+        self._events[kind] = self._events.get(kind, 0) + 1
+        _NOTES[kind](self, event, frame)
 
     def _note_reserved(self, event: CostReserved, frame: int) -> None:
         self._entry(event.task, frame)
@@ -242,8 +249,7 @@ def rebuild(segment: Segment) -> tuple[SegmentIndex, int]:
     for frame in segment.frames():
         if frame.kind != EVENTS:
             continue
-        for event in events_of(segment, frame):
-            index.note(event, len(index.sizes))
+        index.note(events_of(segment, frame), len(index.sizes))
         index.sizes.append(frame.end - frame.offset)
         end = frame.end
     return index, end

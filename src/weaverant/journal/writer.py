@@ -95,7 +95,9 @@ class SegmentJournal:
         self._frame = 0
         self._index = SegmentIndex()
         self._group = _Group(self._index)
-        self._payload, self._count = new_payload(), 0
+        self._payload: bytearray = new_payload()
+        self._events: list[Event] = []
+        """Those in it."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flushes: set[asyncio.Future[None]] = set()
         self._due: asyncio.TimerHandle | None = None
@@ -118,11 +120,10 @@ class SegmentJournal:
         payload = self._payload
         try:
             encode_into(event, payload, size)
-            self._index.note(event, self._frame)
         except BaseException:
             del payload[size:]
             raise
-        self._count += 1
+        self._events.append(event)
         if durable is not None:
             self._group.acks.append(durable)
         if blobs:
@@ -182,8 +183,9 @@ class SegmentJournal:
         loop.call_soon(self._send_in_time)
 
     def _end_payload(self) -> None:
-        self._group.payloads.append((self._payload, self._count))
-        self._payload, self._count = new_payload(), 0
+        self._index.note(self._events, self._frame)
+        self._group.payloads.append((self._payload, len(self._events)))
+        self._payload, self._events = new_payload(), []
         self._frame += 1
 
     def _send_in_time(self) -> None:
@@ -198,7 +200,7 @@ class SegmentJournal:
 
     def _send(self) -> None:
         """Hand the gathered group to the thread and begin the next. A full segment ends with this group."""
-        if self._count:
+        if self._events:
             self._end_payload()
         group, self._due = self._group, None
         assert self._loop is not None
@@ -213,7 +215,7 @@ class SegmentJournal:
 
     def _landed(self, group: _Group, size: int) -> None:
         self._size = 0 if group.seal else size
-        if self._count or self._group.acks or self._group.payloads:
+        if self._events or self._group.acks or self._group.payloads:
             self._send_in_time()
         else:
             self._armed = False

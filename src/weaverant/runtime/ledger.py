@@ -86,10 +86,25 @@ class Latencies:
 class AgentCounts:
     """What one agent, tool or step function did."""
 
-    __slots__ = ("calls", "cancelled", "cut", "examples", "failures", "latencies", "reused", "unsure", "used")
+    __slots__ = (
+        "_calls",
+        "_latencies",
+        "_plain",
+        "_used",
+        "cancelled",
+        "cut",
+        "examples",
+        "failures",
+        "reused",
+        "unsure",
+    )
 
     def __init__(self) -> None:
-        self.calls = 0
+        self._calls = 0
+        self._latencies = Latencies()
+        self._used = UsageSum()
+        self._plain: list[tuple[float, Usage]] = []
+        """Calls that ended well with a bare text: seconds and usage, to be added up some hundreds at a time."""
         self.reused = 0
         self.cancelled = 0
         self.unsure = 0
@@ -99,11 +114,38 @@ class AgentCounts:
         """What the first failure of each reason said, shortened."""
         self.cut: Counter[str] = Counter()
         """Model calls with a reply that was cut short, by how it finished; reused ones, too."""
-        self.latencies = Latencies()
-        self.used = UsageSum()
+
+    @property
+    def calls(self) -> int:
+        return self._calls + len(self._plain)
+
+    @property
+    def latencies(self) -> Latencies:
+        self._add_up()
+        return self._latencies
 
     def count(self, event: StepEnded) -> None:
-        self.calls += 1
+        if event.outcome == "reply" and type(event.value) is str and not (event.reused or event.usage.unsure):
+            self._plain.append((event.clock - event.started, event.usage))
+            if len(self._plain) == 512:
+                self._add_up()
+        else:
+            self._count(event)
+
+    def total(self) -> Usage:
+        self._add_up()
+        return self._used.total()
+
+    def _add_up(self) -> None:
+        if plain := self._plain:
+            self._plain = []
+            self._calls += len(plain)
+            self._used.add(total([usage for _, usage in plain]))
+            for seconds, _ in plain:
+                self._latencies.add(seconds)
+
+    def _count(self, event: StepEnded) -> None:
+        self._calls += 1
         outcome = event.outcome
         value: Any = event.value
         if outcome == "reply" and isinstance(value, list) and event.kind == "model":
@@ -114,15 +156,12 @@ class AgentCounts:
         if outcome == "cancelled":
             self.cancelled += 1
         else:
-            self.latencies.add(event.clock - event.started)
+            self._latencies.add(event.clock - event.started)
             if outcome == "failure":
                 self._failed(event.reason, value)
         if event.usage.unsure:
             self.unsure += 1
-        self.used.add(event.usage)
-
-    def total(self) -> Usage:
-        return self.used.total()
+        self._used.add(event.usage)
 
     def _replied(self, choice: list[Any]) -> None:
         """The reply as the journal holds it (`step.reply_value`), where it is more than bare text that stopped by
