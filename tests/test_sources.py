@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -63,6 +64,26 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_paths(tmp_path: Path):
     for start in (0, 1, 5, 12, 29, 30, 31):
         assert read(source, start) == every[start:]
     assert read(open_source(str(tmp_path / "data" / "**" / "[ab].jsonl"))) == ROWS + ROWS
+
+
+def test_a_large_file_from_any_row(tmp_path: Path):
+    """Lines are passed over by blocks: blank ones, long ones, bad ones and a mark at the beginning count as they do
+    where each is read."""
+    odds = Random(5)
+    kinds = [b'{"a": 1}', b"", b" \t", b"\r", b"{", b'{"b": "' + b"x" * 5_000 + b'"}', b"  [1]  "]
+    lines = odds.choices(kinds, k=2_000)
+    lines[1_500] = b'{"c": "' + b"y" * 600_000 + b'"}'
+    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
+    for begin, end in ((b"", b"\n"), (b"\xef\xbb\xbf", b""), (b"\xef\xbb\xbf\n", b"\r\n")):
+        path = write(tmp_path / "large.jsonl", begin + b"\n".join(lines) + end)
+        source, first = open_source(path), begin.count(b"\n")
+        rows = read(source)
+        assert len(rows) == source.count() == len(numbers)
+        for row, number in zip(rows, numbers, strict=True):
+            line = lines[number - 1]
+            assert row == json.loads(line) if b'"' in line else row.where == f"{path}:{number + first}"
+        for start in (0, 1, len(rows) - 1, len(rows), len(rows) + 1, *odds.sample(range(len(rows)), 20)):
+            assert read(source, start) == rows[start:]
 
 
 def test_a_bad_line_is_a_row_that_says_where(tmp_path: Path):

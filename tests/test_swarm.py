@@ -22,6 +22,7 @@ from weaverant.errors import RunLocked, UserError
 from weaverant.events import StepEnded
 from weaverant.journal import JournalReader
 from weaverant.message import Request
+from weaverant.row import row_digest
 from weaverant.step import Ask
 from weaverant.summary import fold
 from weaverant.task import TaskRun
@@ -336,6 +337,45 @@ def test_leaving_the_loop_early_leaves_a_run_that_can_be_resumed(tmp_path: Path)
     for _ in again:
         pass
     assert (again.ledger.stages[0].done, again.exit_code) == (20, 0)
+
+
+class Told:
+    """Ten rows, and from which of them on it was read each time."""
+
+    name, rereadable = "told", True
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+
+    def rows(self, start: int) -> Iterator[dict[str, int]]:
+        self.starts.append(start)
+        return iter(rows(10)[start:])
+
+    def identity(self) -> None:
+        return None
+
+    def count(self) -> int:
+        return 10
+
+
+@pytest.mark.parametrize("trials", [1, 3])
+def test_a_resumed_run_goes_to_its_place_in_the_source_once(trials: int, tmp_path: Path):
+    """Also where the trials of the last row have not all begun."""
+    engine, directory, source = Scripted("x"), tmp_path / "run", Told()
+    going = run(twice, source, models=engine, directory=directory, trials=trials, in_flight=1)
+    begun, sessions = 0, 0
+    while going.state != "finished":
+        next(iter(going), None)  # one task, and no more of this session
+        assert source.starts == [max(0, begun - 1) // trials]
+        tasks = list(JournalReader(directory).tasks())
+        begun, sessions, source = len(tasks), sessions + 1, Told()
+        assert {task.task: task.row for task in tasks} == {
+            f"0.{n // trials}.{n % trials}": row_digest({"n": n // trials}, n % trials) for n in range(begun)
+        }
+        going = resume(directory, workflow=twice, rows=source, models=engine, in_flight=1)
+        if begun == 10 * trials:
+            going.wait()
+    assert sessions > 2 * trials and going.ledger.stages[0].done == 10 * trials
 
 
 def test_the_fuse_blows_at_its_share_and_not_before(tmp_path: Path):

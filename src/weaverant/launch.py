@@ -227,6 +227,8 @@ class Run:
         blob = _no_blob if directory is None else BlobStore(directory / "blobs").get
         session = 0
         begun: list[tuple[str, bytes]] = []
+        current: Any = None
+        rows: Iterator[Any] | None = None
         budget = self.limits.budget
         if budget:
             self._budget = Budget(budget, clock=clock)
@@ -239,15 +241,16 @@ class Run:
             reopened: list[TaskReopened] = []
             self.unfinished = recovery.unfinished(self._retry, reopened.append)
             self.ledger.earlier = self.ledger.stages[0].ended
-            self._check_input(reader)
+            current, rows = self._check_input(reader)
             self._budget = _budget_of(reader, budget, self.ledger.earlier_cost, clock)
             journal.append(RunOpened(session, clock.time(), config.version, budget))
             for event in reopened:
                 journal.append(event)
         else:
             journal.append(RunOpened(session, clock.time(), config.version, budget))
-        started, row = self.unfinished.started, self._current_row(blob)
-        feed = Feed(self.source, started, config.trials, config.limit, row, self._pilot)
+        if rows is None:
+            current = self._current_row(blob)
+        feed = Feed(self.source, self.unfinished.started, config.trials, config.limit, current, self._pilot, rows)
         reuse = None if config.reuse is None else OldRun(Path(config.reuse), begun).steps_of
         return LocalSwarm(
             recipe.stages, self.binding, journal, feed, self.ledger, book, self.limits,
@@ -265,14 +268,16 @@ class Run:
         row = Storyteller({}, blob).tell(events).row
         return Unreadable("it could not be read when its first trial began", str(index)) if row is None else row
 
-    def _check_input(self, reader: JournalReader) -> None:
-        """The source must still give the row that was started last; else `RunChanged`."""
+    def _check_input(self, reader: JournalReader) -> tuple[Any, Iterator[Any] | None]:
+        """The source must still give the row that was started last; else `RunChanged`. Gives that row and those after
+        it, where there are any."""
         last = self.unfinished.started - 1
         if last < 0 or not self.source.rereadable:
-            return
+            return None, None
         index, trial = divmod(last, self.config.trials)
         events = reader.task_events(source_key(0, index, trial))
-        value = next(self.source.rows(index), None)
+        rows = self.source.rows(index)
+        value = next(rows, None)
         found = None if value is None else as_row(value, last, self.config.trials)
         started = started_of(events)
         if found is None or found[0].digest != started.digest:
@@ -281,6 +286,7 @@ class Run:
                 f"{str(self.directory)!r} began. Put the input back as it was, or start a new run that pays only for "
                 f"what differs: weaverant run {self.config.workflow} ... --reuse {self.directory} (in Python reuse=)"
             )
+        return value, rows
 
     async def _close(self, journal: Journal) -> None:
         try:

@@ -42,9 +42,11 @@ class Feed:
         limit: int | None,
         current: Any = None,
         pilot: int | None = None,
+        rows: Iterator[Any] | None = None,
     ) -> None:
         """`current` is the row of the task before, where its trials are not all started and the source is past it.
-        Rows after the first `pilot` are held back."""
+        Rows after the first `pilot` are held back. `rows` are the source's after `current`, where somebody has them
+        already: going to the end of a large file takes a while."""
         self.count = start
         """Tasks given so far, those of earlier sessions included."""
         self.ended = False
@@ -55,7 +57,8 @@ class Feed:
         """The row that was looked at, to know whether there is one, and is not given yet."""
         self._trials = trials
         self._limit = None if limit is None else limit * trials
-        rows = source.rows(start // trials + (current is not None))
+        if rows is None:
+            rows = source.rows(start // trials + (current is not None))
         self._ahead = None if source.rereadable else _ReadAhead(rows)
         self._rows = rows
         self._current = current

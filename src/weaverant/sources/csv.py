@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from weaverant.protocols import Unreadable
-from weaverant.sources.record import MOST_ROW, Row
+from weaverant.sources.record import MOST_ROW, Row, pass_over
 
 
 class Cells(NamedTuple):
@@ -25,7 +25,10 @@ class SeparatedValues:
     def __init__(self, delimiter: str) -> None:
         self._delimiter = delimiter
 
-    def records(self, path: str) -> Iterator[Cells]:
+    def records(self, path: str, start: int) -> tuple[Iterator[Cells], int]:
+        return pass_over(self._records(path), start)
+
+    def _records(self, path: str) -> Iterator[Cells]:
         # The module's limit of 128 kB a cell is process-wide and too small for documents.
         csv.field_size_limit(max(csv.field_size_limit(), MOST_ROW))
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

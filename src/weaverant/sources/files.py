@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from glob import glob, has_magic
-from itertools import islice
 
 from weaverant.errors import UserError
 from weaverant.message import digest
@@ -65,10 +64,9 @@ class Files:
 
     def rows(self, start: int) -> Iterator[Row]:
         for path, form in self._files:
-            records = form.records(path)
             try:
-                for _ in islice(records, start):
-                    start -= 1
+                records, passed = form.records(path, start)
+                start -= passed
                 for record in records:
                     yield form.row(path, record)
             except OSError as error:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from weaverant.protocols import Unreadable
-from weaverant.sources.record import Row, decode_object, excerpt
+from weaverant.sources.record import Row, decode_object, excerpt, pass_over
 
 Item: TypeAlias = tuple[int, msgspec.Raw] | Unreadable
 """An item, not decoded, with its index; or why the file holds none."""
@@ -18,7 +18,10 @@ Item: TypeAlias = tuple[int, msgspec.Raw] | Unreadable
 class JsonArray:
     """`.json`."""
 
-    def records(self, path: str) -> Iterator[Item]:
+    def records(self, path: str, start: int) -> tuple[Iterator[Item], int]:
+        return pass_over(self._records(path), start)
+
+    def _records(self, path: str) -> Iterator[Item]:
         text = Path(path).read_bytes()
         try:
             items = msgspec.json.decode(text.removeprefix(b"\xef\xbb\xbf"), type=list[msgspec.Raw])

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, cast
 
 from weaverant.errors import UserError
 from weaverant.protocols import Unreadable
-from weaverant.sources.record import Row
+from weaverant.sources.record import Row, pass_over
 
 BATCH = 1024
 _ERRORS = (OSError, ValueError, LookupError, TypeError, ArithmeticError, NotImplementedError, RuntimeError, MemoryError)
@@ -37,7 +37,10 @@ Place: TypeAlias = tuple[_Batch, int] | Unreadable
 class Parquet:
     """`.parquet`."""
 
-    def records(self, path: str) -> Iterator[Place]:
+    def records(self, path: str, start: int) -> tuple[Iterator[Place], int]:
+        return pass_over(self._records(path), start)
+
+    def _records(self, path: str) -> Iterator[Place]:
         arrow = _pyarrow()
         seen = 0
         try:

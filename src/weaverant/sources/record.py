@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, TypeAlias
+from itertools import islice
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
 from weaverant.protocols import Unreadable
 
+Record = TypeVar("Record")
 Row: TypeAlias = Mapping[str, Any] | Unreadable
 
 SHOWN = 80
@@ -19,8 +21,9 @@ MOST_ROW = 1 << 28
 class Format(Protocol):
     """Reads one kind of file. Damage inside a file becomes `Unreadable` records, never an exception."""
 
-    def records(self, path: str) -> Iterator[Any]:
-        """The records of a file in order, not decoded yet."""
+    def records(self, path: str, start: int) -> tuple[Iterator[Any], int]:
+        """The records of a file from index `start` on, in order, not decoded yet; and how many there are before,
+        `start` unless the file has fewer."""
         ...
 
     def row(self, path: str, record: Any) -> Row:
@@ -30,6 +33,11 @@ class Format(Protocol):
     def count(self, path: str) -> int | None:
         """The number of records; None where only reading the file would tell."""
         ...
+
+
+def pass_over(records: Iterator[Record], start: int) -> tuple[Iterator[Record], int]:
+    """`Format.records` of what can only be read from its beginning."""
+    return records, sum(1 for _ in islice(records, start))
 
 
 def decode_object(text: bytes, where: str) -> Row:
