@@ -1,4 +1,4 @@
-"""A segment as its index shows it: read from the file where it is sealed, rebuilt by a full scan where it is open."""
+"""A segment as its index shows it: read from the file where it is sealed, where it is open rebuilt by a full scan."""
 
 from __future__ import annotations
 
@@ -29,14 +29,29 @@ class Place(NamedTuple):
 
 
 class Part:
-    """One segment's index. `entries` is None for a sealed segment: its map stays in the file."""
+    """One segment's index: `summary` is that of a sealed segment, whose map stays in the file. An open one is scanned
+    when its index is first asked for."""
 
-    def __init__(self, path: Path, number: int, summary: Summary, entries: list[TaskEntry] | None) -> None:
+    def __init__(self, path: Path, number: int, summary: Summary | None) -> None:
         self.path = path
         self.number = number
-        self.summary = summary
-        self._entries = entries
+        self._summary = summary
+        self._entries: list[TaskEntry] | None = None
         self._offsets: list[int] | None = None
+
+    @property
+    def scanned(self) -> bool:
+        """Whether the index is at hand."""
+        return self._summary is not None
+
+    @property
+    def summary(self) -> Summary:
+        if self._summary is None:
+            with Segment(self.path) as segment:
+                segment.begun()
+                index, _ = rebuild(segment)
+            self._summary, self._entries = index.summary([]), list(index.tasks.values())
+        return self._summary
 
     def places(self, frames: list[int]) -> list[Place]:
         """Where the frames with these ordinals are."""
@@ -47,17 +62,18 @@ class Part:
 
     def entries(self) -> Iterator[TaskEntry]:
         """All tasks with events here, in order of their first event."""
+        summary = self.summary
         if self._entries is not None:
             yield from self._entries
             return
         with Segment(self.path) as segment:
-            for offset in self.summary.maps:
+            for offset in summary.maps:
                 frame = segment.frame(offset)
                 try:
                     found = decode_map(frame.payload) if frame.kind == MAP else None
                 except UNDECODABLE:
                     found = None
-                if found is None or not _all_fit(found, len(self.summary.sizes)):
+                if found is None or not _all_fit(found, len(summary.sizes)):
                     raise segment.corrupt(offset, "a part of the task map was expected there")
                 yield from found
 
@@ -87,15 +103,14 @@ class Parts:
             if trailer is None:
                 return self._read_open(segment, number)
             summary = _read_summary(segment, trailer)
-        part = self._sealed[number] = Part(path, number, summary, None)
+        part = self._sealed[number] = Part(path, number, summary)
         return part
 
     def _read_open(self, segment: Segment, number: int) -> Part:
         size = segment.size()
         if self._open is not None and self._open[:2] == (number, size):
             return self._open[2]
-        index, _ = rebuild(segment)
-        part = Part(segment.path, number, index.summary([]), list(index.tasks.values()))
+        part = Part(segment.path, number, None)
         self._open = (number, size, part)
         return part
 

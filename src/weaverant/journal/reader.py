@@ -110,9 +110,11 @@ class JournalReader:
                 return  # else the segment was sealed while we read it: look again for what was added before
 
     def run_events(self) -> Iterator[RunEvent]:
-        """The events that are no task's, in order. Reads only the frames that hold some."""
+        """The events that are no task's, in order. Reads only the frames that hold some, of an open segment all: the
+        heads of its events, which takes a quarter of the time of a scan."""
         for part in self._parts.now():
-            for event in self._read(part.places(part.summary.about_run), lambda head: head.tag in _RUN_TAGS):
+            places = part.places(part.summary.about_run) if part.scanned else _all_places(part)
+            for event in self._read(places, lambda head: head.tag in _RUN_TAGS):
                 yield cast("RunEvent", event)
 
     def unfinished(self) -> dict[str, list[Place]]:
@@ -250,6 +252,14 @@ class JournalReader:
             name = task.state or "left"
             setattr(counts, name, getattr(counts, name) + 1)
         return dict(sorted(table.items()))
+
+
+def _all_places(part: Part) -> Iterator[Place]:
+    """The frames of events of a segment that is not sealed."""
+    with Segment(part.path) as segment:
+        for frame in segment.frames():
+            if frame.kind == EVENTS:
+                yield Place(part.number, frame.offset)
 
 
 def _places(parts: list[Part], tasks: Collection[str]) -> dict[str, list[Place]]:
