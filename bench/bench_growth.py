@@ -121,8 +121,10 @@ def in_turns(rows: int) -> tuple[list[Part], list[tuple[int, list[Part]]]]:
         old.append(part)
         if part.rows >= due:
             process.send_signal(signal.SIGSTOP)
-            young.append((part.rows, [each for each in parts(begin(YOUNG + IN_FLIGHT)) if each.rows <= YOUNG]))
-            process.send_signal(signal.SIGCONT)
+            try:
+                young.append((part.rows, [each for each in parts(begin(YOUNG + IN_FLIGHT)) if each.rows <= YOUNG]))
+            finally:
+                process.send_signal(signal.SIGCONT)
             due += EVERY
     return old, young
 
