@@ -7,11 +7,11 @@ plain data in which long texts that the task's trace already holds are reference
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from weaverant.message import Usage
+from weaverant.message import Count, Dollars, Usage
 
 FORMAT_VERSION = 1
 
@@ -21,15 +21,18 @@ EndState = Literal["done", "rejected", "failed"]
 
 NO_USAGE = Usage(requests=0)
 
+Seconds = Annotated[float, Meta(ge=0.0, le=1e11)]
+"""Up to the year 5138: a date can be made of it, and a clock goes on from it."""
+
 
 class RunOpened(Struct, frozen=True, array_like=True, tag="open"):
     """A process began to write. `session` counts the openings of this run, from 0; `budget` is the cap it works under,
     in US dollars, 0 for none."""
 
-    session: int
-    time: float
+    session: Count
+    time: Seconds
     version: str
-    budget: float = 0.0
+    budget: Dollars = 0.0
 
 
 class AgentBound(Struct, frozen=True, array_like=True, tag="agent"):
@@ -43,8 +46,8 @@ class TaskStarted(Struct, frozen=True, array_like=True, tag="start"):
     """A row entered a workflow. `digest` is the row's content hash; `parents` are the tasks whose results it is."""
 
     task: str
-    stage: int
-    time: float
+    stage: Count
+    time: Seconds
     digest: bytes
     row: Any
     parents: tuple[str, ...] = ()
@@ -61,10 +64,10 @@ class CostReserved(Struct, frozen=True, array_like=True, tag="reserve"):
     task: str
     path: str
     fingerprint: bytes
-    occurrence: int
-    dollars: float
+    occurrence: Count
+    dollars: Dollars
     claim: str
-    time: float
+    time: Seconds
     name: str = ""
 
 
@@ -80,16 +83,16 @@ class StepEnded(Struct, frozen=True, array_like=True, tag="step"):
     task: str
     path: str
     fingerprint: bytes
-    occurrence: int
+    occurrence: Count
     kind: StepKind
     name: str
     spec: str
     input: Any
     outcome: Outcome
     value: Any
-    started: float
-    clock: float
-    time: float
+    started: Seconds
+    clock: Seconds
+    time: Seconds
     usage: Usage = NO_USAGE
     model: str = ""
     seed: int = 0
@@ -102,9 +105,9 @@ class TimerFired(Struct, frozen=True, array_like=True, tag="timer"):
 
     task: str
     path: str
-    number: int
-    clock: float
-    time: float
+    number: Count
+    clock: Seconds
+    time: Seconds
 
 
 class TaskEnded(Struct, frozen=True, array_like=True, tag="end"):
@@ -113,14 +116,14 @@ class TaskEnded(Struct, frozen=True, array_like=True, tag="end"):
     `diverged` the first of them."""
 
     task: str
-    stage: int
+    stage: Count
     state: EndState
     reason: str
     where: str
     value: Any
-    clock: float
-    time: float
-    unasked: int = 0
+    clock: Seconds
+    time: Seconds
+    unasked: Count = 0
     diverged: str = ""
 
 
@@ -128,8 +131,8 @@ class TaskReopened(Struct, frozen=True, array_like=True, tag="reopen"):
     """`--retry` took a failed task up again; its recorded failures, counted in `forgotten`, do not hold any more."""
 
     task: str
-    time: float
-    forgotten: int
+    time: Seconds
+    forgotten: Count
 
 
 class TaskSuperseded(Struct, frozen=True, array_like=True, tag="superseded"):
@@ -137,14 +140,14 @@ class TaskSuperseded(Struct, frozen=True, array_like=True, tag="superseded"):
 
     task: str
     by: str
-    time: float
+    time: Seconds
 
 
 class SourceEnded(Struct, frozen=True, array_like=True, tag="source"):
     """The source was read to its end; `rows` are all there are."""
 
-    rows: int
-    time: float
+    rows: Count
+    time: Seconds
 
 
 class Capacity(Struct, frozen=True, array_like=True):
@@ -162,8 +165,8 @@ class RunClosed(Struct, frozen=True, array_like=True, tag="close"):
     engines, by the name of the model they are given for, None for one that does not tell."""
 
     state: str
-    time: float
-    bound: float = 0.0
+    time: Seconds
+    bound: Dollars = 0.0
     capacities: dict[str, Capacity | None] = {}
 
 

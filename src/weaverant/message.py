@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import astuple
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
 
 DIGEST_BYTES = 16
+
+MOST_COUNTED, MOST_DOLLARS = (1 << 44) - 1, 1e12
+"""Of a step, and of all steps of a segment: far above what can be true, and far below what cannot be added up."""
+Count = Annotated[int, Meta(ge=0, le=MOST_COUNTED)]
+Dollars = Annotated[float, Meta(ge=0.0, le=MOST_DOLLARS)]
 
 
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
@@ -130,13 +135,13 @@ class Usage(Struct, frozen=True, array_like=True):
     knows (cut off, timed out, cancelled).
     """
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    cost: float = 0.0
-    requests: int = 1
-    unsure: float = 0.0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    cached_tokens: Count = 0
+    reasoning_tokens: Count = 0
+    cost: Dollars = 0.0
+    requests: Count = 1
+    unsure: Dollars = 0.0
 
     def __add__(self, other: Usage) -> Usage:
         return total((self, other))

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import msgspec
 
 from weaverant.errors import RAISED, StepFailed, place_of, shown
-from weaverant.message import FinishReason, Message, Reply, Usage
+from weaverant.message import MOST_COUNTED, MOST_DOLLARS, FinishReason, Message, Reply, Usage
 
 
 def checked(reply: Any, model: str) -> Reply:
@@ -43,6 +43,10 @@ def _is_plain(reply: Reply) -> bool:
         and type(usage.cached_tokens) is int
         and type(usage.reasoning_tokens) is int
         and type(usage.requests) is int
+        and 0.0 <= usage.cost <= MOST_DOLLARS
+        and 0.0 <= usage.unsure <= MOST_DOLLARS
+        and 0 <= usage.prompt_tokens | usage.completion_tokens <= MOST_COUNTED  # their bits: neither is beyond it
+        and 0 <= usage.cached_tokens | usage.reasoning_tokens | usage.requests <= MOST_COUNTED
     )
 
 
