@@ -4,10 +4,11 @@ Writing: `SegmentJournal`, or `NullJournal` for none. Reading: `JournalReader` a
 """
 
 from weaverant.journal.blobs import BlobStore
+from weaverant.journal.counts import StageCounts
 from weaverant.journal.lock import RunLock
 from weaverant.journal.null import NullJournal
 from weaverant.journal.parts import Place
-from weaverant.journal.reader import Batch, JournalReader, StageCounts, TaskSummary
+from weaverant.journal.reader import Batch, JournalReader, TaskSummary
 from weaverant.journal.reserved import Reservations
 from weaverant.journal.store import Repair
 from weaverant.journal.writer import SegmentJournal

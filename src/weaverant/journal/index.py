@@ -95,6 +95,8 @@ class Summary(Struct, array_like=True, frozen=True):
     made: dict[int, int] | None = None
     """By stage: how many rows of the next stage the results are of the tasks that were done here. None: an older
     version wrote this."""
+    number: int = 0
+    """The segment's. 0: an older version wrote this, or it is not sealed."""
 
     def offsets(self) -> list[int]:
         """Where each frame of events begins."""
@@ -153,8 +155,8 @@ class SegmentIndex:
         for model, usages in used.items():
             self._usage[model] = total([self._usage.get(model, NO_USAGE), *usages])
 
-    def summary(self, maps: list[int]) -> Summary:
-        """Of everything noted so far."""
+    def summary(self, maps: list[int], number: int = 0) -> Summary:
+        """Of everything noted so far. `number` is that of a segment which is sealed with it."""
         stages: dict[int, list[int]] = {}
         unfinished: list[TaskEntry] = []
         late: list[Late] = []
@@ -173,7 +175,7 @@ class SegmentIndex:
             events[tag_of(StepEnded)] = self._steps
         return Summary(
             events, stages, unfinished, late, self._usage, self._about_run, self._first, self._last, self.sizes, maps,
-            self._reserved.tasks(), self._calls, made,
+            self._reserved.tasks(), self._calls, made, number,
         )  # fmt: skip
 
     def map_payloads(self) -> Iterator[bytes]:

@@ -102,7 +102,7 @@ class Parts:
             trailer = segment.trailer()
             if trailer is None:
                 return self._read_open(segment, number)
-            summary = _read_summary(segment, trailer)
+            summary = read_summary(segment, trailer, number)
         part = self._sealed[number] = Part(path, number, summary)
         return part
 
@@ -115,7 +115,8 @@ class Parts:
         return part
 
 
-def _read_summary(segment: Segment, trailer: Trailer) -> Summary:
+def read_summary(segment: Segment, trailer: Trailer, number: int) -> Summary:
+    """The summary of the sealed segment with this number."""
     frame = segment.frame(trailer.summary)
     if frame.kind == SUMMARY:
         try:
@@ -123,6 +124,8 @@ def _read_summary(segment: Segment, trailer: Trailer) -> Summary:
         except UNDECODABLE:
             pass
         else:
+            if summary.number not in (0, number):
+                raise segment.corrupt(trailer.summary, f"it was written as segment {summary.number:06}")
             if _is_whole(summary, trailer):
                 return summary
     raise segment.corrupt(trailer.summary, "the segment's summary was expected there")
@@ -136,7 +139,8 @@ def _is_whole(summary: Summary, trailer: Trailer) -> bool:
         and HEADER_BYTES + sum(sizes) == trailer.events_end
         and all(trailer.events_end <= offset < trailer.summary for offset in summary.maps)
         and all(0 <= frame < len(sizes) for frame in summary.about_run)
-        and all(len(counts) == SUPERSEDED + 1 for counts in summary.stages.values())
+        and all(len(counts) == SUPERSEDED + 1 and min(counts) >= 0 for counts in summary.stages.values())
+        and all(count >= 0 for count in (summary.calls, *(summary.made or {}).values()))
         and all(late.state in states for late in summary.late)
         and all(entry.state <= OPEN for entry in summary.unfinished)
         and _all_fit(summary.unfinished, len(sizes))

@@ -11,8 +11,6 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
-from msgspec import Struct
-
 from weaverant.events import (
     AgentBound,
     CostReserved,
@@ -22,11 +20,11 @@ from weaverant.events import (
     SourceEnded,
     StepEnded,
     TaskEvent,
-    TaskReopened,
 )
 from weaverant.journal.codec import EventHead, events_of, tag_of
-from weaverant.journal.index import BEGAN, DONE, OPEN, SUPERSEDED, UNTOLD, Late, later_state
-from weaverant.journal.parts import Part, Parts, Place
+from weaverant.journal.counts import StageCounts, check_counts, counts_by_summaries
+from weaverant.journal.index import BEGAN, DONE, OPEN, UNTOLD, Late, later_state
+from weaverant.journal.parts import Part, Parts, Place, read_summary
 from weaverant.journal.reserved import Reservations
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment, segment_numbers, segment_path
 from weaverant.journal.store import require_sealed
@@ -38,8 +36,6 @@ TaskState = Literal["done", "rejected", "failed", "superseded"]
 _RUN_TAGS = frozenset(tag_of(kind) for kind in get_args(RunEvent))
 _TASK_TAGS = frozenset(tag_of(kind) for kind in get_args(TaskEvent))
 _STATES: tuple[TaskState | None, ...] = (None, "done", "rejected", "failed", "superseded")
-
-_REOPENED = tag_of(TaskReopened)
 
 HISTORY_TASKS = 1_024
 
@@ -53,20 +49,6 @@ class TaskSummary(NamedTuple):
     state: TaskState | None
     row: bytes
     made: int = UNTOLD
-
-
-class StageCounts(Struct):
-    """A stage's ledger: every task that began is in exactly one of these."""
-
-    left: int = 0
-    done: int = 0
-    rejected: int = 0
-    failed: int = 0
-    superseded: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.left + self.done + self.rejected + self.failed + self.superseded
 
 
 class Batch(NamedTuple):
@@ -99,6 +81,8 @@ class JournalReader:
                 if not segment.begun():
                     return
                 trailer = segment.trailer()
+                if trailer is not None:
+                    read_summary(segment, trailer, number)
                 for frame in segment.frames(offset, trailer and trailer.events_end):
                     if frame.kind == EVENTS:
                         places = Place(number, frame.offset), Place(number, frame.end)
@@ -174,22 +158,11 @@ class JournalReader:
 
     def counts(self) -> dict[int, StageCounts]:
         """Tasks by stage and state. Reads summaries; the maps only where a task was reopened, or superseded in a later
-        segment than it began in."""
-        table: dict[int, list[int]] = {}
+        segment than it began in. `JournalCorrupt` where other numbers of tasks have begun and ended."""
         parts = self._parts.now()
-        if any(part.summary.events.get(_REOPENED) for part in parts):
-            return self._counts_by_maps()
-        for part in parts:
-            for stage, states in part.summary.stages.items():
-                row = table.setdefault(stage, [0] * 5)
-                table[stage] = [total + count for total, count in zip(row, states, strict=True)]
-            for late in part.summary.late:
-                if not DONE <= late.state < SUPERSEDED:
-                    return self._counts_by_maps()
-                row = table.setdefault(late.stage, [0] * 5)
-                row[OPEN] -= 1
-                row[late.state] += 1
-        return {stage: StageCounts(*table[stage]) for stage in sorted(table)}
+        found = counts_by_summaries(parts) or self._counts_by_maps()
+        check_counts(self._directory, parts, found)
+        return dict(sorted(found.items()))
 
     def made(self) -> dict[int, int] | None:
         """Of a run without groups, by stage: how many rows of the next stage the results of its done tasks are; None
@@ -231,7 +204,7 @@ class JournalReader:
         found: dict[str, list[TaskEvent]] = {task: [] for task in places}
 
         def wanted(head: EventHead) -> bool:
-            return head.tag in _TASK_TAGS and head.task in found
+            return head.tag in _TASK_TAGS and type(head.task) is str and head.task in found
 
         for event in self._read({place for frames in places.values() for place in frames}, wanted):
             found[cast("TaskEvent", event).task].append(cast("TaskEvent", event))
@@ -251,7 +224,7 @@ class JournalReader:
             counts = table.setdefault(task.stage, StageCounts())
             name = task.state or "left"
             setattr(counts, name, getattr(counts, name) + 1)
-        return dict(sorted(table.items()))
+        return table
 
 
 def _all_places(part: Part) -> Iterator[Place]:

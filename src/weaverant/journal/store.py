@@ -88,7 +88,7 @@ class SegmentStore:
             self._append(MAP, payload)
             self._sync_file()
         summary = self._size
-        self._append(SUMMARY, encode_index(index.summary(maps)))
+        self._append(SUMMARY, encode_index(index.summary(maps, self._number)))
         self._sync_file()
         self._disk.write(self._file, pack_trailer(events_end, summary))
         self._settle()
