@@ -12,6 +12,7 @@ FLOORS = {
     1: ["protocols"],
     2: [
         *("agent", "binding", "effect", "schema", "jsontext", "workflow", "recipe", "task", "past", "branch", "replay"),
+        "history",
         *("story", "__init__", "fields", "namesakes", "engines", "journal", "sources", "export"),
     ],
     3: ["runtime"],

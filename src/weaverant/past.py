@@ -8,6 +8,7 @@ from typing import Any
 from weaverant.branch import CANCELLED, Record, TimerKey
 from weaverant.errors import StepFailed
 from weaverant.events import NO_USAGE, StepEnded, TaskEnded, TaskEvent, TaskReopened, TaskStarted, TimerFired
+from weaverant.history import in_order, sensible
 from weaverant.step import StepKey, reply_of
 from weaverant.trace import Texts
 
@@ -16,7 +17,8 @@ Blob = Callable[[bytes], str]
 
 
 class Past:
-    """What a task's recorded events amount to. Reading them in order numbers the texts as writing them did."""
+    """What a task's recorded events amount to. Reading them in order numbers the texts as writing them did.
+    `JournalCorrupt` where they make no sense."""
 
     def __init__(self, events: Iterable[TaskEvent], blob: Blob) -> None:
         self.texts = Texts()
@@ -31,8 +33,9 @@ class Past:
         self.row: Any = None
         self.started: TaskStarted
         self._blob = blob
-        for event in events:
-            self._read(event)
+        with sensible("a task"):
+            for event in in_order(events):
+                self._read(event)
 
     def _read(self, event: TaskEvent) -> None:
         match event:
@@ -59,6 +62,8 @@ class Past:
         value = self.texts.unpack(event.value, self._blob)
         outcome = outcome_of(event, value)
         key = (event.path, event.fingerprint, event.occurrence)
+        if key in self.steps and self.steps[key].outcome is not CANCELLED:
+            raise ValueError(f"task {event.task!r} has another outcome of a step that its retry has kept: {key!r}")
         self.steps[key] = Record(self.count, event.name, outcome, event.clock, event.time)
         self.count += 1
         if event.reused:
@@ -78,7 +83,10 @@ class Past:
 def outcome_of(event: StepEnded, value: Any) -> Any:
     """What the workflow saw of a recorded step, given its unpacked value."""
     if event.outcome == "failure":
-        return StepFailed(event.reason, value[0], value[1])
+        text, detail = value
+        if not isinstance(value, list) or not isinstance(text, str):
+            raise ValueError(f"{value!r} is no failure's text and detail")
+        return StepFailed(event.reason, text, detail)
     if event.outcome == "cancelled":
         return CANCELLED
     return reply_of(value, event.usage, event.model) if event.kind == "model" else value

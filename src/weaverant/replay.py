@@ -346,7 +346,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             return
         asked.settled = True
         self.open -= 1
-        self.clock = record.clock
+        self.clock = max(self.clock, record.clock)  # after a retry, a record may be older than the one before
         self.wall = record.time
         if isinstance(asked, Ask):
             asked.number = record.number

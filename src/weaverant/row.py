@@ -34,6 +34,15 @@ def group_key(stage: int, name: str, members: Iterable[str]) -> str:
     return f"{stage}@{digest(_canonical([name, *members])).hex()}"
 
 
+def stage_of(key: str) -> int:
+    """The stage that a task of this key belongs to, 0 being the first. `ValueError` for what is no key."""
+    root, *children = key.split("/")
+    stage, at, _ = root.partition("@")
+    if not at and (place := source_place(key)) and source_key(*place) != root:
+        raise ValueError(f"{key!r} is no task's key")
+    return len(children) + (int(stage) if at else 0)
+
+
 def source_place(key: str) -> tuple[int, int, int] | None:
     """(source, index, trial) of the source row a key goes back to; None for a group and what came of one."""
     if "@" in key:

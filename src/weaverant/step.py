@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 from zlib import crc32
 
 import msgspec
 
 from weaverant.events import StepKind
-from weaverant.message import Choice, Message, Part, Reply, Request, Tokens, ToolCall, Usage
+from weaverant.message import Choice, FinishReason, Message, Part, Reply, Request, Role, Tokens, ToolCall, Usage
 from weaverant.talk import Talk
 
 StepKey = tuple[str, bytes, int]
@@ -107,7 +107,7 @@ def reply_of(value: Any, usage: Usage, model: str) -> Reply:
     if isinstance(value, str):
         return Reply(Message("assistant", value), usage, model)
     if len(value) == 2:
-        return Reply(message_of(value[0]), usage, model, value[1])
+        return Reply(message_of(value[0]), usage, model, _finish_of(value[1]))
     first, more = _choice_of(value), tuple(map(_choice_of, value[3]))
     return Reply(first.message, usage, model, first.finish, first.tokens, more)
 
@@ -117,7 +117,16 @@ def _choice_value(choice: Choice | Reply) -> list[Any]:
 
 
 def _choice_of(value: list[Any]) -> Choice:
-    return Choice(message_of(value[0]), value[1], msgspec.convert(value[2], Tokens | None))
+    return Choice(message_of(value[0]), _finish_of(value[1]), msgspec.convert(value[2], Tokens | None))
+
+
+def _finish_of(value: Any) -> FinishReason:
+    if value not in _FINISHES:
+        raise ValueError(f"{value!r} is no way for a reply to finish")
+    return value
+
+
+_FINISHES, _ROLES = frozenset(get_args(FinishReason)), frozenset(get_args(Role))
 
 
 def message_value(message: Message) -> list[Any]:
@@ -130,8 +139,20 @@ def message_value(message: Message) -> list[Any]:
 
 
 def message_of(value: list[Any]) -> Message:
-    """The inverse of `message_value`."""
+    """The inverse of `message_value`. `ValueError` for what is none."""
+    if value[0] not in _ROLES:
+        raise ValueError(f"{value[0]!r} is no role of a message")
     content = value[1] if isinstance(value[1], str) else msgspec.convert(value[1], tuple[Part, ...])
     if len(value) == 2:
         return Message(value[0], content)
-    return Message(value[0], content, tuple(ToolCall(*call) for call in value[2]), value[3], value[4])
+    calls, answered, reasoning = value[2:]
+    if any(text is not None and not isinstance(text, str) for text in (answered, reasoning)):
+        raise ValueError(f"{answered!r} and {reasoning!r}: texts or nothing were expected")
+    return Message(value[0], content, tuple(map(_call_of, calls)), answered, reasoning)
+
+
+def _call_of(value: Any) -> ToolCall:
+    name, function, arguments = value
+    if not (isinstance(name, str) and isinstance(function, str) and isinstance(arguments, str)):
+        raise ValueError(f"{value!r} is no call of a tool")
+    return ToolCall(name, function, arguments)

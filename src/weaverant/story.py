@@ -5,8 +5,7 @@ Everything that looks at a finished run reads stories: `show --task`, the export
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,6 @@ from jinja2 import TemplateError
 from msgspec import Struct
 
 from weaverant.agent import Agent
-from weaverant.errors import JournalCorrupt
 from weaverant.events import (
     NO_USAGE,
     CostReserved,
@@ -29,6 +27,7 @@ from weaverant.events import (
     TaskSuperseded,
     TimerFired,
 )
+from weaverant.history import in_order, sensible
 from weaverant.message import Message, Reply, Usage
 from weaverant.step import message_of, reply_of
 from weaverant.trace import Texts
@@ -67,6 +66,11 @@ class Step(Struct):
     """On the task's clock, in seconds."""
 
 
+MOST_SAID = 1 << 27
+"""Messages that the steps of one task send in all, as references a gibibyte: those of a talk of 11,000 turns. A small
+file may claim far more."""
+
+
 class Story(Struct):
     """One task's whole story. `state` is None while it is unfinished."""
 
@@ -91,27 +95,6 @@ class Story(Struct):
         return [step for step in self.steps if step.kind == "model" and step.reply is not None]
 
 
-@contextmanager
-def sensible(what: str) -> Generator[None]:
-    """`JournalCorrupt` for events that no run of ours can have written. Each of them passed its checksum, so they come
-    from a forgery, or from a mistake of ours, whose traceback is kept behind the error."""
-    try:
-        yield
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        RecursionError,
-        TemplateError,
-    ) as error:
-        raise JournalCorrupt(
-            f"the events of {what} make no sense: {type(error).__name__}: {error}. Nothing was changed. "
-            "Put the run back from a copy"
-        ) from error
-
-
 class Storyteller:
     """Folds a task's events into its story. `agents` are the run's `AgentBound` descriptions by `spec`."""
 
@@ -120,6 +103,7 @@ class Storyteller:
             self._agents = {spec: _agent(described) for spec, described in agents.items()}
         self._described = agents
         self._blob = blob
+        self._said = 0
 
     def tell(self, events: Iterable[TaskEvent]) -> Story:
         story = Story("", 0, None, [])
@@ -128,9 +112,10 @@ class Storyteller:
         return story
 
     def _fold(self, story: Story, events: Iterable[TaskEvent]) -> None:
+        self._said = 0
         texts = Texts()
         numbered: list[Step | None] = []
-        for event in events:
+        for event in in_order(events):
             match event:
                 case TaskStarted():
                     story.key, story.stage, story.parents = event.task, event.stage, event.parents
@@ -161,6 +146,9 @@ class Storyteller:
         )  # fmt: skip
         if event.kind == "model":
             step.messages = self._messages(event, asked, numbered)
+            self._said += len(step.messages)
+            if self._said > MOST_SAID:
+                raise ValueError(f"its steps send more than {MOST_SAID:,} messages in all")
             described = self._described.get(event.spec, {})
             step.tools, step.output = described.get("tools", []), described.get("output")
             if event.outcome == "reply":
@@ -176,7 +164,7 @@ class Storyteller:
         if agent is None or asked is None:
             return ()
         if isinstance(asked, dict):
-            return agent.messages(**cast("dict[str, Any]", asked))
+            return _rendered(agent, (), cast("dict[str, Any]", asked))
         first: Any
         rest: list[Any]
         first, rest, *talk = asked
@@ -185,16 +173,31 @@ class Storyteller:
             return (*_said(numbered, first), *added)
         if talk:
             step, skip = talk
-            added = (*_said(numbered, step)[skip:], *added)
-        return agent.messages(history=added, **cast("dict[str, Any]", first))
+            said = _said(numbered, step)
+            added = (*said[_place(skip, len(said)) :], *added)
+        return _rendered(agent, added, cast("dict[str, Any]", first))
 
 
-def _said(numbered: list[Step | None], number: int) -> tuple[Message, ...]:
+def _rendered(agent: Agent, history: tuple[Message, ...], variables: dict[str, Any]) -> tuple[Message, ...]:
+    try:
+        return agent.messages(history=history, **variables)
+    except TemplateError as error:
+        raise ValueError(f"a prompt of {agent.name!r} cannot be rendered: {error}") from error
+
+
+def _said(numbered: list[Step | None], number: Any) -> tuple[Message, ...]:
     """All that a step sent, and its reply."""
-    step = numbered[int(number)]
+    step = numbered[_place(number, len(numbered) - 1)]
     if step is None or step.reply is None:
         raise ValueError(f"step {len(numbered)} goes on from one that has no reply")
     return (*step.messages, step.reply.message)
+
+
+def _place(number: Any, most: int) -> int:
+    """A place that events name. Python would take a negative one as well, and be wrong."""
+    if type(number) is not int or not 0 <= number <= most:
+        raise ValueError(f"found {number!r} where a number from 0 to {most} should be")
+    return number
 
 
 def _end(story: Story, event: TaskEnded, value: Any) -> None:

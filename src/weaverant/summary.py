@@ -29,11 +29,12 @@ from weaverant.events import (
     TaskStarted,
     TaskSuperseded,
 )
+from weaverant.history import sensible
 from weaverant.journal import BlobStore, JournalReader
 from weaverant.launch import Run
 from weaverant.rundir import RunConfig, load_config
 from weaverant.runtime.ledger import AgentCounts, Ledger, Spent, StageCounts
-from weaverant.story import Story, Storyteller, sensible
+from weaverant.story import Story, Storyteller
 from weaverant.task import Task
 
 EXAMPLES = 2
@@ -137,6 +138,7 @@ def fold(directory: Path) -> Summary:
     with sensible(f"the run {str(directory)!r}"):
         for event in reader.events():
             folded.see(event)
+        folded.check()
     state = folded.state or ("running" if _is_locked(directory) else "killed")
     rows = config.rows if folded.source_rows is None else folded.source_rows
     examples = Examples()
@@ -201,6 +203,12 @@ class _Fold:
                 self.asked.add((event.agent["name"], event.agent["model"]))
             case _:
                 pass
+
+    def check(self) -> None:
+        """`ValueError` where more has ended than began."""
+        for stage in self._ledger.stages:
+            if min(stage.left, stage.done, *stage.rejected.values(), *stage.failed.values()) < 0:
+                raise ValueError(f"the counts do not add up: {stage}")
 
     def examples(self) -> list[str]:
         """Failed tasks, a few for each reason, in the order in which they failed."""

@@ -88,6 +88,8 @@ class Texts:
         if kind is Ext:
             if value.code == TEXT_REF:
                 return self._texts[int.from_bytes(value.data, "little")]
+            if value.code != BLOB_REF:
+                raise ValueError(f"a reference of an unknown kind, {value.code}")
             return self._number(blob(bytes(value.data)))
         return value
 

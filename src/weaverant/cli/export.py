@@ -34,6 +34,7 @@ from weaverant.export import (
     row_order,
 )
 from weaverant.given import recipe_of_run
+from weaverant.history import sensible
 from weaverant.journal import JournalReader
 from weaverant.recipe import StoryExporter, recipe_names, samples_of
 from weaverant.rundir import RunConfig, load_config
@@ -148,7 +149,8 @@ def _samples(
 
 def _stories(directory: Path, reader: JournalReader, stages: range, state: str) -> Iterator[Story]:
     keys = [task.task for task in reader.tasks() if task.state == state and task.stage in stages]
-    keys.sort(key=row_order)
+    with sensible("the run"):  # their keys, as the index has them
+        keys.sort(key=row_order)
     places = reader.places(keys)
     teller = storyteller(directory, reader)
     for _, events in reader.histories({key: places[key] for key in keys}):

@@ -15,11 +15,12 @@ from weaverant.cli.report import report, seconds
 from weaverant.cli.text import as_text, clipped, counted, indented, message_lines
 from weaverant.errors import UserError
 from weaverant.events import AgentBound
+from weaverant.history import sensible
 from weaverant.journal import BlobStore, JournalReader
 from weaverant.rundir import load_config
 from weaverant.runtime.progress import money
 from weaverant.runtime.terminal import visible
-from weaverant.story import Step, Story, Storyteller, sensible
+from weaverant.story import Step, Story, Storyteller
 from weaverant.summary import document, failure_text, fold
 
 SHORT = (6, 500)

@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from weaverant.binding import Binding
-from weaverant.errors import JournalError, Unavailable
+from weaverant.errors import JournalCorrupt, JournalError, Unavailable
 from weaverant.events import (
     NO_USAGE,
     AgentBound,
@@ -353,6 +353,11 @@ class LocalSwarm:
     def _push_again(self, got: Row | Refused) -> None:
         """A row of a later stage. If an earlier session had it, carry on from there."""
         key = key_of(got)
+        if key in self._left.superseded:
+            self._broken(
+                JournalCorrupt(f"task {key!r} is superseded, and is there again. Put the run back from a copy")
+            )
+            return
         held = self._left.held.pop(key, None)
         if held is None:
             if key not in self._left.known:
@@ -398,6 +403,11 @@ class LocalSwarm:
     def _wake_if_over(self) -> None:
         if self._over():
             self._wake.set()
+        elif self._drained and self._idle() and not self.stopped:  # for groups that nothing can form any more
+            self._broken(self._contradiction())
+
+    def _contradiction(self) -> JournalCorrupt:
+        return JournalCorrupt(f"nothing is left to do, but by what the journal told there is: {self.ledger!r}")
 
     def _cancel_calls(self) -> None:
         self._calls.cancel_all()
@@ -433,6 +443,8 @@ class LocalSwarm:
         self._keep_what_was_read()
         if self.stopped == "fuse" and self._nothing_left():
             self.stopped = ""
+        if not self.stopped and any(stage.left for stage in self.ledger.stages):
+            self._broken(self._contradiction())
         self._calls.close()
         bound, capacities = (0.0, {}) if self._outlook is None else (self._outlook.bound, self._outlook.capacities())
         self.write(RunClosed(self.stopped or "finished", self.clock.time(), bound, capacities), None, None)

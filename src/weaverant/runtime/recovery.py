@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import Struct
 
-from weaverant.errors import UserError
+from weaverant.errors import JournalCorrupt, UserError
 from weaverant.events import EndState, TaskEnded, TaskEvent, TaskReopened, TaskStarted
+from weaverant.history import in_order, sensible
 from weaverant.journal import JournalReader, Place
+from weaverant.journal.index import UNTOLD
 from weaverant.past import Blob
 from weaverant.protocols import Clock
-from weaverant.row import parent_key, source_place
+from weaverant.row import child_key, parent_key, source_place, stage_of
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.stagebook import Refused, StageBook, key_of
 from weaverant.story import Storyteller
@@ -55,6 +57,8 @@ class Unfinished:
     held: dict[str, Held] = field(default_factory=dict[str, Held])
     known: set[str] = field(default_factory=set[str])
     """Rows of later stages that were started, of results that enter again; those of and after groups apart."""
+    superseded: set[str] = field(default_factory=set[str])
+    """Groups that have lost or gained members, and what came of them: members only ever come, so none forms again."""
     started: int = 0
     """How many tasks of the source were started."""
     reopened: dict[str, int] = field(default_factory=dict[str, int])
@@ -83,20 +87,28 @@ class Recovery:
         self._book = book
 
     def unfinished(self, retry: Retry | None, reopen: Callable[[TaskReopened], None]) -> Unfinished:
-        """`reopen` writes the event that takes a failed task up again."""
+        """`reopen` writes the event that takes a failed task up again. `JournalCorrupt` where events make no sense."""
+        with sensible("the run"):
+            return self._unfinished(retry, reopen)
+
+    def _unfinished(self, retry: Retry | None, reopen: Callable[[TaskReopened], None]) -> Unfinished:
         left = Unfinished()
-        self._count(left)
+        waiting = self._count(left)
         places = self._reader.unfinished()
+        if len(places) != waiting:
+            raise ValueError(f"{waiting} tasks began and have not ended, and {len(places)} are unfinished")
         retried: dict[str, TaskReopened] = {}
         if retry is not None:
             places |= self._retried(retry, left, retried)
         if len(self._stages) > 1:
-            self._walk_results(left)
+            self._walk_results(left, places)
             left.rows = [got for got in left.rows if key_of(got) not in left.known]
             self._hold(left, retried)
         for event in retried.values():
             reopen(event)
         mine = {task: places[task] for task in sorted(places, key=self._order) if "@" not in task}
+        if (last := max(map(self._order, mine), default=-1)) >= left.started:
+            raise ValueError(f"row {last} is unfinished, and {left.started} were started")
         left.restored = self._restored(mine, retried)
         return left
 
@@ -104,64 +116,91 @@ class Recovery:
         place = source_place(task)
         return 0 if place is None else place[1] * self._trials + place[2]
 
-    def _count(self, left: Unfinished) -> None:
+    def _count(self, left: Unfinished) -> int:
+        """Into the ledger. Gives how many tasks have begun and not ended."""
         self._ledger.earlier_calls = self._reader.calls()
         self._ledger.earlier_cost = sum(usage.cost for usage in self._reader.usage().values())
-        for stage, counts in self._reader.counts().items():
+        stages = self._reader.counts()
+        for stage, counts in stages.items():
             book = self._ledger.stages[stage]
+            if counts.superseded and not any(isinstance(one, Group) for one in self._stages[: stage + 1]):
+                raise ValueError(
+                    f"{counts.superseded} tasks of stage {book.name!r} are superseded, and it has no group"
+                )
             for state in ("done", "rejected", "failed"):
                 book.count(state, "(earlier)", getattr(counts, state))
             if stage == 0:
                 book.rows = left.started = counts.left + counts.done + counts.rejected + counts.failed
+        return sum(counts.left for counts in stages.values())
 
-    def _walk_results(self, left: Unfinished) -> None:
+    def _walk_results(self, left: Unfinished, unfinished: Iterable[str]) -> None:
         """Let results of earlier stages enter the next again; what had been started already is known."""
         made = self._reader.made()
         grouped = any(isinstance(stage, Group) for stage in self._stages)
-        parents = self._walk_all(left) if grouped or made is None else self._walk_back(left, made)
-        for _, events in self._reader.histories(self._reader.places(parents)):
+        if grouped or made is None:
+            parents = self._walk_all(left)
+        elif early := self._reader.places([child_key(task, 0) for task in unfinished]):
+            raise ValueError(f"task {min(early)!r} began before the task ended that its row comes from")
+        else:
+            parents = self._walk_back(left, made)
+        for task, events in self._reader.histories(self._reader.places(parents)):
             story = self._teller.tell(events)
             row = Row(story.key, story.stage, self._order(story.key), b"", story.row, story.parents)
-            left.rows += self._book.enter(row, story.result)
+            rows = self._book.enter(row, story.result)
+            if parents[task] not in (UNTOLD, len(rows)):
+                raise ValueError(f"task {task!r} made {parents[task]} rows by its index, and {len(rows)} by its result")
+            left.rows += rows
+        if orphans := set(filter(self._enters, left.known)) - set(map(key_of, left.rows)):
+            raise ValueError(f"task {min(orphans)!r} is no row that a result of an earlier stage has made")
 
-    def _walk_back(self, left: Unfinished, made: Mapping[int, int]) -> list[str]:
-        """The tasks with a result not all of whose rows had been started. How many rows that are is known, so it looks
-        back no further than needed: a run with a million finished tasks has them near its end, if at all."""
+    def _enters(self, task: str) -> bool:
+        """Whether it is a row of its own where it entered, and none that a group had no key for."""
+        return not isinstance(self._stages[stage_of(task)], Group)
+
+    def _walk_back(self, left: Unfinished, made: Mapping[int, int]) -> dict[str, int]:
+        """The tasks with a result not all of whose rows had been started, with their number of rows. How many rows that
+        are is known, so it looks back no further than needed: a run with a million finished tasks has them near its
+        end, if at all."""
         missing = self._expect(made)
-        parents: list[str] = []
+        parents: dict[str, int] = {}
         children: dict[str, list[str]] = {}
         for task in self._reader.tasks(newest_first=True) if missing else ():
             if task.stage:
                 children.setdefault(parent_key(task.task), []).append(task.task)
             started = children.pop(task.task, [])
             if task.state == "done" and task.stage + 1 < len(self._stages) and len(started) < task.made:
-                parents.append(task.task)
+                parents[task.task] = task.made
                 left.known.update(started)
                 self._ledger.stages[task.stage + 1].rows -= task.made  # counted as they enter again
                 missing -= task.made - len(started)
                 if not missing:
                     break
+        if missing:
+            raise ValueError(f"{missing} rows of results were not started, and no result has them")
         return parents
 
     def _expect(self, made: Mapping[int, int]) -> int:
         """Count the rows that all results are for the stages after the first. Gives how many were not started."""
         counts, missing = self._reader.counts(), 0
         for stage in range(1, len(self._stages)):
-            rows = made.get(stage - 1, 0)
-            missing += rows - (counts[stage].total if stage in counts else 0)
+            rows, began = made.get(stage - 1, 0), counts[stage].total if stage in counts else 0
+            if began > rows:
+                raise ValueError(f"{began} tasks began in stage {stage}, and {rows} rows were made for it")
+            missing += rows - began
             self._ledger.stages[stage].rows += rows
         return missing
 
-    def _walk_all(self, left: Unfinished) -> list[str]:
-        """All tasks with a result for a next stage: a group needs them."""
-        parents: list[str] = []
+    def _walk_all(self, left: Unfinished) -> dict[str, int]:
+        """All tasks with a result for a next stage: a group needs them. It counts their rows itself."""
+        parents: dict[str, int] = {}
         for task in self._reader.tasks():
             if task.state == "superseded":
+                left.superseded.add(task.task)
                 continue
             if task.stage and "@" not in task.task:
                 left.known.add(task.task)
             if task.state == "done" and task.stage + 1 < len(self._stages) and "@" not in task.task:
-                parents.append(task.task)
+                parents[task.task] = UNTOLD
             elif "@" in task.task:
                 left.held[task.task] = Held(task.stage, None, None, [])
         return parents
@@ -183,7 +222,7 @@ class Recovery:
         chosen: dict[str, list[Place]] = {}
         reasons: Counter[str] = Counter()
         for task, events in self._reader.histories(where):
-            end = next(event for event in reversed(events) if isinstance(event, TaskEnded))
+            end = _failure_of(task, events)
             if retry.wants(end):
                 chosen[task] = where[task]
                 retried[task] = TaskReopened(task, self._clock.time(), _forgotten(events))
@@ -204,13 +243,21 @@ class Recovery:
             yield self._order(task), [*events, retried[task]] if task in retried else events
 
 
+def _failure_of(task: str, events: list[TaskEvent]) -> TaskEnded:
+    """The end of a task of which the index says that it failed."""
+    ends = [event for event in in_order(events) if isinstance(event, TaskEnded)]
+    if not ends or ends[-1].state != "failed":
+        raise ValueError(f"task {task!r} has failed by its index, and by its events it has not")
+    return ends[-1]
+
+
 def _forgotten(events: list[TaskEvent]) -> int:
     return sum(getattr(event, "outcome", "") == "failure" for event in events)
 
 
 def started_of(events: list[TaskEvent]) -> TaskStarted:
-    """The event that a task began with."""
+    """The event that a task began with. `JournalCorrupt` where there is none."""
     for event in events:
         if isinstance(event, TaskStarted):
             return event
-    raise AssertionError("a task's events begin with its start")
+    raise JournalCorrupt("the journal has a task without the event that it began with. Put the run back from a copy")

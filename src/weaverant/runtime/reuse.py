@@ -12,6 +12,7 @@ from pathlib import Path
 
 from weaverant.branch import CANCELLED
 from weaverant.events import StepEnded, TaskEvent
+from weaverant.history import in_order, sensible
 from weaverant.journal import BlobStore, JournalReader, Place
 from weaverant.past import outcome_of
 from weaverant.step import StepKey
@@ -87,12 +88,13 @@ class OldRun:
         wanted = {task: where for task, where in self._order[at : at + READ_AHEAD] if task not in self._read}
         wanted[name] = places
         for task, events in self._reader.histories(wanted):
-            self._read[task] = self._steps(events)
+            with sensible(f"task {task!r} of the earlier run"):
+                self._read[task] = self._steps(events)
 
     def _steps(self, events: Iterable[TaskEvent]) -> OldSteps:
         steps = OldSteps()
         texts = Texts()
-        for event in events:
+        for event in in_order(events):
             if isinstance(event, StepEnded):
                 texts.unpack(event.input, self._blob)
                 value = texts.unpack(event.value, self._blob)

@@ -97,6 +97,7 @@ async def live(
     """Let the rows live to their ends; with a `past`, let its tasks go on from there instead."""
     journal = GroupedJournal(engine.random)
     ledger = Ledger([weave.name])
+    ledger.stages[0].rows = len(past or {})
     feed = Feed(MemoryRows([] if past else list(rows)), 0, 1, None)
     restored = ((order, list(events)) for order, events in enumerate((past or {}).values()))
     swarm = LocalSwarm(

@@ -86,6 +86,7 @@ def _replay(world: World, events: dict[str, list[TaskEvent]]) -> tuple[dict[str,
     clock = VirtualClock(world.wall)
     loop = VirtualLoop(clock, Random(0))
     stages, nobody, ledger = stages_of(RECIPES[world.plan.recipe]), Nobody(_identity(world)), Ledger(["woven"])
+    ledger.stages[0].rows = len(events)
     swarm = LocalSwarm(
         stages, Binding({"*": nobody}), NullJournal(clock), Feed(MemoryRows([]), 0, 1, None), ledger,
         StageBook(stages, ledger), Limits(max_failures=1.0), blob=BlobStore(world.directory / "blobs").get,
