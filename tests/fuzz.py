@@ -24,6 +24,7 @@ from random import Random
 TARGETS = {
     "journal": "fuzz_journal",
     "forgery": "fuzz_forgery",
+    "runs": "fuzz_resume",
     "sources": "fuzz_sources",
     "replies": "fuzz_replies",
     "calls": "fuzz_calls",

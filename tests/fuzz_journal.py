@@ -149,7 +149,7 @@ def states(events: list[Event]) -> dict[str, tuple[int, str | None]]:
                 found[event.task] = (event.stage, event.state)
             case TaskReopened():
                 found[event.task] = (found[event.task][0], None)
-            case TaskSuperseded():
+            case TaskSuperseded() if event.task in found:
                 found[event.task] = (found[event.task][0], "superseded")
             case _:
                 pass

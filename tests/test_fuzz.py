@@ -21,7 +21,7 @@ import fuzz_calls
 import fuzz_forgery
 import fuzz_replies
 
-CASES = {"journal": 150, "forgery": 120, "sources": 400, "replies": 500, "calls": 2_000, "streams": 200}
+CASES = {"journal": 150, "forgery": 120, "runs": 60, "sources": 400, "replies": 500, "calls": 2_000, "streams": 200}
 GROWING: dict[str, Callable[[int], Any]] = {
     f"{module.__name__.removeprefix('fuzz_')}: {name}": case
     for module in (fuzz_replies, fuzz_calls, fuzz_forgery)
@@ -39,6 +39,23 @@ PLANTED = {
         "import weaverant.journal.segment as m; m.Segment.next_frame = lambda *_: None",
     ),
     "journal: an index is believed": ("forgery", "import weaverant.journal.parts as m; m._is_whole = lambda *_: True"),
+    "resume: the last of two outcomes of a step holds": (
+        "runs",
+        "import weaverant.past as m; m.in_order = iter\n"
+        "read = m.Past._read_step\n"
+        "def spoilt(self, event):\n    self.steps.pop((event.path, event.fingerprint, event.occurrence), None)\n"
+        "    read(self, event)\n"
+        "m.Past._read_step = spoilt",
+    ),
+    "resume: segments that have changed their names are taken": (
+        "runs",
+        "import weaverant.journal.index as m; make = m.SegmentIndex.summary\n"
+        "m.SegmentIndex.summary = lambda self, maps, number=0: make(self, maps)",
+    ),
+    "resume: counts need not add up": (
+        "runs",
+        "import weaverant.journal.reader as m; m.check_counts = lambda *_: None",
+    ),
     "show: control characters go to the terminal": (
         "forgery",
         "import weaverant.cli.show as m; m.visible = lambda text: text + chr(27)",
