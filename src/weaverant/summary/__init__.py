@@ -1,0 +1,22 @@
+"""What a run amounts to: its ledger, cost and latency by agent, failures with examples, where replay diverged.
+
+`fold` reads it from a run's directory, in one pass and bounded memory, also while the run is being written;
+`of_run` takes it from a run that has just ended. `document` is the form for machines.
+"""
+
+from weaverant.summary.account import Divergence, Examples, Failure, Summary, failure_text, of_run, positive
+from weaverant.summary.document import document
+from weaverant.summary.fold import fold, has_finished
+
+__all__ = [
+    "Divergence",
+    "Examples",
+    "Failure",
+    "Summary",
+    "document",
+    "failure_text",
+    "fold",
+    "has_finished",
+    "of_run",
+    "positive",
+]

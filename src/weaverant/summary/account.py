@@ -1,0 +1,113 @@
+"""A run's summary, and how it is taken from a run that has just ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+
+from weaverant.launch import Run
+from weaverant.rundir import RunConfig
+from weaverant.runtime.ledger import Ledger
+from weaverant.story import Story
+from weaverant.task import Task
+
+EXAMPLES = 2
+"""Failed tasks that are kept for each reason."""
+
+REASONS = 50
+"""Reasons for which there are examples; all are counted."""
+
+
+class Failure(Struct, frozen=True):
+    """One failed task, as an example of its reason."""
+
+    key: str
+    reason: str
+    where: str
+    text: str
+
+
+class Divergence(Struct):
+    """Recorded outcomes that replay never asked for: in how many tasks, and the first of them."""
+
+    tasks: int = 0
+    first_task: str = ""
+    first_step: str = ""
+
+
+class Summary(Struct):
+    """All that `show` prints."""
+
+    config: RunConfig
+    state: str
+    """`finished`, why it stopped, `running`, or `killed`."""
+    ledger: Ledger
+    rows: int | None
+    """Rows of the first stage in all; None while only reading the source to its end would tell."""
+    failures: list[Failure]
+    directory: str | None = None
+    sessions: int = 1
+    divergence: Divergence = msgspec.field(default_factory=Divergence)
+    budget: float = 0.0
+    """The cap of the last session in US dollars; 0 is none."""
+    unpriced: list[str] = []
+    """Agents that ask a model whose price nobody knows: a cost of 0 tells nothing of them."""
+
+    @property
+    def simulated(self) -> list[str]:
+        """The names of models whose words are pretended."""
+        return sorted(name for name, what in self.config.identities.items() if what.startswith("simulated"))
+
+    @property
+    def left(self) -> int:
+        """Rows that have not ended, those that never started included."""
+        stages = self.ledger.stages
+        waiting = 0 if self.rows is None else max(0, self.rows - stages[0].rows)
+        return waiting + sum(stage.left for stage in stages)
+
+
+class Examples:
+    """The first few failures of each reason."""
+
+    def __init__(self) -> None:
+        self.failures: list[Failure] = []
+        self._seen: Counter[str] = Counter()
+
+    def wanted(self, reason: str) -> bool:
+        return self._seen[reason] < EXAMPLES and (reason in self._seen or len(self._seen) < REASONS)
+
+    def add(self, task: Task | Story) -> None:
+        if task.state == "failed" and self.wanted(task.reason):
+            self._seen[task.reason] += 1
+            self.failures.append(Failure(task.key, task.reason, task.where, failure_text(task.result)))
+
+
+def failure_text(value: Any) -> str:
+    """What a failed task's value says."""
+    return str(cast("dict[str, Any]", value).get("text", "")) if isinstance(value, dict) else str(value or "")
+
+
+def of_run(run: Run, examples: Examples) -> Summary:
+    """The summary of a run that was not resumed, from its own counts. `rows` is known once it has finished."""
+    rows = run.ledger.stages[0].rows if run.state == "finished" else run.config.rows
+    directory = None if run.directory is None else str(run.directory)
+    asked = {(bound.agent.name, bound.agent.model) for bound in run.binding.all()}
+    return Summary(
+        run.config, run.state, run.ledger, rows, examples.failures, directory, budget=run.limits.budget,
+        unpriced=unpriced_agents(run.config, asked),
+    )  # fmt: skip
+
+
+def unpriced_agents(config: RunConfig, asked: Iterable[tuple[str, str]]) -> list[str]:
+    """Of agents and the models that they ask, the agents whose model has no known price."""
+    return sorted({agent for agent, model in asked if (model if model in config.models else "*") in config.unpriced})
+
+
+def positive(counts: Counter[str]) -> dict[str, int]:
+    """The reasons that still count, the most frequent first."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return {reason: count for reason, count in ranked if count}

@@ -1,0 +1,161 @@
+"""A run's summary as its journal tells it: one pass, bounded memory, also while the run is being written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+
+from weaverant.events import (
+    AgentBound,
+    CostReserved,
+    Event,
+    RunClosed,
+    RunOpened,
+    SourceEnded,
+    StepEnded,
+    TaskEnded,
+    TaskReopened,
+    TaskStarted,
+    TaskSuperseded,
+)
+from weaverant.history import sensible
+from weaverant.journal import BlobStore, JournalReader
+from weaverant.rundir import load_config
+from weaverant.runtime.ledger import Ledger
+from weaverant.story import Storyteller
+from weaverant.summary.account import EXAMPLES, REASONS, Divergence, Examples, Summary, unpriced_agents
+
+
+def fold(directory: Path) -> Summary:
+    """The summary of what stands in the journal. Raises `UserError`, `JournalCorrupt`."""
+    config = load_config(directory)
+    reader = JournalReader(directory)
+    ledger = Ledger(config.stages)
+    folded = _Fold(ledger)
+    with sensible(f"the run {str(directory)!r}"):
+        for event in reader.events():
+            folded.see(event)
+        folded.check()
+    state = folded.state or ("running" if _is_locked(directory) else "killed")
+    rows = config.rows if folded.source_rows is None else folded.source_rows
+    examples = Examples()
+    teller = Storyteller({}, BlobStore(directory / "blobs").get)
+    for _, events in reader.histories(reader.places(folded.examples())):
+        examples.add(teller.tell(events))
+    return Summary(
+        config, state, ledger, rows, examples.failures, str(directory), folded.sessions, folded.divergence,
+        folded.budget, unpriced_agents(config, folded.asked),
+    )  # fmt: skip
+
+
+def has_finished(directory: Path) -> bool:
+    """Whether the run was left with nothing to do. Reads no task's events."""
+    last = None
+    for event in JournalReader(directory).run_events():
+        last = event
+    return isinstance(last, RunClosed) and last.state == "finished"
+
+
+class _Fold:
+    """One pass over the events. Remembers single tasks only where a later event may take their end back, and of their
+    results only whether they are null."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.state = "ready"
+        self.sessions = 0
+        self.budget = 0.0
+        self.source_rows: int | None = None
+        self.asked: set[tuple[str, str]] = set()
+        """Agents and the models that they ask."""
+        self.divergence = Divergence()
+        self._ledger = ledger
+        self._failed: dict[str, TaskEnded] = {}
+        self._grouped: dict[str, tuple[int, TaskEnded | None]] = {}
+
+    def see(self, event: Event) -> None:
+        match event:
+            case StepEnded():
+                self._ledger.step(event)
+            case TaskStarted():
+                self._ledger.stages[event.stage].rows += 1
+                if "@" in event.task:
+                    self._grouped[event.task] = (event.stage, None)
+            case TaskEnded():
+                self._ended(event)
+            case TaskReopened():
+                self._take_back(self._failed.pop(event.task, None))
+            case TaskSuperseded():
+                self._superseded(event.task)
+            case RunOpened():
+                self.sessions += 1
+                self.state = ""
+                self.budget = event.budget
+            case CostReserved():
+                self._ledger.reserved.add(event)
+            case RunClosed():
+                self.state = event.state
+            case SourceEnded():
+                self.source_rows = event.rows
+            case AgentBound():
+                self.asked.add((event.agent["name"], event.agent["model"]))
+            case _:
+                pass
+
+    def check(self) -> None:
+        """`ValueError` where more has ended than began."""
+        for stage in self._ledger.stages:
+            if min(stage.left, stage.done, *stage.rejected.values(), *stage.failed.values()) < 0:
+                raise ValueError(f"the counts do not add up: {stage}")
+
+    def examples(self) -> list[str]:
+        """Failed tasks, a few for each reason, in the order in which they failed."""
+        seen: Counter[str] = Counter()
+        chosen: list[str] = []
+        for task, event in self._failed.items():
+            seen[event.reason] += 1
+            if seen[event.reason] <= EXAMPLES and len(seen) <= REASONS:
+                chosen.append(task)
+        return chosen
+
+    def _ended(self, event: TaskEnded) -> None:
+        bare = msgspec.structs.replace(event, value=event.value is None)
+        self._ledger.ended(event)
+        if event.state == "failed":
+            self._failed[event.task] = bare
+        if event.task in self._grouped:
+            self._grouped[event.task] = (event.stage, bare)
+        if event.unasked:
+            if not self.divergence.tasks:
+                self.divergence.first_task, self.divergence.first_step = event.task, event.diverged
+            self.divergence.tasks += 1
+
+    def _superseded(self, task: str) -> None:
+        if task not in self._grouped:
+            return
+        stage, ended = self._grouped.pop(task)
+        self._ledger.stages[stage].rows -= 1
+        self._take_back(ended)
+        self._failed.pop(task, None)
+
+    def _take_back(self, ended: TaskEnded | None) -> None:
+        if ended is not None:
+            self._ledger.stages[ended.stage].count(ended.state, ended.reason, -1, null=ended.value)
+
+
+def _is_locked(directory: Path) -> bool:
+    """Whether a process writes the run."""
+    try:
+        file = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
