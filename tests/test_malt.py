@@ -2,6 +2,10 @@
 
 import gzip
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from fractions import Fraction
 from itertools import product
@@ -553,6 +557,27 @@ def test_the_evaluation_is_a_command(tmp_path, capsys):
         "lone generator", "chain of three roles", "vote of the chains",
     ]  # fmt: skip
     assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_second_signal_ends_an_evaluation_whose_model_holds_the_event_loop(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import time\n\n\ndef reply(request):\n    open('reached', 'w').close()\n    time.sleep(50)\n"
+    )
+    words = [sys.executable, "-m", "weaverant.recipes.malt.evaluate"]
+    words += ["--limit", "4", "--model", "scripted:slow.py", "--run", "run"]
+    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as going:
+        until = time.monotonic() + 30
+        while not (tmp_path / "reached").exists():
+            assert time.monotonic() < until, "no call was made in time"
+            time.sleep(0.02)
+        going.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        going.send_signal(signal.SIGINT)
+        try:
+            _, err = going.communicate(timeout=20)
+        finally:
+            going.kill()
+    assert going.returncode == 4 and "weaverant resume run" in err
 
 
 @pytest.mark.heavy

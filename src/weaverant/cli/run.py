@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
-import shlex
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from weaverant import launch
 from weaverant.cli import SOME_FAILED, complain
 from weaverant.cli.advice import next_steps
+from weaverant.cli.driver import Driver
 from weaverant.cli.forecast import forecast
 from weaverant.cli.options import (
     input_for,
@@ -27,16 +24,12 @@ from weaverant.cli.options import (
 )
 from weaverant.cli.plan import print_plan
 from weaverant.cli.report import report
-from weaverant.cli.signals import Signals
-from weaverant.cli.text import counted, exact
 from weaverant.errors import UserError, WeaverantError
-from weaverant.launch import EXIT_CODES, Run
+from weaverant.launch import Run
 from weaverant.pilot import estimate
 from weaverant.recipe import Recipe
 from weaverant.rundir import default_directory, load_config, resume_in_python
-from weaverant.runtime.progress import Progress, is_live, money
 from weaverant.runtime.terminal import visible
-from weaverant.runtime.watch import holder
 from weaverant.summary import Examples, fold, has_finished, of_run
 
 
@@ -103,18 +96,18 @@ def resume_command(options: argparse.Namespace) -> int:
 
 def _drive(run: Run, quiet: bool) -> int:
     """Go on to the end; print the summary; give the exit code."""
-    driver = _Driver(run, quiet)
-    with driver.signals:
-        asyncio.run(driver.go())
+    examples = Examples()
+    driver = Driver(run, examples.add, quiet)
+    driver.go_on()
     if not quiet:
         resumed = run.resumed and run.directory is not None
-        summary = fold(run.directory) if resumed and run.directory else of_run(run, driver.examples)
+        summary = fold(run.directory) if resumed and run.directory else of_run(run, examples)
         print(visible("\n".join(report(summary))), flush=True)
         if run.state == "pilot":
             print(visible("\n".join(forecast(estimate(run)))), flush=True)
     if run.error is not None:
         complain(run.error if isinstance(run.error, WeaverantError) else repr(run.error), run.exit_code)
-    if driver.signals.count > 1:
+    if driver.signals > 1:
         _leave(run.exit_code)
     return run.exit_code
 
@@ -126,79 +119,3 @@ def _leave(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-class _Driver:
-    """A run with its progress and its signals."""
-
-    def __init__(self, run: Run, quiet: bool) -> None:
-        self.examples = Examples()
-        self.signals = Signals(self._stop, self._leave)
-        self._stops = 0
-        self._run = run
-        self._quiet = quiet
-        self._progress = Progress(run, run.config.rows, sys.stderr, is_live(sys.stderr) and not quiet)
-        run.tell = self._progress.say
-
-    async def go(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.signals.listen()
-        # The run prepares itself before the loop gets its next turn, and knows then what it takes up again.
-        loop.call_soon(self._announce)
-        drawing = None if self._quiet else loop.create_task(self._progress.draw())
-        try:
-            async for task in self._run:
-                self.examples.add(task)
-        finally:
-            if drawing is not None:
-                drawing.cancel()
-                with suppress(asyncio.CancelledError):
-                    await drawing
-                if self._run.state != "ready":
-                    self._progress.finish()
-
-    def _announce(self) -> None:
-        if self._run.state == "ready":
-            return  # it could not begin; the error says why
-        if self._run.state == "budget":
-            self._say(
-                f"nothing was asked: {exact(self._run.spent)} have been spent, more than the budget of "
-                f"{money(self._run.limits.budget)}. Go on with a larger one: --budget DOLLARS"
-            )
-        again = self._run.unfinished.reopened
-        if again:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(again.items()))
-            self._say(f"taking up {counted(sum(again.values()), 'failed row')} again: {reasons}")
-        if self._run.directory is not None:
-            self._say(f"run directory: {self._run.directory}")
-
-    def _stop(self) -> None:
-        calls = self._run.sent
-        self._run.stop("interrupted")
-        self._stops += 1
-        if self._stops == 1:
-            grace = self._run.limits.grace
-            self._say(
-                f"stopping: {counted(calls, 'call')} in flight may finish, for {grace:g} s at most; {self._left()}. "
-                "Ctrl-C again stops at once"
-            )
-        elif self._stops == 2:
-            self._say("stopping at once")
-
-    def _left(self) -> str:
-        return "what is left can be resumed" if self._run.directory else "the rest is lost, as nothing is stored"
-
-    def _leave(self, frame: FrameType | None) -> None:
-        """The loop is held, so nothing can end in order. As after `kill -9` the journal has all that is needed. Said
-        without Python's buffers: they may be in use where the signal came."""
-        who = holder(frame) or "something"
-        text = f"\nstopped at once, while {who} held the event loop; {self._left()}"
-        if self._run.directory is not None:
-            where, name = shlex.quote(str(self._run.directory)), self._run.config.workflow
-            text += f": weaverant resume {where}, or once the code is mended weaverant run {name} ... --reuse {where}"
-        os.write(2, f"{text}\n".encode())
-        os._exit(EXIT_CODES["interrupted"])
-
-    def _say(self, text: str) -> None:
-        if not self._quiet:
-            self._progress.say(text)

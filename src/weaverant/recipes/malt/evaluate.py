@@ -8,23 +8,20 @@ The last line is JSON: `{"target": "run", "rows": [{"name", "value", "goal", "me
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
 from weaverant import Run, Task, UserError, run
+from weaverant.cli.driver import Driver
 from weaverant.cli.options import models_of
 from weaverant.recipes.malt.answers import Checker
 from weaverant.recipes.malt.chains import chains
 from weaverant.recipes.malt.scores import SYSTEMS, Score, scores, table
 from weaverant.recipes.malt.team import Prompts
-from weaverant.runtime.progress import Progress, is_live
 
 
 class Finding(NamedTuple):
@@ -60,23 +57,10 @@ def evaluate(
 
 
 def watched(going: Run) -> list[Task]:
-    """Run to the end, with progress on standard error; Ctrl-C lets calls in flight finish."""
-    return asyncio.run(_watch(going))
-
-
-async def _watch(going: Run) -> list[Task]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, going.stop)
-    progress = Progress(going, going.config.rows, sys.stderr, is_live(sys.stderr))
-    drawing = loop.create_task(progress.draw())
-    try:
-        return [task async for task in going]
-    finally:
-        drawing.cancel()
-        with suppress(asyncio.CancelledError):
-            await drawing
-        progress.finish()
+    """Run to the end, with progress on standard error; Ctrl-C lets calls in flight finish, as in `weaverant run`."""
+    tasks: list[Task] = []
+    Driver(going, tasks.append).go_on()
+    return tasks
 
 
 def findings(found: dict[str, Score]) -> list[Finding]:
