@@ -193,6 +193,8 @@ MISTAKES = [
     ([*RUN, "--times", "many"], "--times: Expected `int`"),
     ([*RUN, "--tims", "2"], "did you mean '--times'?"),
     ([*RUN, "--concurrency", "0"], "concurrency must be at least 1"),
+    ([*RUN, "--in-flight", "0"], "in_flight must be at least 1"),
+    ([*RUN, "--grace", "nan"], "grace is a number of seconds"),
     ([*RUN, "--trials", "0"], "trials must be at least 1"),
     ([*RUN, "--no-journal"], "--no-journal stores nothing"),
     ([*RUN, "--reuse", "nowhere"], "'nowhere' holds no run"),

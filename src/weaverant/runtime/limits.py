@@ -14,8 +14,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     concurrency: int = 1024
     """Calls in flight at once for each model, waiting for a place at its server included. The oldest rows go first."""
-    in_flight: int = 0
-    """Rows in flight at once; 0 means four for each call in flight, and at least 64."""
+    in_flight: int | None = None
+    """Rows in flight at once; None means four for each call in flight, and at least 64."""
     threads: int = 16
     """`step` functions and tools that run at once."""
     grace: float = 30.0
@@ -33,8 +33,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise UserError(f"{name} must be at least 1, found {getattr(self, name)}")
         if not 0 < self.max_failures <= 1:
             raise UserError(f"max_failures is a share, above 0 and at most 1; found {self.max_failures}")
-        if self.in_flight < 0 or self.grace < 0:
-            raise UserError("in_flight and grace cannot be negative")
+        if self.in_flight is not None and self.in_flight < 1:
+            raise UserError(f"in_flight must be at least 1, found {self.in_flight}; left out it is four for each call")
+        if not self.grace >= 0:
+            raise UserError(f"grace is a number of seconds, not negative; found {self.grace}")
         if not 0 <= self.budget < math.inf:
             raise UserError(f"budget is an amount of US dollars, above 0, or 0 for none; found {self.budget}")
 

@@ -55,7 +55,7 @@ class TrialPlan(Struct, frozen=True):
     rows: tuple[Any, ...]
     lives: tuple[LifePlan, ...]
     concurrency: int
-    in_flight: int
+    in_flight: int | None
     segment_bytes: int
     frame_bytes: int
     trials: int
@@ -87,7 +87,7 @@ def draw(seed: int) -> TrialPlan:
         tuple(_row(random, edited) for _ in range(random.randint(1, 5))),
         tuple(lives),
         random.choice((1, 2, 8, 1_000)),
-        random.choice((0, 1, 2)),
+        random.choice((None, 1, 2)),
         random.choice((1_000, 4_000, 64 << 20)),
         random.choice((200, 2_000, 1 << 20)),
         random.choice((1, 1, 1, 2)),
