@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import importlib.util
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -382,6 +383,29 @@ def test_what_json_cannot_hold_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="cannot hold"), open_sink(str(tmp_path / "a.jsonl")) as sink:
         sink.add({"a": object()}, "exporter 'x'")
     assert not list(tmp_path.iterdir())
+
+
+@workflow
+async def scored(row: dict[str, Any]):
+    await writer(n=row["n"])
+    return {"scores": [1.0, {"mean": [math.nan, math.inf, -math.inf, 0.5][row["n"] % 4]}], "none": None}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_numbers_that_json_has_not_are_left_out_and_counted_never_made_null(tmp_path: Path, suffix: str):
+    directory, out = made(tmp_path / "run", of=scored, count=8), tmp_path / f"out{suffix}"
+    exported = export(directory, "raw", str(out))
+    assert exported.left_out == {"with NaN or infinity in 'result.scores.mean', which JSON cannot hold": 6}
+    assert [(line["row"]["n"], line["result"]["scores"][1]) for line in lines(out)] == [
+        (3, {"mean": 0.5}), (7, {"mean": 0.5})
+    ]  # fmt: skip
+    assert exported.files == {str(out): 2}
+
+
+def test_keep_cut_means_nothing_to_raw(tmp_path: Path):
+    with pytest.raises(UserError, match="--keep-cut keeps samples that other forms leave out"):
+        export(made(tmp_path / "run", count=1), "raw", str(tmp_path / "out.jsonl"), keep_cut=True)
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_an_empty_export_is_an_empty_file(tmp_path: Path):

@@ -81,7 +81,7 @@ def test_a_server_whose_every_reply_is_cut_gives_no_samples_in_silence(say: Say)
     assert err.splitlines() == ["sft.jsonl: 9 samples"]
     _, _, err = say("export", "out", "--out", "raw.jsonl")
     assert err.splitlines() == [
-        "raw.jsonl: 9 samples", "9 tasks with replies that were cut short (max_tokens): --as raw leaves nothing out"
+        "raw.jsonl: 9 samples", "9 tasks with replies that were cut short (max_tokens): --as raw keeps them"
     ]  # fmt: skip
 
 

@@ -26,11 +26,14 @@ from weaverant.export import (
     GENERIC,
     LEFT_OUT,
     Inherited,
+    NotFinite,
+    Sink,
     Written,
     cut_texts,
     messages,
     open_sink,
     preference,
+    raw,
     row_order,
 )
 from weaverant.given import recipe_of_run
@@ -80,7 +83,7 @@ def _told(exported: Exported, form: str) -> Iterator[str]:
             "; --keep-cut keeps what was cut short" if exported.left_out.keys() & set(CUT_SHORT.values()) else ""
         )
     for why, count in exported.cut.items():
-        whose = "--as raw leaves nothing out" if form == "raw" else f"to leave them out is up to --as {form}"
+        whose = "--as raw keeps them" if form == "raw" else f"to leave them out is up to --as {form}"
         yield f"{counted(count, 'task')} with replies that were {why}: {whose}"
 
 
@@ -109,6 +112,8 @@ def export(
     exporter = find_exporter(form, config)
     if agent is not None:
         _check_agent(agent, form, config)
+    if keep_cut and exporter is raw:
+        raise UserError("--keep-cut keeps samples that other forms leave out; --as raw leaves none out: leave it out")
     kept = set(CUT_SHORT.values()) if keep_cut else set[str]()
     exported = Exported({})
     written = Written(directory, f"{form}, agent {agent}, {state}", force)
@@ -116,14 +121,23 @@ def export(
         for sample in _samples(directory, exporter, form, state, exported.cut):
             if agent is not None and sample.get("agent") != agent:
                 continue
-            why = sample.pop(LEFT_OUT, "")
-            if why and why not in kept:
-                exported.left_out[str(why)] += 1
-            else:
-                sink.add(sample, f"exporter {form!r}")
+            why = str(sample.pop(LEFT_OUT, ""))
+            if not why or why in kept:
+                why = _not_added(sink, sample, form)
+            if why:
+                exported.left_out[why] += 1
     exported.files = sink.counts
     written.keep(Path(name) for name in sink.counts if name != "-")
     return exported
+
+
+def _not_added(sink: Sink, sample: dict[str, Any], form: str) -> str:
+    """Write the sample; empty, or why it cannot be."""
+    try:
+        sink.add(sample, f"exporter {form!r}")
+    except NotFinite as error:
+        return str(error)
+    return ""
 
 
 def _samples(

@@ -6,7 +6,7 @@
 from weaverant.export.cut import CUT_SHORT, Inherited, cut_texts
 from weaverant.export.files import Sink, open_sink
 from weaverant.export.order import row_order
-from weaverant.export.samples import GENERIC, LEFT_OUT, messages, preference, raw
+from weaverant.export.samples import GENERIC, LEFT_OUT, NotFinite, messages, preference, raw
 from weaverant.export.written import Written
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "GENERIC",
     "LEFT_OUT",
     "Inherited",
+    "NotFinite",
     "Sink",
     "Written",
     "cut_texts",

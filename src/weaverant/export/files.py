@@ -148,16 +148,17 @@ class Sink:
         return self
 
     def add(self, sample: Sample, where: str) -> None:
-        """`where` is who made the sample, for the text of an error."""
+        """`where` is who made the sample, for the text of an error. `NotFinite` leaves everything as it was."""
         split = FILE_FIELD in sample
         if self._split not in (None, split):
             raise UserError(f"{where}: some samples name their file in {FILE_FIELD!r} and some do not; name it in all")
         self._split = split
         name = self._name(sample, where) if split else self._out
+        line = encode({key: value for key, value in sample.items() if key != FILE_FIELD}, where)
         writer = self._writers.get(name)
         if writer is None:
             writer = self._writers[name] = self._open(name)
-        writer.add(encode({key: value for key, value in sample.items() if key != FILE_FIELD}, where))
+        writer.add(line)
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def _name(self, sample: Sample, where: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -139,12 +140,35 @@ def _content(message: Message) -> Any:
 
 
 def encode(sample: Sample, where: str) -> bytes:
-    """One line of JSON, without its end. The same sample is the same bytes, everywhere."""
+    """One line of JSON, without its end. The same sample is the same bytes, everywhere. `NotFinite` for a number that
+    JSON has not."""
     try:
-        return msgspec.json.encode(sample)
+        line = msgspec.json.encode(sample)
     except (TypeError, ValueError, OverflowError) as error:
         text = f"{where} gave a sample that JSON cannot hold: {error}. Expected plain data"
         raise UserError(text) from None
+    if b"null" in line and (field := _not_finite(msgspec.to_builtins(sample), "")) is not None:
+        raise NotFinite(f"with NaN or infinity in {field!r}, which JSON cannot hold")
+    return line
+
+
+class NotFinite(Exception):
+    """A sample has a number that would be written as null; the text is why it is left out."""
+
+
+def _not_finite(value: Any, path: str) -> str | None:
+    """Where in plain data a number is not finite, as `result.scores`; None where all are."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else path
+    if isinstance(value, dict):
+        dot = "." if path else ""
+        items = cast("dict[object, object]", value).items()
+        found = (_not_finite(inside, f"{path}{dot}{name}") for name, inside in items)
+    elif isinstance(value, list | tuple):
+        found = (_not_finite(inside, path) for inside in cast("Sequence[object]", value))
+    else:
+        return None
+    return next((where for where in found if where is not None), None)
 
 
 def decode(line: bytes) -> Sample:
