@@ -404,6 +404,62 @@ def test_a_dry_run_writes_nothing_and_shows_the_first_messages(folder: Path):
     assert "prompt: Again: {{ said }}" in ran.stdout
 
 
+MISSPELT = """
+from weaverant import Agent, workflow
+
+writer = Agent("writer", prompt="Write on {{ topic }}")
+judge = Agent("judge", prompt="{% for text in texts %}{{ text.words }}{% endfor %} {{ anwser }}", output=dict)
+
+@workflow
+async def judged(row):
+    text = await writer(TOPIC=row["n"])
+    for _ in range(ROUNDS):
+        text = await writer(topic=text)
+    return await judge(texts=[row["given"], text], answer=text)
+"""
+
+
+@pytest.mark.parametrize(
+    ("topic", "rounds", "says"),
+    [
+        ("topik", "1", "'topic' is undefined (did you mean 'topik'?)"),
+        ("topic", "1", "in judged: agent 'judge': prompt: 'anwser' is undefined (did you mean 'answer'?)"),
+        ("topic", "10**9", ""),
+        ("topic", "int(text)", ""),
+    ],
+    ids=["first call", "second agent", "a loop without end", "what only a real reply can tell"],
+)
+def test_a_dry_run_finds_variables_that_no_call_gives(
+    folder: Path, capsys: pytest.CaptureFixture[str], topic: str, rounds: str, says: str
+):
+    code = MISSPELT.replace("TOPIC", topic).replace("ROUNDS", rounds).replace("{{ text.words }}", "{{ text }}")
+    Path("w.py").write_text(code)
+    Path("rows.jsonl").write_text("".join(json.dumps({"n": n, "given": "x"}) + "\n" for n in range(9)))
+    assert main([*RUN, "--dry-run"]) == (2 if says else 0)
+    said = capsys.readouterr()
+    assert says in said.err and len(said.err.splitlines()) == bool(says)
+    assert not says or said.err.endswith("(so in 9 of the first 9 rows)\n")
+    assert ("Write on 0" in said.out) == (topic == "topic"), "the first call is shown as it would be"
+    assert not Path("out").exists()
+
+
+def test_a_dry_run_blames_no_template_for_what_a_placeholder_lacks(folder: Path):
+    Path("w.py").write_text(MISSPELT.replace("TOPIC", "topic").replace("ROUNDS", "1").replace("anwser", "answer"))
+    Path("rows.jsonl").write_text('{"n": 1, "given": {"words": 2}}\n')
+    assert main([*RUN, "--dry-run"]) == 0
+
+
+def test_a_dry_run_in_which_no_row_comes_to_its_first_step_is_2(folder: Path, capsys: pytest.CaptureFixture[str]):
+    Path("rows.jsonl").write_text('{"m": 1}\n{"m": 2}\n')
+    assert main([*RUN, "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "none of the first 2 rows comes to its first step: KeyError: 'n'; the row has: 'm' (w.py:10 in twice)" in said
+    )
+    Path("rows.jsonl").write_text('{"m": 1}\n{"n": 2}\n')
+    assert main([*RUN, "--dry-run"]) == 0, "one bad row is no mistake in the workflow"
+
+
 def test_parameters_are_flags(folder: Path):
     Path("mended").touch()
     assert "parameters of w" in call("run", "w.py", "--help").stdout

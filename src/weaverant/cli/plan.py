@@ -1,45 +1,52 @@
 """`weaverant run --dry-run`: everything is loaded and opened, the plan is printed, nothing is called or written.
 
-The first messages are no guess: the workflow is begun on the first row, in memory, and stopped at its first step.
+The first messages are no guess: the workflow is begun on the first row, in memory, see `begun.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from weaverant.binding import Binding, Bound
+from weaverant.binding import Bound
+from weaverant.cli import BAD_USAGE, complain
+from weaverant.cli.begun import Begun
 from weaverant.cli.text import clipped, counted, indented, message_lines
-from weaverant.events import NO_USAGE, Event, TaskEnded
 from weaverant.export import GENERIC
 from weaverant.launch import Run
-from weaverant.message import Usage
-from weaverant.protocols import Clock
 from weaverant.runtime.feed import as_row
 from weaverant.runtime.progress import money
 from weaverant.runtime.terminal import visible
-from weaverant.step import Ask, ModelAsk
-from weaverant.task import TaskRun
+from weaverant.step import ModelAsk
 
 PROMPT_LINES = 3
 
+LOOKED_AT = 10
+"""Rows that are begun, to find mistakes."""
+
 
 def print_plan(run: Run, directory: Path | None, missing: Sequence[str]) -> int:
-    """Print what would happen, and of which keys are `missing`; gives exit code 0."""
+    """Print what would happen, and of which keys are `missing`; gives the exit code: 0, or 2 where the first rows
+    show a mistake in the workflow."""
+    wrong: list[str] = []
     try:
-        print(visible("\n".join(_plan(run, directory))))
+        print(visible("\n".join(_plan(run, directory, wrong))))
         for text in dict.fromkeys(missing):
             print(visible(f"warning: {text}"))
     finally:
         asyncio.run(run.close_engines())
-    return 0
+    sys.stdout.flush()
+    for text in wrong:
+        complain(text, BAD_USAGE)
+    return BAD_USAGE if wrong else 0
 
 
-def _plan(run: Run, directory: Path | None) -> Iterator[str]:
+def _plan(run: Run, directory: Path | None, wrong: list[str]) -> Iterator[str]:
     recipe, config = run.recipe, run.config
     yield f"recipe      {recipe.name} ({recipe.path})"
     yield f"stages      {' -> '.join(stage.name for stage in recipe.stages)}"
@@ -59,7 +66,7 @@ def _plan(run: Run, directory: Path | None) -> Iterator[str]:
     for bound in run.binding.all():
         yield from _agent(bound)
     if run.source.rereadable:
-        yield from _first_row(run)
+        yield from _first_rows(run, wrong)
     yield "dry run: no model was called, nothing was written"
 
 
@@ -77,68 +84,42 @@ def _agent(bound: Bound) -> Iterator[str]:
     yield ""
 
 
-def _first_row(run: Run) -> Iterator[str]:
-    value = next(run.source.rows(0), None)
-    if value is None:
-        yield "the input has no rows"
-        return
-    row, unreadable = as_row(value, 0, run.config.trials)
-    if unreadable is not None:
-        yield f"the first row cannot be read: {unreadable.text} ({unreadable.where})"
-        return
-    shown = clipped(json.dumps(row.value, ensure_ascii=False), 1, 400)
-    yield f"first row   {shown}"
-    probe = Probe(run.binding)
-    task = TaskRun(probe, run.recipe.stages[0], row)
-    try:
-        task.begin()
-    finally:
-        task.close()
-    yield from probe.lines()
-    yield ""
+def _first_rows(run: Run, wrong: list[str]) -> Iterator[str]:
+    """What the first row asks first; of the first few, what is `wrong` before any model was asked."""
+    limit = LOOKED_AT if run.config.limit is None else min(LOOKED_AT, run.config.limit)
+    begun: list[Begun] = []
+    for number, value in enumerate(islice(run.source.rows(0), limit)):
+        row, unreadable = as_row(value, number * run.config.trials, run.config.trials)
+        if unreadable is None:
+            begun.append(Begun(run, row))
+        if number == 0 and unreadable is None:
+            yield f"first row   {clipped(json.dumps(row.value, ensure_ascii=False), 1, 400)}"
+            yield from _first_step(begun[0])
+        elif number == 0 and unreadable is not None:
+            yield f"the first row cannot be read: {unreadable.text} ({unreadable.where})"
+        if number == 0:
+            yield ""
+    if not begun:
+        yield "the input has no rows that can be begun"
+    wrong += _faults(begun)
 
 
-class Probe:
-    """A peer that starts a task, answers nothing, and keeps the first thing it asked for."""
-
-    def __init__(self, binding: Binding) -> None:
-        self.binding = binding
-        self.clock: Clock = time
-        self._first: Ask | None = None
-        self._end: TaskEnded | None = None
-
-    def lines(self) -> Iterator[str]:
-        """What the task did first."""
-        if self._first is not None and isinstance(self._first, ModelAsk):
-            yield f"the first call on it, by agent {self._first.name!r}, would send"
-            for message in self._first.messages:
-                yield from message_lines(message, 20, 2_000)
-        elif self._first is not None:
-            yield f"its first step is {self._first.name}(...), which a dry run does not call"
-        elif self._end is not None:
-            text = f": {self._end.reason}: {self._end.value}" if self._end.state != "done" else ""
-            yield f"it ends before its first step, {self._end.state}{text}"
-
-    def write(self, event: Event, durable: Callable[[], None] | None, blobs: Mapping[bytes, str] | None) -> None:
-        if isinstance(event, TaskEnded):
-            self._end = event
-
-    def launch(self, run: TaskRun, ask: Ask) -> None:
-        self._first = self._first or ask
-
-    def cancel(self, ask: Ask) -> None: ...
-
-    def charge(self, run: TaskRun, ask: Ask, usage: Usage | None) -> Usage:
-        return usage or NO_USAGE
-
-    def abandon(self, run: TaskRun) -> None: ...
-
-    def call_later(self, delay: float, callback: Callable[[], None]) -> Any:
-        """Timers never fire."""
-        return _NoTimer()
-
-    def ended(self, run: TaskRun, event: TaskEnded, value: Any) -> None: ...
+def _first_step(begun: Begun) -> Iterator[str]:
+    first, end = begun.first, begun.end
+    if isinstance(first, ModelAsk):
+        yield f"the first call on it, by agent {first.name!r}, would send"
+        for message in first.messages:
+            yield from message_lines(message, 20, 2_000)
+    elif first is not None:
+        yield f"its first step is {first.name}(...), which a dry run does not call"
+    elif end is not None:
+        yield f"it ends before its first step, {end.state}{f': {end.reason}' if end.reason else ''}"
 
 
-class _NoTimer:
-    def cancel(self) -> None: ...
+def _faults(begun: Sequence[Begun]) -> Iterator[str]:
+    """Variables that no template gets; and what keeps every one of the rows from its first step."""
+    faults = Counter(one.undefined for one in begun if one.undefined)
+    for text, count in faults.items():
+        yield text + (f" (so in {count} of the first {len(begun)} rows)" if len(begun) > 1 else "")
+    if begun and not faults and all(one.stillborn for one in begun):
+        yield f"none of the first {len(begun)} rows comes to its first step: {begun[0].stillborn}"
