@@ -456,6 +456,20 @@ def test_steps_of_an_earlier_run_cost_nothing(tmp_path: Path):
     assert new.exit_code == 0 and new.spent == pytest.approx(0.1) and len(till.orders) == 4
 
 
+def test_waiting_for_money_is_no_part_of_the_latency(tmp_path: Path):
+    """40 tokens of $100 a million are set aside for each of 20 calls, one is used: there is room for one at a time, so
+    that the last one waits 19 times as long as the server works on it."""
+    with MockServer(price="0,100", latency=0.05, tokens=1) as server:
+        spec = models(server, price="0,100")["first"]
+        going = run(once, rows(20), models=spec, directory=tmp_path / "run", budget=0.0065).wait()
+        assert going.exit_code == 0 and server.stats()["in_flight_max"] == 1
+    waited = max(event.started for event in events(tmp_path / "run", StepEnded))
+    assert waited > 19 * 0.05, "a step is shown where it was sent"
+    for ledger in (going.ledger, fold(tmp_path / "run").ledger):
+        latencies = ledger.agents["model", "first"].latencies
+        assert 0.05 <= latencies.percentile(0.5) <= latencies.percentile(0.99) < waited / 2
+
+
 # From the command line, and kill -9
 
 FILE = """

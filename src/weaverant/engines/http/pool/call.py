@@ -63,6 +63,11 @@ class Call(Struct, eq=False):
     def waiting(self) -> bool:
         return self.future is not None and not self.future.done()
 
+    def waited_until(self, now: float) -> None:
+        """Until then it waited: for a place, for money, for the journal to set that aside. No part of its latency."""
+        if self.ctx.turn is not None:
+            self.ctx.turn.waited = now - self.since
+
     def answered(self, reply: Reply) -> Reply:
         """The reply, with what all requests of the call used."""
         usage = reply.usage

@@ -81,7 +81,6 @@ class Places:
         finally:
             if turn is not None:
                 turn.waiting = cut_off  # for good: nothing was sent
-                turn.waited = time.monotonic() - now
             if timer is not None:
                 timer.cancel()
 

@@ -92,6 +92,8 @@ class Pool:
                 raise call.failed("connection", "the engine was closed") from None
             raise
         finally:
+            if not call.requests:
+                call.waited_until(time.monotonic())
             self._running.discard(task)
 
     def unbounded(self, request: Request) -> str:
@@ -140,6 +142,8 @@ class Pool:
         """One request. The place is given back, whatever happens."""
         if not call.requests:
             call.deadline = place.began + self._options.timeout
+            if place.began > call.since:
+                call.waited_until(place.began)
         call.requests += 1
         place.sent = True
         replica = place.replica
