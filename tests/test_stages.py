@@ -19,6 +19,7 @@ from weaverant.journal import JournalReader, segment
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, MAP, SUMMARY, Segment
 from weaverant.launch import Run
 from weaverant.message import Request
+from weaverant.summary import fold
 
 say = Agent("say", prompt="{{ text }}")
 ROWS = [{"n": n} for n in range(5)]
@@ -214,6 +215,32 @@ def test_a_group_that_gains_a_member_is_superseded(tmp_path: Path):
     third = resume(tmp_path / "run", workflow=ALL, rows=ROWS, models=replies.engine)
     assert not list(third)
     assert ledger(third) == WHOLE
+
+
+@pytest.mark.parametrize("at", ["split 1", "close 0", "at once"])
+def test_a_session_that_stops_before_its_groups_form_again_counts_what_had_ended(tmp_path: Path, at: str):
+    """The second session takes up row 1, which had failed, and ends before groups can form, or when they have."""
+    replies, directory = Replies(), tmp_path / "run"
+    replies.down = {"split 1"}
+    run(ALL, ROWS, models=replies.engine, directory=directory).wait()
+    replies.down = set()
+    replies.stop_at = at
+    again = resume(directory, workflow=ALL, rows=ROWS, models=replies.engine, retry=True, grace=0)
+    replies.stop = again.stop
+    if at == "at once":
+        again.stop()
+    again.wait()
+    assert again.state == "interrupted"
+    ends = [(stage.done, stage.failed.total()) for stage in again.ledger.stages]
+    assert ends == [(stage.done, stage.failed.total()) for stage in fold(directory).ledger.stages]
+    assert ends == {
+        "split 1": [(4, 0), (3, 0), (2, 0), (2, 0)],
+        "close 0": [(5, 0), (4, 0), (2, 0), (1, 0)],
+        "at once": [(4, 0), (3, 0), (2, 0), (2, 0)],
+    }[at]  # fmt: skip
+    assert all(stage.left >= 0 for stage in again.ledger.stages)
+    third = resume(directory, workflow=ALL, rows=ROWS, models=replies.engine)
+    assert last(third) == EXPECTED[:1] and ledger(third) == WHOLE
 
 
 def test_a_group_that_failed_is_taken_up_again(tmp_path: Path):

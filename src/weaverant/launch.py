@@ -189,6 +189,7 @@ class Run:
                         yield task
                 finally:
                     await tasks.aclose()
+                    self.unfinished.count_held(self.ledger)
                     if watch is not None:
                         watch.close()
             finally:

@@ -64,6 +64,14 @@ class Unfinished:
     reopened: dict[str, int] = field(default_factory=dict[str, int])
     """Failed tasks that are taken up again, by reason."""
 
+    def count_held(self, ledger: Ledger) -> None:
+        """The session ends: what is still held counts as the journal has it."""
+        for held in self.held.values():
+            ledger.stages[held.stage].rows += 1
+            if held.state is not None:
+                ledger.stages[held.stage].count(held.state, "(earlier)")
+        self.held.clear()
+
 
 class Recovery:
     """Reads one run's journal into an `Unfinished`, and counts in `ledger` what had ended."""
