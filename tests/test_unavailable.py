@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from weaverant import Agent, resume, run, workflow
+from weaverant.cli import main
 from weaverant.errors import Unavailable
 from weaverant.events import CostReserved
 from weaverant.journal import JournalReader
@@ -72,13 +73,53 @@ def test_an_outage_longer_than_a_calls_time_costs_only_what_was_sent(tmp_path: P
         assert again.state == "finished" and counts(again) == (60 - failed, failed, 0)
 
 
-@pytest.mark.parametrize(("path", "status"), [("/scenario/fault-401/v1", 401), ("/nowhere", 404)])
-def test_a_wrong_key_or_address_stops_the_run(tmp_path: Path, path: str, status: int):
-    with MockServer() as server:
-        wrong, right = f"{server.root}{path}#m", f"{server.url}#m"
-        going = finish(run(two_turns, ROWS, models=wrong, directory=tmp_path / "run"))
-        assert (going.state, going.ledger.failed) == ("server", 0) and f"({status})" in str(going.error)
+WRONG = {
+    "/scenario/fault-401/v1": "(401)",
+    "/scenario/fault-403/v1": "(403)",
+    "/nowhere": "(404)",
+    "/scenario/redirect/v1": "redirects (307)",
+    "/scenario/html/v1": "'<html><body>Welcome",
+    "/scenario/html/v1?stream=1": "'<html><body>Welcome",
+}
+
+
+@pytest.mark.parametrize("path", WRONG)
+def test_a_wrong_key_or_address_is_one_error_and_fails_no_row(tmp_path: Path, path: str):
+    options = "price=100,100&start=4"
+    with MockServer(latency=0.05) as server:
+        wrong, right = f"{server.root}{path}{'&' if '?' in path else '?'}{options}#m", f"{server.url}?{options}#m"
+        going = finish(run(two_turns, ROWS, models=wrong, directory=tmp_path / "run", budget=10))
+        assert (going.state, going.exit_code) == ("server", 2) and counts(going) == (0, 0, 60)
+        assert WRONG[path] in str(going.error) and "the key or the address" in str(going.error)
+        assert server.stats()["total"] <= 4 + 4, "hardly anything is sent while it is in doubt"
+        assert document(fold(tmp_path / "run"))["spent"]["total"] == 0.0
         assert counts(finish(resume(tmp_path / "run", workflow=two_turns, rows=ROWS, models=right))) == (60, 0, 0)
+
+
+def test_a_prompt_that_is_refused_before_others_are_replied_to_fails_its_row_alone(tmp_path: Path):
+    rows = [{"n": "DROP TABLE"}, *ROWS[1:]]
+    with MockServer("firewall", latency=0.2) as server:
+        going = finish(run(two_turns, rows, models=f"{server.url}#m", directory=tmp_path / "run"))
+        assert (going.state, going.exit_code) == ("finished", 3) and counts(going) == (59, 1, 0)
+        assert going.ledger.stages[0].failed == {"request": 1}
+
+
+def test_the_command_says_once_that_the_key_or_the_address_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Path("w.py").write_text(
+        "from weaverant import Agent, workflow\n\nsay = Agent('say', prompt='{{ n }}')\n\n"
+        "@workflow\nasync def said(row):\n    return await say(n=row['n'])\n"
+    )
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    with MockServer() as server:
+        model = f"{server.scenario('fault-403')}#m"
+        assert main(["run", "w.py", "--input", "rows.jsonl", "--model", model, "--run", "out"]) == 2
+        said = capsys.readouterr()
+        errors = [line for line in said.err.splitlines() if line.startswith("weaverant: error: ")]
+        assert len(errors) == 1 and "a 403 on purpose" in errors[0] and "failed 0 + left 60" in said.out
+        assert main(["resume", "out", "--model", f"{server.url}#m"]) == 0
 
 
 def test_a_key_that_expires_stops_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):

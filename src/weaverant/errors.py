@@ -5,6 +5,8 @@
     │   ├── WorkflowError       a workflow did what cannot be recorded or replayed
     │   └── RunChanged          resume was asked to continue code, prompts or models that have changed
     ├── StepFailed(kind, text)  a step's recorded failure; workflows may catch it; the same live and replayed
+    │   └── Unavailable         nobody could be asked: never recorded, the run stops, resumable
+    │       └── Misdirected     for a wrong key or address, as it seems
     ├── JournalError            the journal cannot be read or written any more; the run ends, resumable
     │   └── JournalCorrupt      a bad frame before a good one: never repaired in silence
     └── RunLocked               another process writes this run
@@ -67,6 +69,11 @@ class StepFailed(WeaverantError):
 class Unavailable(StepFailed):
     """There is nobody to ask, and nothing was asked: no failure of the row. The run stops, and the call is asked when
     it is resumed."""
+
+
+class Misdirected(Unavailable):
+    """Nobody there has ever given a reply, and what came instead speaks of a wrong key or address: a mistake in the
+    settings."""
 
 
 class JournalError(WeaverantError):

@@ -19,7 +19,7 @@ import msgspec
 
 from weaverant.binding import Binding
 from weaverant.blocking import Blocking
-from weaverant.errors import JournalError, RunChanged, UserError, WeaverantError
+from weaverant.errors import JournalError, Misdirected, RunChanged, UserError, WeaverantError
 from weaverant.events import RunOpened, TaskReopened
 from weaverant.found import place_of
 from weaverant.given import (
@@ -67,6 +67,8 @@ EXIT_CODES = {
     "finished": 0, "pilot": 0, "interrupted": 4, "fuse": 4, "journal": 4, "closed": 4, "server": 4, "budget": 5,
     "source": 1,
 }  # fmt: skip
+MISDIRECTED = 2
+"""In state `server`: the same command would only find out the same."""
 
 
 class Run:
@@ -149,9 +151,9 @@ class Run:
 
     @property
     def exit_code(self) -> int:
-        """0 all finished, or all of a pilot; 1 could not go on; 3 the same as 0, but some rows failed; 4 stopped and
-        resumable; 5 stopped because the budget is used up, resumable with a larger one."""
-        code = EXIT_CODES.get(self.state, 1)
+        """0 all finished, or all of a pilot; 1 could not go on; 2 wrong key or address; 3 the same as 0, but some rows
+        failed; 4 stopped and resumable; 5 stopped because the budget is used up, resumable with a larger one."""
+        code = MISDIRECTED if isinstance(self.error, Misdirected) else EXIT_CODES.get(self.state, 1)
         return 3 if code == 0 and self.ledger.failed else code
 
     def stop(self, reason: str = "interrupted") -> None:

@@ -52,6 +52,13 @@ def echo(call: Call) -> Answer:
     return Answer(completion(call, msgspec.json.encode({"headers": call.exchange.headers, "body": call.body}).decode()))
 
 
+def firewall(call: Call) -> Answer:
+    """Takes offence at prompts with `DROP TABLE`."""
+    if b"DROP TABLE" in call.raw:
+        return Answer(status=403, body=b"<html><body>Blocked</body></html>", kind="text/html")
+    return ok(call)
+
+
 def tool(call: Call) -> Answer:
     """Calls the first tool of the request, with arguments that fit its schema."""
     if not call.body.get("tools"):
@@ -155,6 +162,7 @@ def no_schema(call: Call) -> Answer:
 SCENARIOS: dict[str, Scenario] = {
     "ok": ok,
     "echo": echo,
+    "firewall": firewall,
     "tool": tool,
     "reasoning": reasoning,
     "logprobs": logprobs,

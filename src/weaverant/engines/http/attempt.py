@@ -28,6 +28,8 @@ class Trouble(NamedTuple):
     """Seconds the server asked everybody to wait."""
     status: int = 0
     """The HTTP status; 0 where none came."""
+    page: bool = False
+    """What came is a web page."""
 
 
 class Attempt(Struct, frozen=True):

@@ -90,6 +90,8 @@ class Endpoint:
                 return Attempt(Trouble(failure, "network", not lost.final, lost.sent))
             answer = Answer(200, {}, b"")
         outcome = self.judge(answer) if stream is None else self._judge_stream(answer, stream)
+        if not isinstance(outcome, Reply) and answer.headers.get("content-type", "").startswith("text/html"):
+            outcome = outcome._replace(page=True)
         if isinstance(outcome, Reply):
             return Attempt(self.tariff.priced(outcome), answer.headers, not told(outcome))
         if not prompted and self._schemas.learn(request.output, outcome, answer.body):

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from weaverant.engines.http.attempt import Trouble
-from weaverant.errors import StepFailed, Unavailable
+from weaverant.errors import Misdirected, StepFailed, Unavailable
 from weaverant.message import Message, Reply, Request, TextPart, Usage
 from weaverant.protocols import CallContext
 
@@ -22,6 +22,11 @@ LONGEST_WAIT_S = 30.0
 
 UNBOUNDED_TOKENS = 500
 """Tokens a reply is taken to have, for pacing only, where the agent has no `max_tokens`; corrected once it came."""
+
+
+_MISLED = (
+    "no call has been replied to: the key or the address (often .../v1) seems to be wrong; put it right and resume"
+)
 
 
 class Call(Struct, eq=False):
@@ -37,6 +42,8 @@ class Call(Struct, eq=False):
     requests: int = 0
     barred: bool = False
     """The server does not take the key."""
+    misled: bool = False
+    """Where no call was ever replied to, it got what a wrong key or address gets."""
     sent: bool = False
     """Whether a server may have worked on it."""
     failures: int = 0
@@ -91,13 +98,15 @@ class Call(Struct, eq=False):
 
     def ended(self, trouble: Trouble, why: str, away: bool) -> StepFailed:
         """The call's failure by its last trouble; `Unavailable` where no server can have worked on it, a hedge's
-        either, and all are away or take no such key."""
+        either, and all are away, take no such key, or are none."""
         failure = trouble.failure
         ended = self.failed(failure.kind, failure.text, trouble.status)
         ended.text += why
         if self.sent or self.unsure or not (away or self.barred):
             return ended
-        return Unavailable(ended.kind, ended.text, ended.detail, ended.usage)
+        if self.misled:
+            ended.text += f"; {_MISLED}"
+        return (Misdirected if self.misled else Unavailable)(ended.kind, ended.text, ended.detail, ended.usage)
 
 
 def backoff(failures: int, first: float) -> float:

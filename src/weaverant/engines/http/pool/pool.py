@@ -11,6 +11,7 @@ from typing import Any
 from weaverant.engines.http.address import parse
 from weaverant.engines.http.attempt import Attempt, Trouble
 from weaverant.engines.http.pool.call import Call, backoff, patience
+from weaverant.engines.http.pool.doubt import Doubt
 from weaverant.engines.http.pool.hedge import Hedge
 from weaverant.engines.http.pool.members import Members
 from weaverant.engines.http.pool.race import Sent, race
@@ -23,9 +24,6 @@ from weaverant.protocols import CallContext
 UNAUTHORIZED = 401
 """The key is the fault, at any time: every other call would be answered alike."""
 
-MISDIRECTED = frozenset((404, 405))
-"""Statuses that, before the first reply, are the fault of an address."""
-
 
 class Pool:
     """An engine over the replicas at these addresses. What each may do stands in its address, see `Options`."""
@@ -36,6 +34,7 @@ class Pool:
         self._options = self._members.options
         self._places = self._members.places
         self._balance = self._places.balance
+        self._doubt = Doubt(self._places)
         self._hedge = Hedge(self._options.hedge)
         self._running: set[asyncio.Task[Any]] = set()
         """Those that are inside `generate`."""
@@ -83,6 +82,8 @@ class Pool:
                     sent = await (self._hedged(place, call) if self._hedge.on else self._send(place, call))
                     if isinstance(sent.outcome, Reply):
                         return call.answered(sent.outcome)
+                    if call.last is None and self._doubt.misled(sent.outcome):
+                        await self._reconsider(call, sent.outcome, sent.replica)
                     seconds = self._before_next(call, sent.outcome, sent.replica)
                     if seconds:
                         await places.sleep(call, seconds)
@@ -160,9 +161,15 @@ class Pool:
                 self._hedge.seen(time.monotonic() - place.began)
             if attempt.untold:
                 call.unsure += max(0.0, self._bound(call, replica) - outcome.usage.cost)
-        elif outcome.billed:
+        elif outcome.billed and not self._doubt.misled(outcome):
             call.unsure += self._bound(call, replica)
         return Sent(outcome, replica)
+
+    async def _reconsider(self, call: Call, trouble: Trouble, replica: Replica) -> None:
+        """It looks like a wrong key or address; what was sent at the same time may tell better."""
+        await self._doubt.settle(call, replica)
+        if trouble.billed and not self._doubt.misled(trouble):
+            call.unsure += self._bound(call, replica)
 
     async def _hedged(self, place: Place, call: Call) -> Sent:
         """A request and, where it takes long, a second one elsewhere."""
@@ -198,9 +205,9 @@ class Pool:
         now = time.monotonic()
         call.last = trouble
         never_sent = trouble.blame == "network" and not trouble.billed
-        misdirected = trouble.status in MISDIRECTED and self._places.replied_at == -math.inf
+        call.misled = self._doubt.misled(trouble)
         call.barred = trouble.status == UNAUTHORIZED
-        call.sent |= not (never_sent or misdirected or call.barred or trouble.blame == "limit")
+        call.sent |= not (never_sent or call.misled or call.barred or trouble.blame == "limit")
         if not trouble.again and trouble.blame != "call":
             self._check_hope(call, trouble, replica, now)
         if not trouble.again or now >= call.deadline:
