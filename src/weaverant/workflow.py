@@ -133,7 +133,9 @@ async def step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 async def process_step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`step` for a function that computes for long: it runs in another process, so it must be importable there."""
+    """`step` for a function that computes for long: it runs in another process, so it must be importable there, and
+    what it gives must pickle. Given up (a deadline, a stop) it is killed; if its process dies, the step fails as
+    `died`."""
     return await effect("effect", function, args, kwargs, place="process")
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
-import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing import parent_process
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from weaverant.errors import StepFailed
 from weaverant.runtime.outcome import failure_in
 from weaverant.step import EffectAsk
 from weaverant.task import TaskRun
+
+if TYPE_CHECKING:
+    from weaverant.runtime.workers import Workers
 
 
 class Effects:
@@ -24,11 +22,14 @@ class Effects:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._executors: dict[str, Executor] = {}
+        self._executor: ThreadPoolExecutor | None = None
+        self._workers: Workers | None = None
 
     def close(self) -> None:
-        for executor in self._executors.values():
-            executor.shutdown(wait=False, cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+        if self._workers is not None:
+            self._workers.close()
 
     async def perform(self, run: TaskRun, ask: EffectAsk) -> Any:
         if inspect.iscoroutinefunction(_unwrapped(ask.call)):
@@ -40,50 +41,24 @@ class Effects:
         return value
 
     async def _outside(self, ask: EffectAsk) -> Any:
-        """In a thread or process. A process that dies takes its whole pool along, so what the pool was at is done
-        again, each call in a process of its own: the one that dies once more is to blame."""
-        loop, call = asyncio.get_running_loop(), partial(_contained, ask.call)
-        executor = self._executor(ask.place)
-        try:
-            return await loop.run_in_executor(executor, call)
-        except BrokenExecutor:
-            if self._executors.get(ask.place) is executor:
-                del self._executors[ask.place]
-        with ProcessPoolExecutor(1, initializer=_end_with_parent) as alone:
-            try:
-                return await loop.run_in_executor(alone, call)
-            except BrokenExecutor:
-                raise StepFailed("died", f"the process that ran {ask.name}() died: killed, or out of memory") from None
+        """In a thread or process."""
+        if ask.place == "process":
+            if self._workers is None:
+                from weaverant.runtime.workers import Workers  # deferred: few runs need multiprocessing
 
-    def _executor(self, place: str) -> Executor:
-        found = self._executors.get(place)
-        if found is None:
-            if place == "thread":
-                found = ThreadPoolExecutor(self._threads, "weaverant-step")
-            else:
-                found = ProcessPoolExecutor(initializer=_end_with_parent)
-            self._executors[place] = found
-        return found
+                self._workers = Workers()
+            return await self._workers.perform(ask.name, ask.call)
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self._threads, "weaverant-step")
+        return await asyncio.get_running_loop().run_in_executor(self._executor, contained, ask.call)
 
 
-def _contained(call: Callable[[], Any]) -> Any:
+def contained(call: Callable[[], Any]) -> Any:
     """Raises nothing but `StepFailed`: no future holds a StopIteration, and not every exception survives pickling."""
     try:
         return call()
     except BaseException as error:  # the boundary to users' functions
         raise failure_in(error) from None
-
-
-def _end_with_parent() -> None:
-    """A worker whose run was killed would wait for work for ever. One that hears Ctrl-C would die of it and fail its
-    step, or, having been forked with the loop's wake-up pipe, tell the run of the same signal a second time.
-    SIGTERM must end it: that is how a broken pool gets rid of its workers, and it waits until they are gone."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _unwrapped(call: Callable[[], Any]) -> Any:
