@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from weaverant import StepFailed, deadline, process_step, resume, run, workflow
+from weaverant import Agent, Reply, Request, StepFailed, Usage, deadline, process_step, resume, run, workflow
 from weaverant.engines.scripted import Scripted
 from weaverant.journal import JournalReader
 from weaverant.launch import Run
+from weaverant.message import assistant
+from weaverant.protocols import CallContext
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -104,6 +106,38 @@ def test_a_stop_waits_for_no_longer_than_its_grace(tmp_path: Path):
     began = time.monotonic()
     assert list(going) == [] and going.state == "interrupted"
     assert time.monotonic() - began < 10
+    wait_for(lambda: not multiprocessing.active_children())
+
+
+ask = Agent("ask", prompt="{{ n }}")
+
+
+class Dear:
+    """A model whose every call costs a dollar."""
+
+    identity = "dear"
+
+    async def generate(self, request: Request, ctx: CallContext) -> Reply:
+        assert ctx.purse is not None
+        await ctx.purse.afford(1.0)
+        return Reply(assistant("said"), Usage(cost=1.0))
+
+    def unbounded(self, request: Request) -> str:
+        return ""
+
+    async def close(self) -> None: ...
+
+
+@workflow
+async def asks_or_spins(row: Any) -> Any:
+    return await process_step(spin) if row["n"] == 0 else await ask(n=row["n"])
+
+
+def test_a_budget_that_is_used_up_ends_the_run_although_a_function_does_not(tmp_path: Path):
+    """Calls in flight have all their time, since they are paid for; deadlines do not fire any more by then."""
+    rows = [{"n": n} for n in range(5)]
+    going = run(asks_or_spins, rows, models=Dear(), directory=tmp_path / "run", budget=2, grace=0.2)
+    assert len(list(going)) == 2 and going.state == "budget"
     wait_for(lambda: not multiprocessing.active_children())
 
 

@@ -72,6 +72,9 @@ class Calls:
         for slots in self._all():
             slots.cancel_all()
 
+    def cancel_effects(self) -> None:
+        self._effects.cancel_all()
+
     def park(self) -> None:
         """Start nothing more: what waits stays unasked, and is asked again when the run is resumed."""
         self._parked = True

@@ -143,7 +143,8 @@ class LocalSwarm:
     def stop(self, reason: str, grace: float | None = None) -> None:
         """Start nothing more; give what is in flight `grace` seconds; leave a run that can be resumed.
 
-        Called again, it does not wait any longer. With infinite grace calls in flight end as they would.
+        Called again, it does not wait any longer. With infinite grace calls in flight end as they would; users'
+        functions, which nobody has paid for, have the time that they always have.
         """
         if self._hurried:
             grace = 0.0
@@ -154,6 +155,8 @@ class LocalSwarm:
         if grace < math.inf:
             self._hurried = True
             self._later(grace, self._cancel_calls)
+        else:
+            self._later(self._limits.grace, self._calls.cancel_effects)
         self._wake.set()
 
     def journal_failed(self, error: JournalError) -> None:
