@@ -168,6 +168,31 @@ def test_a_claimed_record_is_not_given_again_after_a_crash(tmp_path: Path):
     assert task.result[0] != task.result[1]
 
 
+def test_no_sample_is_drawn_twice_where_the_earlier_run_broke_off(tmp_path: Path):
+    """Its last two of four equal requests were answered. They answer the first two now; the others draw anew."""
+    solver = Agent("solver", prompt="Solve {{ topic }}")
+    begun: list[int] = []
+
+    @workflow
+    async def solved(row: Any) -> Any:
+        return await asyncio.gather(*(solver(topic=row["topic"]) for _ in range(4)))
+
+    async def broken_off(request: Request) -> str:
+        begun.append(request.seed)
+        if len(begun) < 3:
+            await asyncio.sleep(60)
+        return str(request.seed)
+
+    old = run(solved, ROWS[:1], models=Scripted(broken_off, identity="s"), directory=tmp_path / "old", grace=0)
+    threading.Timer(0.3, old.stop).start()
+    assert not list(old) and len(begun) == 4
+    engine = Scripted(lambda request: str(request.seed), identity="s")
+    options = {"models": engine, "directory": tmp_path / "new", "reuse": tmp_path / "old"}
+    (task,) = run(solved, ROWS[:1], **options)
+    assert task.result[:2] == [str(seed) for seed in begun[2:]]
+    assert len(set(task.result)) == 4
+
+
 def test_failures_are_asked_again(tmp_path: Path):
     failing = Asked(failing="three")
     run(chain(), ROWS, models=failing.engine, directory=tmp_path / "old", max_failures=1.0).wait()

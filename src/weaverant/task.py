@@ -77,6 +77,10 @@ class Reusable(Protocol):
         """The record of the same key, else any unclaimed one of the same fingerprint; each is given once."""
         ...
 
+    def seed(self, task: str, key: StepKey, attempt: int) -> int:
+        """What a step that no record answers draws with: the seed of none of them."""
+        ...
+
 
 _NOTHING = object()
 
@@ -217,7 +221,8 @@ class TaskRun:
             self.record(ask, found.value, seed=found.seed, reused=True)
             return
         if isinstance(ask, ModelAsk):
-            ask.seed = seed_of(self.row.key, ask.key, self.attempt)
+            draw = seed_of if self._reuse is None else self._reuse.seed
+            ask.seed = draw(self.row.key, ask.key, self.attempt)
         self._peer.launch(self, ask)
 
     def abandon(self, ask: Ask) -> None:

@@ -15,7 +15,7 @@ from weaverant.events import StepEnded, TaskEvent
 from weaverant.history import in_order, sensible
 from weaverant.journal import BlobStore, JournalReader, Place
 from weaverant.past import outcome_of
-from weaverant.step import StepKey
+from weaverant.step import StepKey, seed_of
 from weaverant.task import StepOutcome
 from weaverant.trace import Texts
 
@@ -26,11 +26,13 @@ class OldSteps:
     def __init__(self) -> None:
         self._by_key: dict[StepKey, StepOutcome] = {}
         self._by_fingerprint: dict[bytes, list[StepKey]] = defaultdict(list)
+        self._seeds: set[int] = set()
 
     def add(self, key: StepKey, outcome: StepOutcome) -> None:
         if key not in self._by_key:
             self._by_fingerprint[key[1]].append(key)
         self._by_key[key] = outcome
+        self._seeds.add(outcome.seed)
 
     def claim(self, key: StepKey) -> StepOutcome | None:
         found = self._by_key.pop(key, None)
@@ -43,6 +45,18 @@ class OldSteps:
                 return found
         return None
 
+    def seed(self, task: str, key: StepKey, attempt: int) -> int:
+        """That of the step, unless the old run has drawn with it. Where that run broke off in the midst of equal
+        requests, what this step said there may be another's now, and would be said twice."""
+        seed = seed_of(task, key, attempt)
+        while seed in self._seeds:
+            attempt += ANEW
+            seed = seed_of(task, key, attempt)
+        return seed
+
+
+ANEW = 1_000_000
+"""More attempts than any task has."""
 
 READ_AHEAD = 256
 """Tasks whose steps are read together: a frame holds many, and would be read anew for each."""
