@@ -86,6 +86,17 @@ def test_a_pilot_stops_after_its_rows_and_the_run_goes_on_with_the_next(tmp_path
     assert (done.state, done.exit_code) == ("finished", 0) and sorted(engine.asked) == list(range(60))
 
 
+def test_a_pilot_begins_no_further_trial_of_a_row_that_is_none_of_its_own(tmp_path: Path):
+    engine = Teller(dict.fromkeys(range(3), 1.0), broken=frozenset(range(3)))
+    limits = {"models": engine, "in_flight": 1, "fuse_after": 3}
+    assert run(asked, rows(3), directory=tmp_path / "run", trials=2, **limits).wait().state == "fuse"
+    begun = ["0.0.0", "0.0.1", "0.1.0"]
+    assert [task.task for task in JournalReader(tmp_path / "run").tasks()] == begun
+    piloted = resume(tmp_path / "run", workflow=asked, rows=rows(3), models=engine, pilot=1)
+    assert list(piloted) == [] and piloted.state == "pilot"
+    assert [task.task for task in JournalReader(tmp_path / "run").tasks()] == begun
+
+
 def test_a_pilot_of_all_rows_just_finishes(tmp_path: Path):
     for count, pilot in ((5, 5), (5, 9)):
         done = run(asked, rows(count), models=Teller(skewed(9)), directory=tmp_path / str(pilot), pilot=pilot).wait()

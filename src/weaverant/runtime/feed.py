@@ -75,6 +75,9 @@ class Feed:
         if self.ended or (self._limit is not None and self.count >= self._limit):
             self.ended = True
             return END
+        if self._again and self._holds():
+            self.held = True
+            return HELD
         if not self._again:
             got = self._take()
             self.ended, self.held = got is END, got is HELD
@@ -91,10 +94,14 @@ class Feed:
         got, self._seen = self._seen, WAIT
         if got is WAIT:
             got = next(self._rows, END) if self._ahead is None else self._ahead.next()
-        if self._pilot is not None and self.count >= self._pilot and got is not END:
+        if self._holds() and got is not END:
             self._seen = got
             return HELD
         return got
+
+    def _holds(self) -> bool:
+        """Whether all of a pilot's tasks have been given."""
+        return self._pilot is not None and self.count >= self._pilot
 
     def at_end(self) -> bool:
         """Whether there are no more rows, as far as anybody knows. Call it only when none is wanted any more."""
