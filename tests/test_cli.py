@@ -293,6 +293,19 @@ def test_a_step_that_sleeps_elsewhere_does_not_hold_the_second_signal(folder: Pa
     assert ran.returncode == 4
 
 
+def test_a_step_that_nobody_waits_for_does_not_hold_the_end(folder: Path):
+    Path("nap.py").write_text(
+        "import time\nfrom weaverant import deadline, step, workflow\n\n"
+        "@workflow\nasync def nap(row):\n"
+        "    try:\n        async with deadline(0.2):\n            await step(time.sleep, 50)\n"
+        "    except TimeoutError:\n        return 'late'\n"
+    )
+    began = time.monotonic()
+    done = call("run", "nap.py", "--input", "rows.jsonl", "--limit", "1", "--model", "simulated:", "--run", "out")
+    assert done.returncode == 0 and "rows 1 = done 1" in done.stdout
+    assert time.monotonic() - began < 30
+
+
 def test_the_deadline_ends_what_does_not_finish(folder: Path):
     ran = begin(*RUN, "--grace", "0.3", delay=50)
     wait_until(lambda: journal_bytes() > 0)

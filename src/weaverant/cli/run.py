@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 from weaverant import launch
@@ -31,6 +32,9 @@ from weaverant.recipe import Recipe
 from weaverant.rundir import default_directory, load_config, resume_in_python
 from weaverant.runtime.terminal import visible
 from weaverant.summary import Examples, fold, has_finished, of_run
+
+LAST_SECONDS = 1.0
+"""What threads have to end, once the run has."""
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -96,7 +100,7 @@ def resume_command(options: argparse.Namespace) -> int:
 
 def _drive(run: Run, quiet: bool) -> int:
     """Go on to the end; print the summary; give the exit code."""
-    examples = Examples()
+    examples, before = Examples(), threading.enumerate()
     driver = Driver(run, examples.add, quiet)
     driver.go_on()
     if not quiet:
@@ -107,15 +111,17 @@ def _drive(run: Run, quiet: bool) -> int:
             print(visible("\n".join(forecast(estimate(run)))), flush=True)
     if run.error is not None:
         complain(run.error if isinstance(run.error, WeaverantError) else repr(run.error), run.exit_code)
-    if driver.signals > 1:
-        _leave(run.exit_code)
+    own = [each for each in threading.enumerate() if each not in before and not each.daemon]
+    _leave(run.exit_code, own, 0.0 if driver.signals > 1 else LAST_SECONDS)
     return run.exit_code
 
 
-def _leave(code: int) -> None:
-    """End the process although threads still run: Python would wait for a `step` function that nobody waits for."""
-    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
-    if others:
+def _leave(code: int, threads: list[threading.Thread], seconds: float) -> None:
+    """End the process although these still run then: Python would wait for a `step` function that nobody waits for."""
+    until = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    if any(thread.is_alive() for thread in threads):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
