@@ -60,6 +60,8 @@ def test_a_hundred_and_twenty_seeds():
         "failed call",
         "cancelled call",
         "odd reply",
+        "pilot",
+        "reused step",
     ):
         assert counts[kind] > 3, counts
 
@@ -70,6 +72,7 @@ def test_a_trial_is_the_same_in_every_process():
     seeds = [
         next(seed for seed in drawn if draw(seed).http and len(draw(seed).lives) > 1),
         next(seed for seed in drawn if draw(seed).recipe == 3 and draw(seed).budgeted),
+        next(seed for seed in drawn if draw(seed).earlier and any(life.processes for life in draw(seed).lives)),
     ]
     for seed in seeds:
         one, other = (tell(str(seed), PYTHONHASHSEED=hashing) for hashing in ("1", "2"))
@@ -78,7 +81,11 @@ def test_a_trial_is_the_same_in_every_process():
 
 
 @pytest.mark.parametrize(
-    "name", ["shown early", "no lock", "lost failures", "lost timers", "counted twice", "cut at nothing"]
+    "name",
+    [
+        *("shown early", "no lock", "lost failures", "lost timers", "counted twice", "cut at nothing"),
+        *("any agent", "pilot again", "lost process"),
+    ],
 )
 def test_a_planted_bug_is_caught(name: str):
     caught = hunt(name, 60)

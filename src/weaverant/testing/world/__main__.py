@@ -35,7 +35,9 @@ KINDS = (
     "a reply without usage", "nobody there",
     "cancelled call", "failed effect", "odd reply", "odd row", "wire: 400", "wire: 429", "wire: 500", "wire: 503",
     "wire: reset", "wire: no connection", "wire: silence", "ended: interrupted", "ended: closed", "ended: budget",
-    "ended: server", "ended: fuse", "ended: journal",
+    "ended: server", "ended: fuse", "ended: journal", "ended: pilot", "dead process", "endless process",
+    "process dead at rest", "value that cannot be sent", "value that cannot be read", "reused run, torn",
+    "reused step", "changed agent",
 )  # fmt: skip
 """Each must have happened in a long gate, or it tested nothing."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -23,6 +24,7 @@ from weaverant.sources import MemoryRows
 from weaverant.task import Task
 from weaverant.testing.world.life import World
 from weaverant.testing.world.loop import VirtualClock, VirtualLoop
+from weaverant.testing.world.processes import simulated_processes
 from weaverant.testing.world.record import Record
 from weaverant.testing.world.weaving import RECIPES, Witness, stages_of, witnessed
 
@@ -62,7 +64,7 @@ def told_again(world: World, now: Record) -> Iterator[str]:
     if stopped:
         yield f"replay: it ended before its time: {stopped}"
     if asked:
-        yield f"replay: {asked} calls, though every outcome is recorded"
+        yield f"replay: {asked} steps were made, though every outcome is recorded"
     for task in known:
         end, found = now.ends[task][-1], ends.get(task)
         if found is None or (found.state, found.reason) != (end.state, end.reason):
@@ -82,14 +84,15 @@ def _whole(value: Any) -> bool:
 
 
 def _replay(world: World, events: dict[str, list[TaskEvent]]) -> tuple[dict[str, Task], int, str]:
-    witnessed(Witness())
+    witness = Witness()
+    witnessed(witness)
     clock = VirtualClock(world.wall)
     loop = VirtualLoop(clock, Random(0))
     stages, nobody, ledger = stages_of(RECIPES[world.plan.recipe]), Nobody(_identity(world)), Ledger(["woven"])
     ledger.stages[0].rows = len(events)
     swarm = LocalSwarm(
-        stages, Binding({"*": nobody}), NullJournal(clock), Feed(MemoryRows([]), 0, 1, None), ledger,
-        StageBook(stages, ledger), Limits(max_failures=1.0), blob=BlobStore(world.directory / "blobs").get,
+        stages, Binding({"*": nobody}, world.plan.overrides), NullJournal(clock), Feed(MemoryRows([]), 0, 1, None),
+        ledger, StageBook(stages, ledger), Limits(max_failures=1.0), blob=BlobStore(world.directory / "blobs").get,
         unfinished=Unfinished(restored=iter(list(enumerate(events.values())))), clock=clock,
     )  # fmt: skip
 
@@ -97,7 +100,8 @@ def _replay(world: World, events: dict[str, list[TaskEvent]]) -> tuple[dict[str,
         return {task.key: task async for task in swarm.run()}
 
     try:
-        ends = loop.run_until_complete(all_of_it())
+        with simulated_processes(witness, Counter(), 1):
+            ends = loop.run_until_complete(all_of_it())
     finally:
         loop.close()
-    return ends, nobody.asked, f"{swarm.stopped} {swarm.error!r}" if swarm.stopped else ""
+    return ends, nobody.asked + len(witness.effects), f"{swarm.stopped} {swarm.error!r}" if swarm.stopped else ""

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from weaverant.events import StepEnded
 from weaverant.journal import JournalReader
 from weaverant.testing.world.life import Life, World
+from weaverant.testing.world.piloted import piloted
 from weaverant.testing.world.record import Record
+from weaverant.testing.world.reused import reused
 from weaverant.testing.world.server import Asked, CallKey
 
 CENT = 1e-9
@@ -27,6 +29,8 @@ def check(world: World, life: Life, before: Record, after: Record) -> Iterator[s
     yield from ledger(world, life, after)
     yield from indexes(world, after)
     yield from money(world, life, after)
+    yield from reused(world, after)
+    yield from piloted(world, life, before, after)
     if life.orderly:
         yield from recorded(world, life, before, after)
 
@@ -35,10 +39,10 @@ def acknowledged(world: World, before: Record, after: Record) -> Iterator[str]:
     """What a workflow or the caller has seen is in the journal, and what was there is still there."""
     witness = world.witness
     for _, number in witness.calls:
-        if number not in after.calls:
+        if number not in after.calls and ("model", number) not in after.reused:
             yield f"acknowledged: a workflow saw the outcome of request {number}, and the journal has lost it"
     for _, number in witness.seen_effects:
-        if number not in after.effects:
+        if number not in after.effects and ("effect", number) not in after.reused:
             yield f"acknowledged: a workflow saw the value of effect {number}, and the journal has lost it"
     for _, task in witness.ends:
         if all(end.state != task.state for end in after.ends.get(task.key, [])):
@@ -57,7 +61,12 @@ def _never_acted(world: World, before: Record, after: Record) -> bool:
 def asked_again(world: World, life: Life, before: Record) -> Iterator[str]:
     """Nobody is asked for what the journal held when the life began, unless a retry has forgotten it."""
     log = world.server.log
-    known = {log[number].key for number, event in before.calls.items() if event.task not in before.reopened}
+    recorded = [*before.calls.items(), *((number, event) for (_, number), [event, *_] in before.reused.items())]
+    known = {
+        (event.task, event.path, event.occurrence, log[number].key[3])
+        for number, event in recorded
+        if event.kind == "model" and event.task not in before.reopened
+    }
     if life.plan.retry:
         known = {key for key in known if before.states[key[0]] != "failed"}
     for asked in log:
@@ -124,7 +133,7 @@ def indexes(world: World, after: Record) -> Iterator[str]:
 
 def money(world: World, life: Life, after: Record) -> Iterator[str]:
     """Under a budget what the journal says was spent or set aside covers the bill, and never passes the cap."""
-    bill, log = world.server.bill, world.server.log
+    bill, log = world.bill, world.log
     if world.plan.budgeted:
         if bill > after.accounted + CENT:
             yield f"covered: the bill is ${bill}, and the journal knows of ${after.accounted}"

@@ -23,7 +23,9 @@ from weaverant.runtime.surroundings import Surroundings
 from weaverant.testing.world.disk import SimulatedDisk
 from weaverant.testing.world.loop import Death, Stuck, VirtualClock, VirtualLoop, VirtualWorker
 from weaverant.testing.world.plan import LifePlan, TrialPlan
-from weaverant.testing.world.server import Server
+from weaverant.testing.world.processes import simulated_processes
+from weaverant.testing.world.record import Record
+from weaverant.testing.world.server import Asked, Server
 from weaverant.testing.world.weaving import RECIPES, Witness, witnessed
 from weaverant.testing.world.wire import Wired, simulated
 
@@ -37,22 +39,40 @@ EPOCH = 1.8e9
 class World:
     """What outlives a process: the disk, the server, who saw what, and the day it is."""
 
-    def __init__(self, seed: int, plan: TrialPlan, directory: Path, name: str) -> None:
+    def __init__(self, seed: int, plan: TrialPlan, directory: Path, name: str, past: World | None = None) -> None:
+        """`past` is the world in which the run that is reused was made: the same server, at an earlier day."""
         self.plan = plan
+        self.past = past
         self.directory = directory
         self.disk = SimulatedDisk(directory, Random(f"disk {name} {seed}"))
-        self.server = Server(Random(f"server {name} {seed}"))
+        self.server = Server(Random(f"server {name} {seed}")) if past is None else past.server
         self.wire = Random(f"wire {name} {seed}")
         self.witness = Witness(random=Random(f"witness {name} {seed}"))
         self.random = Random(f"world {name} {seed}")
         self.need = 0.0
         """Dollars that the run costs undisturbed."""
         self.wall = EPOCH
-        self.lives = 0
+        self.lives = self.first = 0
+        """Counted from the first life of the run that is reused."""
+        self.record = Record([])
+        """The journal as it was after the last life."""
         self.orderly = True
         """No life has died or lost its journal."""
         self.caps: list[float] = []
         """The budgets of all lives so far."""
+        if past is not None:
+            self.wall, self.lives, self.first = past.wall, past.lives, past.lives
+            self.witness.effects = past.witness.effects
+
+    @property
+    def log(self) -> list[Asked]:
+        """What this run has asked the server."""
+        return [asked for asked in self.server.log if asked.life >= self.first]
+
+    @property
+    def bill(self) -> float:
+        """Dollars."""
+        return sum(asked.billed for asked in self.log)
 
 
 class Life(Struct):
@@ -82,6 +102,7 @@ def live(world: World, plan: LifePlan) -> Life:
     world.disk.begin(plan.fault if plan.end == "disk" else None, plan.at, plan.syncs)
     world.server.begin(world.lives, plan.weather)
     world.witness.life, world.witness.edition, world.witness.trouble = world.lives, plan.edition, plan.effects
+    world.witness.doom = plan.processes
     witnessed(world.witness)
     world.server.visit = None
     clock = VirtualClock(world.wall, plan.tick)
@@ -106,10 +127,12 @@ def live(world: World, plan: LifePlan) -> Life:
 
 def _live(world: World, plan: LifePlan, loop: VirtualLoop, life: Life) -> None:
     try:
-        with _engine(world, loop) as engine:
+        own, cores = simulated_processes, 1 + world.lives % 2
+        with _engine(world, loop) as engine, own(world.witness, world.server.counts, cores) as processes:
             life.run = _prepared(world, plan, loop, engine)
             loop.run_until_complete(_drive(world, plan, loop, life, engine))
             loop.run_until_complete(loop.shutdown_asyncgens())
+        life.faults += [*processes.faults, *(["leaked: worker processes"] if processes.living else [])]
         life.state = life.run.state
         life.error = _shown(world, life.run.error or "")
         if life.state == "broken":
@@ -137,15 +160,18 @@ def _engine(world: World, loop: VirtualLoop) -> Generator[Server | Wired]:
 
 def _prepared(world: World, plan: LifePlan, loop: VirtualLoop, engine: Server | Wired) -> Run:
     recipe, rows = RECIPES[world.plan.recipe], world.plan.rows
-    cap = plan.room * world.need
+    cap, pilot = plan.room * world.need, plan.pilot or None
     world.caps.append(cap or math.inf)
     if (world.directory / "run.json").exists():
-        run = launch.resume(world.directory, workflow=recipe, rows=rows, models=engine, budget=cap, retry=plan.retry)
+        run = launch.resume(
+            world.directory, workflow=recipe, rows=rows, models=engine, budget=cap, retry=plan.retry, pilot=pilot
+        )
     else:
         run = launch.run(
             recipe, rows, models=engine, directory=world.directory, trials=world.plan.trials,
             concurrency=world.plan.concurrency, in_flight=world.plan.in_flight, grace=plan.grace,
-            max_failures=0.5 if world.plan.fuse else 1.0, fuse_after=2, budget=cap,
+            max_failures=0.5 if world.plan.fuse else 1.0, fuse_after=2, budget=cap, pilot=pilot,
+            overrides=world.plan.overrides, reuse=None if world.past is None else world.past.directory,
         )  # fmt: skip
     run.tell = _silent
     run.surroundings = Surroundings(

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from weaverant.errors import WeaverantError
 from weaverant.journal.worker import Work
+from weaverant.runtime.workers import Died
 
 
 class Stuck(Exception):
@@ -23,6 +24,10 @@ class Stuck(Exception):
 
 class Death(KeyboardInterrupt):
     """The simulated process ends here. A KeyboardInterrupt, since nothing may take that for an error of its own."""
+
+
+class Endless(Exception):
+    """What was to run elsewhere never ends: its future is never done."""
 
 
 LONGEST = 30 * 86_400.0
@@ -127,7 +132,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         try:
             with _no_loop():
                 value = func(*args)
-        except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, OSError, WeaverantError) as error:
+        except Endless:
+            return
+        except (
+            ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, OSError, WeaverantError, Died,
+        ) as error:  # fmt: skip
             done.set_exception(error)
         else:
             done.set_result(value)

@@ -13,12 +13,16 @@ from typing import Any, NamedTuple
 
 from weaverant.engines.http.attempt import Trouble
 from weaverant.engines.http.endpoint import Endpoint
-from weaverant.events import CostReserved, Event, StepEnded, TimerFired
+from weaverant.events import CostReserved, Event, RunClosed, StepEnded, TimerFired
 from weaverant.journal.lock import RunLock
 from weaverant.journal.store import SegmentStore
 from weaverant.past import Past
 from weaverant.runtime.local import LocalSwarm
 from weaverant.runtime.recovery import Recovery, Unfinished
+from weaverant.runtime.reuse import OldSteps
+from weaverant.runtime.workers import Worker, Workers
+from weaverant.step import StepKey, seed_of
+from weaverant.task import StepOutcome
 from weaverant.testing.world.trial import trial
 from weaverant.trace import Texts
 
@@ -166,6 +170,47 @@ def _cut_at_nothing(right: Any) -> Any:
     return give_up
 
 
+def _any_agent(right: Any) -> Any:
+    def claim(self: OldSteps, key: StepKey) -> StepOutcome | None:
+        known = self._by_key  # pyright: ignore[reportPrivateUsage]
+        return right(self, next((each for each in known if (each[0], each[2]) == (key[0], key[2])), key))
+
+    return claim
+
+
+def _same_sample(right: Any) -> Any:
+    def seed(self: OldSteps, task: str, key: StepKey, attempt: int) -> int:
+        return seed_of(task, key, attempt)
+
+    return seed
+
+
+def _pilot_again(right: Any) -> Any:
+    """A run goes on from a pilot with its first row."""
+
+    def unfinished(self: Recovery, *arguments: Any) -> Unfinished:
+        left = right(self, *arguments)
+        events = self._reader.run_events()  # pyright: ignore[reportPrivateUsage]
+        if any(isinstance(event, RunClosed) and event.state == "pilot" for event in events):
+            left.started = 0
+        return left
+
+    return unfinished
+
+
+def _kept(right: Any) -> Any:
+    """A process goes on with what was given up."""
+
+    def end(self: Workers, worker: Worker) -> None:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            self._give_back(worker)  # pyright: ignore[reportPrivateUsage]
+        else:
+            right(self, worker)
+
+    return end
+
+
 MUTANTS: dict[str, Mutant] = {
     "shown early": Mutant("a reply is shown before it is durable", LocalSwarm, "write", _shown_early),
     "no sync": Mutant("fdatasync is skipped", SegmentStore, "_sync_file", _no_sync),
@@ -195,4 +240,18 @@ MUTANTS: dict[str, Mutant] = {
     "cut at nothing": Mutant(
         "a failing repair cuts the segment to nothing", SegmentStore, "give_up", _cut_at_nothing
     ),
+    "any agent": Mutant("reuse ignores that an agent has changed", OldSteps, "claim", _any_agent),
+    "same sample": Mutant(
+        "a step draws the sample again that reuse gave to another", OldSteps, "seed", _same_sample
+    ),
+    "pilot again": Mutant("the full run pays for a pilot's rows again", Recovery, "unfinished", _pilot_again),
+    "lost process": Mutant(
+        "a failed step in a process is not recorded", LocalSwarm, "write",
+        _unwritten(
+            lambda event: isinstance(event, StepEnded)
+            and event.outcome == "failure"
+            and event.name == "note_in_a_process"
+        ),
+    ),
+    "kept process": Mutant("a process goes on with what was given up", Workers, "_end", _kept),
 }  # fmt: skip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from random import Random
 from typing import Any, Literal, cast
 
 import msgspec
 from msgspec import Struct
 
+from weaverant.testing.weaves import VOICES
 from weaverant.testing.world.disk import Fault
 from weaverant.testing.world.server import Weather
 from weaverant.testing.world.weaving import RECIPES
@@ -35,6 +37,8 @@ class LifePlan(Struct, frozen=True):
     weather: Weather = Weather()
     effects: float = 0.0
     """Share of users' functions that raise."""
+    processes: float = 0.0
+    """Share of those in processes that have no good end."""
     jumps: tuple[tuple[float, float], ...] = ()
     """(when, by how many seconds) the wall clock jumps."""
     pauses: tuple[tuple[float, float], ...] = ()
@@ -45,9 +49,18 @@ class LifePlan(Struct, frozen=True):
     """The budget, as a share of what the run needs; 0 for none."""
     retry: bool = False
     """Whether this session takes up again what has failed so far."""
+    pilot: int = 0
+    """How many rows it works on; 0 for all."""
     commit: float = 0.002
     """Seconds that the journal's worker takes for a group, on average."""
     tick: float = 1e-6
+
+
+class Earlier(Struct, frozen=True):
+    """A run before. It ends with its lives, finished or not."""
+
+    lives: tuple[LifePlan, ...]
+    rows: tuple[Any, ...]
 
 
 class TrialPlan(Struct, frozen=True):
@@ -62,6 +75,17 @@ class TrialPlan(Struct, frozen=True):
     fuse: bool
     http: bool
     """Whether the server is asked through the HTTP engine's pool."""
+    overrides: Mapping[str, Mapping[str, Any]] = {}
+    earlier: Earlier | None = None
+    """The run whose steps are reused."""
+
+    @property
+    def before(self) -> TrialPlan | None:
+        """That of the earlier run."""
+        if self.earlier is None:
+            return None
+        past = self.earlier
+        return msgspec.structs.replace(self, lives=past.lives, rows=past.rows, overrides={}, earlier=None)
 
     @property
     def budgeted(self) -> bool:
@@ -82,7 +106,7 @@ def draw(seed: int) -> TrialPlan:
     if edited:
         since = random.randint(1, len(lives))
         lives = [_edition(life, number >= since) for number, life in enumerate(lives)]
-    return TrialPlan(
+    plan = TrialPlan(
         recipe % len(RECIPES),
         tuple(_row(random, edited) for _ in range(random.randint(1, 5))),
         tuple(lives),
@@ -94,6 +118,28 @@ def draw(seed: int) -> TrialPlan:
         random.random() < 0.1,
         not budgeted and random.random() < 0.2,
     )
+    return _with_others(plan, Random(f"others {seed}"))
+
+
+def _with_others(plan: TrialPlan, random: Random) -> TrialPlan:
+    """Some of the lives are pilots, and some of the runs reuse an earlier one."""
+    rows = plan.rows
+    lives = tuple(
+        msgspec.structs.replace(
+            life,
+            pilot=random.randint(1, len(rows)) if random.random() < 0.2 else 0,
+            processes=random.choice((0.0, 0.0, 0.3)),
+        )
+        for life in plan.lives
+    )
+    if random.random() >= 0.2:
+        return msgspec.structs.replace(plan, lives=lives)
+    edited = any(life.edition for life in lives)
+    others = random.choice((rows, rows, rows, rows[::-1], rows[1:], (_row(random, edited), *rows)))
+    past = Earlier(tuple(_life(random, False) for _ in range(random.choice((1, 1, 2)))), others)
+    changed = random.choice((*VOICES, None))
+    overrides = {} if changed is None else {changed.name: {"temperature": 0.25}}
+    return msgspec.structs.replace(plan, lives=lives, earlier=past, overrides=overrides)
 
 
 def last(plan: TrialPlan) -> LifePlan:

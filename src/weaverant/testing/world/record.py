@@ -41,10 +41,15 @@ class Record(Struct):
     superseded: set[str] = set()
     outcomes: dict[Key, list[StepEnded]] = {}
     cancelled: set[Key] = set()
+    given_up: set[str] = set()
+    """Tasks that gave up a process which did not end in time."""
     timers: Counter[tuple[str, str, int]] = msgspec.field(default_factory=Counter[tuple[str, str, int]])
     calls: dict[int, StepEnded] = {}
     """Model steps by the number of the request that ended them."""
     effects: dict[int, StepEnded] = {}
+    """Users' functions by the number of the execution that ended them."""
+    reused: dict[tuple[str, int], list[StepEnded]] = {}
+    """Steps that an earlier run answered, by their kind and the number of what it recorded; in no other table."""
     usage: Usage = NO_USAGE
     reserved: dict[Key, dict[str, float]] = {}
     """Dollars set aside for steps without an end, by claim."""
@@ -104,18 +109,28 @@ def _fold_step(record: Record, event: StepEnded) -> None:
     record.reserved.pop(key, None)
     if event.outcome == "cancelled":
         record.cancelled.add(key)
+        if event.name == "note_in_a_process":
+            record.given_up.add(event.task)
         return
     record.outcomes.setdefault(key, []).append(event)
+    number = number_of(event)
+    if number is None:
+        return
+    if event.reused:
+        record.reused.setdefault((event.kind, number), []).append(event)
+    elif event.kind == "model":
+        record.calls[number] = event
+    else:
+        record.effects[number] = event
+
+
+def number_of(event: StepEnded) -> int | None:
+    """That of the request, or of the execution of a user's function, that the outcome came from."""
+    value = event.value
     if event.kind == "model":
         number = number_in(event.model)
-        number = number_in(_text(event.value)) if number is None else number
-        if number is not None:
-            record.calls[number] = event
-    elif event.kind == "effect":
-        value = event.value
-        told = cast("dict[str, Any]", value).get("number") if isinstance(value, dict) else number_in(_text(value))
-        if told is not None:
-            record.effects[told] = event
+        return number_in(_text(value)) if number is None else number
+    return cast("dict[str, Any]", value).get("number") if isinstance(value, dict) else number_in(_text(value))
 
 
 def _text(value: Any) -> Any:

@@ -43,6 +43,7 @@ class Asked(Struct):
     """Whether whoever asked was not told what it cost."""
     retry: bool = False
     """Whether the same request may be sent again by itself, unrecorded."""
+    temperature: float | None = None
 
 
 class Weather(Struct, frozen=True):
@@ -82,11 +83,6 @@ class Server:
         self.dead, self.inside = False, 0
         self._slots = asyncio.Semaphore(weather.slots)
 
-    @property
-    def bill(self) -> float:
-        """Dollars."""
-        return sum(asked.billed for asked in self.log)
-
     def unbounded(self, request: Request) -> str:
         """See `Costly`."""
         return ""
@@ -115,6 +111,13 @@ class Server:
     async def close(self) -> None:
         """Nothing is held."""
 
+    def noted(self, request: Request, ctx: CallContext) -> Asked:
+        """A request has been sent."""
+        key = ctx.task, ctx.path, ctx.occurrence, content_of(request)
+        asked = Asked(len(self.log), self.life, key, temperature=request.sampling.temperature)
+        self.log.append(asked)
+        return asked
+
     def visited(self) -> None:
         """A request is in flight."""
         visit, self.visit = self.visit, None
@@ -122,8 +125,7 @@ class Server:
             visit()
 
     async def _serve(self, request: Request, ctx: CallContext) -> Reply:
-        asked = Asked(len(self.log), self.life, (ctx.task, ctx.path, ctx.occurrence, content_of(request)))
-        self.log.append(asked)
+        asked = self.noted(request, ctx)
         self.visited()
         worked = False
         try:

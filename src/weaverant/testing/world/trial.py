@@ -23,8 +23,8 @@ from weaverant.testing.world.checks import check, outcomes
 from weaverant.testing.world.life import Life, World, live
 from weaverant.testing.world.plan import QUIET, LifePlan, TrialPlan, draw, last, odd, timeless
 from weaverant.testing.world.record import Record
+from weaverant.testing.world.reused import own_sample
 from weaverant.testing.world.server import BOUND
-from weaverant.testing.world.weaving import Witness
 
 BREAKS = (WeaverantError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, OSError, AssertionError)
 """What code that is broken raises out of a life, a reader or a check."""
@@ -56,22 +56,42 @@ def trial(seed: int, root: Path | None = None) -> Verdict:
     began = time.process_time()
     plan = draw(seed)
     verdict = Verdict(seed, [], [], 0, Counter(), 0, 0, 0.0, b"")
+    worlds: list[World] = []
     with tempfile.TemporaryDirectory(prefix="weaverant-world-", dir=root or memory()) as folder:
-        world = World(seed, plan, Path(folder) / "run", "main")
         try:
-            undisturbed = _undisturbed(seed, plan, Path(folder))
-            world.need = max(undisturbed[0].usage.cost, 10 * BOUND)
-            _live_on(world, verdict, undisturbed)
+            _all_of_it(seed, plan, Path(folder), verdict, worlds)
         except BREAKS as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             verdict.faults.append(f"broke: {error!r:.300} in {Path(where.filename).name}:{where.lineno}")
-    log = world.server.log
     verdict.counts["odd row"] = sum(map(odd, plan.rows))
-    verdict.counts.update(world.disk.counts + world.server.counts)
-    verdict.asked = len(log)
-    verdict.again = len(log) - len({asked.key for asked in log})
+    for world in worlds:
+        verdict.counts.update(world.disk.counts)
+        verdict.asked += len(world.log)
+        verdict.again += len(world.log) - len({asked.key for asked in world.log})
+    verdict.counts.update(worlds[0].server.counts)
     verdict.seconds = time.process_time() - began
     return verdict
+
+
+def _all_of_it(seed: int, plan: TrialPlan, folder: Path, verdict: Verdict, worlds: list[World]) -> None:
+    """The earlier run, if there is one, and the run. `worlds` are those that there were."""
+    past = None
+    if (own := plan.before) is not None:
+        past = World(seed, own, folder / "earlier", "earlier")
+        worlds.append(past)
+        for number, life in enumerate(own.lives):
+            if verdict.faults or _live_once(past, life, f"earlier life {number}", verdict).state == "finished":
+                break
+        verdict.story.append(f"reused with {dict(plan.overrides) or 'no change'}, {len(plan.rows)} rows")
+        verdict.counts["reused run"] += 1
+        verdict.counts["reused run, torn"] += not past.orderly
+        verdict.counts["changed agent"] += bool(plan.overrides)
+    world = World(seed, plan, folder / "run", "main", past)
+    worlds.append(world)
+    if not verdict.faults:
+        _go_on(world, verdict, _undisturbed(seed, plan, folder))
+    if past is not None and record.read(past.directory).events != past.record.events:
+        verdict.faults.append("reused: the journal of the earlier run has changed")
 
 
 def memory() -> Path | None:
@@ -84,7 +104,7 @@ def _undisturbed(seed: int, plan: TrialPlan, folder: Path) -> list[Record]:
     editions = range(1 + max(life.edition for life in plan.lives))
     found: list[Record] = []
     for edition in editions:
-        calm = msgspec.structs.replace(plan, lives=(), fuse=False)
+        calm = msgspec.structs.replace(plan, lives=(), fuse=False, earlier=None)
         world = World(seed, calm, folder / f"undisturbed-{edition}", "undisturbed")
         life = live(world, msgspec.structs.replace(QUIET, edition=edition))
         if life.state != "finished" or life.faults:
@@ -94,31 +114,41 @@ def _undisturbed(seed: int, plan: TrialPlan, folder: Path) -> list[Record]:
     return found
 
 
-def _live_on(world: World, verdict: Verdict, undisturbed: list[Record]) -> None:
-    now = Record([])
+def _go_on(world: World, verdict: Verdict, undisturbed: list[Record]) -> None:
+    """Live the lives that were drawn, and others in peace, until the run has finished."""
+    world.need = max(undisturbed[0].usage.cost, 10 * BOUND)
     editions: dict[str, int] = {}
-    while verdict.lives < MOST_LIVES:
-        number = verdict.lives
+    for number in range(MOST_LIVES):
         plan = world.plan.lives[number] if number < len(world.plan.lives) else last(world.plan)
-        life = live(world, plan)
-        verdict.lives += 1
-        verdict.story.append(_told(number, plan, life))
-        before, fault = now, ""
-        try:
-            now = record.read(world.directory)
-        except JournalError as error:
-            fault = f"readable: the journal cannot be read any more: {error}"
-        found = [fault] if fault else list(check(world, life, before, now))
-        editions.update({task: plan.edition for task in now.ends if task not in before.ends})
+        before = world.record
+        life = _live_once(world, plan, f"life {number}", verdict)
+        editions.update({task: plan.edition for task in world.record.ends if task not in before.ends})
         if life.state == "finished":
-            found += [*results(world, now, undisturbed, editions), *told_again(world, now)]
-        verdict.faults += [f"{line} (life {number})" for line in dict.fromkeys(found)]
-        _count(verdict.counts, number, plan, life, world.witness)
+            found = [*results(world, world.record, undisturbed, editions), *told_again(world, world.record)]
+            verdict.faults += [f"{line} (life {number})" for line in dict.fromkeys(found)]
         if verdict.faults or life.state == "finished":
             break
     else:
         verdict.faults.append(f"stuck: the run has not finished after {MOST_LIVES} lives")
-    verdict.journal = now.bytes()
+    verdict.journal = world.record.bytes()
+    verdict.counts["reused step"] += sum(map(len, world.record.reused.values()))
+
+
+def _live_once(world: World, plan: LifePlan, name: str, verdict: Verdict) -> Life:
+    """One life, and what must hold after it."""
+    life = live(world, plan)
+    verdict.lives += 1
+    verdict.story.append(_told(name, plan, life))
+    before = world.record
+    try:
+        world.record = record.read(world.directory)
+    except JournalError as error:
+        found = [f"readable: the journal cannot be read any more: {error}"]
+    else:
+        found = list(check(world, life, before, world.record))
+    verdict.faults += [f"{line} ({name})" for line in dict.fromkeys(found)]
+    _count(verdict, world, plan, life)
+    return life
 
 
 def results(world: World, now: Record, undisturbed: list[Record], editions: dict[str, int]) -> Iterator[str]:
@@ -155,7 +185,8 @@ def _was_hurt(now: Record, task: str) -> bool:
     for key, found in now.outcomes.items():
         if key[0].partition("/")[0] in roots and found[-1].outcome == "failure" and "moody" not in str(found[-1].value):
             return True
-    return False
+    others = [event for events in now.reused.values() for event in events if not own_sample(event)]
+    return any(task.partition("/")[0] in roots for task in (*now.given_up, *(event.task for event in others)))
 
 
 def _told_end(end: TaskEnded) -> Any:
@@ -163,7 +194,7 @@ def _told_end(end: TaskEnded) -> Any:
     return (end.state, end.reason, end.value if end.state == "done" else None)
 
 
-def _told(number: int, plan: LifePlan, life: Life) -> str:
+def _told(name: str, plan: LifePlan, life: Life) -> str:
     how = {
         "none": "goes on to its end",
         "disk": f"the disk: {plan.fault} at {'sync' if plan.syncs else 'call'} {plan.at}",
@@ -174,15 +205,19 @@ def _told(number: int, plan: LifePlan, life: Life) -> str:
     end = f"{life.state} after {life.seconds:.3f} s" + (f": {life.error:.100}" if life.error else "")
     weather = plan.weather
     return (
-        f"life {number}: {how}; latency {weather.seconds} s, trouble {weather.trouble:g}, outage {weather.outage:g}, "
-        f"effects {plan.effects:g}, budget {plan.room:g}, edition {plan.edition}{', retry' * plan.retry} -> {end}"
+        f"{name}: {how}; latency {weather.seconds} s, trouble {weather.trouble:g}, outage {weather.outage:g}, "
+        f"effects {plan.effects:g}, processes {plan.processes:g}, "
+        f"budget {plan.room:g}, edition {plan.edition}{', retry' * plan.retry}"
+        f"{f', pilot of {plan.pilot}' * (plan.pilot > 0)} -> {end}"
     )
 
 
-def _count(counts: Counter[str], number: int, plan: LifePlan, life: Life, witness: Witness) -> None:
+def _count(verdict: Verdict, world: World, plan: LifePlan, life: Life) -> None:
+    counts, witness = verdict.counts, world.witness
     counts[f"ended: {life.state}"] += 1
     counts["clock jump"] += sum(when < life.seconds for when, _ in plan.jumps)
     counts["pause"] += sum(when < life.seconds for when, _ in plan.pauses)
     counts["edit before a resume"] += plan.edition
-    counts["retry"] += plan.retry and number > 0
+    counts["retry"] += plan.retry and world.lives > world.first + 1
+    counts["pilot"] += plan.pilot > 0
     counts["failed effect"] += sum(effect.failed for effect in witness.effects if effect.life == witness.life)

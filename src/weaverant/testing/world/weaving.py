@@ -6,6 +6,7 @@ nobody may be asked for it again, whatever breaks afterwards.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -16,7 +17,22 @@ from weaverant.message import Reply
 from weaverant.task import Task
 from weaverant.testing.weaves import VOICES, Op, Weave, mix, program
 from weaverant.testing.world.server import number_in
-from weaverant.workflow import Group, Stages, Workflow, group, reject, step, workflow
+from weaverant.workflow import Group, Stages, Workflow, deadline, group, process_step, reject, step, workflow
+
+PATIENCE = 3_600.0
+"""Seconds that a workflow waits for a process."""
+
+UNBOUNDED = 5
+"""The label of those whose workflow waits without end."""
+
+FATES = (
+    "endless process",
+    "dead process",
+    "process dead at rest",
+    "value that cannot be sent",
+    "value that cannot be read",
+)
+"""What becomes of a process, or of what it gave."""
 
 
 class Effect(Struct):
@@ -34,6 +50,8 @@ class Witness(Struct):
     """Which version of the programs the workflows read: an edit that no hash of code can notice."""
     trouble: float = 0.0
     """Share of effects that raise."""
+    doom: float = 0.0
+    """Share of processes to which something happens."""
     random: Random = field(default_factory=lambda: Random(0))
     calls: list[tuple[int, int]] = []
     """(life, number of the request) of outcomes that a workflow saw."""
@@ -41,11 +59,17 @@ class Witness(Struct):
     seen_effects: list[tuple[int, int]] = []
     ends: list[tuple[int, Task]] = []
     """(life, task) as the caller got them."""
+    fate: str = ""
+    """Of the process that a function runs in now."""
 
     def saw(self, text: str) -> None:
         number = number_in(text)
         if number is not None:
             self.calls.append((self.life, number))
+
+    def saw_effect(self, number: int | None) -> None:
+        if number is not None:
+            self.seen_effects.append((self.life, number))
 
     def ran(self) -> int:
         """A user's function ran: its number. Some raise."""
@@ -53,8 +77,42 @@ class Witness(Struct):
         self.effects.append(Effect(self.life, failed))
         number = len(self.effects) - 1
         if failed:
-            raise self.random.choice((ValueError, LookupError, OSError))(f"an effect fails #{number}#")
+            raise self.random.choice((ValueError, LookupError, OSError, Unsendable))(f"an effect fails #{number}#")
         return number
+
+    def computed(self, value: dict[str, Any]) -> dict[str, Any]:
+        """What a function gave that ran in a process; now and then that is no more, or never was."""
+        if self.random.random() < self.doom:
+            self.fate = self.random.choice(FATES[value["label"] == UNBOUNDED :])
+        if self.fate.startswith("value"):
+            return {**value, "said": Odd(self.fate, f"no value #{value['number']}#")}
+        return value
+
+
+class Unsendable(Exception):
+    """Raised, it cannot be pickled and read again."""
+
+    def __init__(self, text: str, *, needed: int = 0) -> None:
+        super().__init__(text, needed)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Odd:
+    """What cannot be pickled, or cannot be read again."""
+
+    def __init__(self, fate: str, text: str) -> None:
+        self._fate, self._text = fate, text
+
+    def __reduce__(self) -> Any:
+        if self._fate == "value that cannot be sent":
+            raise ValueError(self._text)
+        return _no_odd, (self._text,)
+
+
+def _no_odd(text: str) -> Odd:
+    raise ValueError(text)
 
 
 class _Here:
@@ -74,6 +132,10 @@ async def note(label: int, value: str) -> dict[str, Any]:
 
 def note_in_a_thread(label: int, value: str) -> dict[str, Any]:
     return {"label": label, "said": [value], "number": _Here.witness.ran()}
+
+
+def note_in_a_process(label: int, value: str) -> dict[str, Any]:
+    return _Here.witness.computed({"label": label, "said": [value], "number": _Here.witness.ran()})
 
 
 class Loom(Weave):
@@ -113,10 +175,24 @@ async def ask(voice: int, question: str, about: str) -> str:
 
 
 async def _noted(label: int, value: str) -> dict[str, Any]:
-    noted: dict[str, Any] = await step(note if label % 2 else note_in_a_thread, label, value)
     witness = _Here.witness
-    witness.seen_effects.append((witness.life, noted["number"]))
+    try:
+        noted = await _notes(label, value)
+    except StepFailed as failure:
+        witness.saw_effect(number_in(failure.text))
+        raise
+    witness.saw_effect(noted["number"])
     return noted
+
+
+async def _notes(label: int, value: str) -> dict[str, Any]:
+    if label % 2 == 0:
+        return await step(note if label % 4 else note_in_a_thread, label, value)
+    if label != UNBOUNDED:
+        with suppress(TimeoutError):
+            async with deadline(PATIENCE):
+                return await process_step(note_in_a_process, label, value)
+    return await process_step(note_in_a_process, UNBOUNDED, value)
 
 
 def _program(row: dict[str, Any]) -> Op:

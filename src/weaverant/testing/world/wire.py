@@ -20,7 +20,7 @@ from weaverant.errors import StepFailed
 from weaverant.message import Message, Reply, Request
 from weaverant.protocols import CallContext
 from weaverant.testing.world.loop import VirtualClock
-from weaverant.testing.world.server import ODD, Asked, Server, content_of, cost_of
+from weaverant.testing.world.server import ODD, Asked, Server, cost_of
 
 ADDRESS = "http://127.0.0.1:9/v1#m"
 """Nobody is there: a request that gets past the simulated transport fails."""
@@ -71,8 +71,7 @@ class Wired:
             return Answer(404, {}, b"")
         request, ctx = self._calls[json.loads(body)["seed"]]
         server = self._server
-        asked = Asked(len(server.log), server.life, (ctx.task, ctx.path, ctx.occurrence, content_of(request)))
-        server.log.append(asked)
+        asked = server.noted(request, ctx)
         server.visited()
         try:
             async with asyncio.timeout(seconds):
