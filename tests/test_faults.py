@@ -227,7 +227,7 @@ def test_a_400_is_asked_once(tmp_path: Path):
 
 def test_a_server_that_always_fails_stops_the_run_by_its_fuse(tmp_path: Path):
     rows = [{"n": n} for n in range(200)]
-    with MockServer("fault-403") as server:
+    with MockServer("fault-422") as server:
         models = f"{server.url}#big"
         going = run(says, rows, models=models, directory=tmp_path / "run", fuse_after=10, concurrency=4, in_flight=8)
         assert set(states(going)) == {("failed", next(iter(going.ledger.stages[0].failed)))}
