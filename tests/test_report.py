@@ -91,6 +91,59 @@ def test_a_run_without_cut_replies_says_nothing_of_them(say: Say):
     assert shown(say)["agents"][0]["cut"] == {}
 
 
+# An agent none of whose calls is taken
+
+MANY = """
+from weaverant import Agent, StepFailed, workflow
+
+first = Agent("first", prompt="First {{ n }}")
+many = Agent("many", prompt="Many {{ n }}", FIELDS)
+
+@workflow
+async def asked(row):
+    await first(n=row["n"])
+    try:
+        return await many(n=row["n"])
+    except StepFailed:
+        if CATCH:
+            return "none"
+        raise
+"""
+
+REFUSED = [
+    ("n=2", "n", "leave n= out of the agent (--set many.n=1)"),
+    ("logprobs=True", "logprobs", "leave logprobs out of the agent (--set many.logprobs=false"),
+]
+
+
+@pytest.mark.parametrize(("fields", "name", "way_out"), REFUSED, ids=["n", "logprobs"])
+@pytest.mark.parametrize("catch", [False, True])
+def test_an_agent_whose_first_calls_are_all_refused_ends_the_run(
+    say: Say, catch: bool, fields: str, name: str, way_out: str
+):
+    Path("w.py").write_text(MANY.replace("FIELDS", fields).replace("CATCH", str(catch)))
+    write_rows(300)
+    with MockServer("basic", latency=0.01) as server:
+        words = ["run", "w.py", "--input", "rows.jsonl", "--model", f"{server.url}#m", "--concurrency", "8"]
+        code, out, err = say(*words, "--run", "out")
+        assert code == 4 and "stopped by the error fuse" in out
+        told = [line for line in err.splitlines() if f"the server refuses its {name}" in line]
+        errors = [line for line in err.splitlines() if line.startswith("weaverant: error: ")]
+        assert len(told) == len(errors) == 1 and way_out in told[0]
+        assert "the first 20 calls of agent 'many' were all refused" in errors[0] and way_out in errors[0]
+        calls = {agent["name"]: agent for agent in shown(say)["agents"]}
+        assert 20 <= calls["many"]["failures"]["request"] < 60, "and those that were in flight by then"
+        code, out, err = say(*words, "--run", "all", "--max-failures", "1", "--limit", "60")
+        assert code == (0 if catch else 3) and "error:" not in err
+
+
+def test_an_agent_that_was_replied_to_may_be_refused_as_often_as_it_likes(say: Say):
+    refusing = NO_SCHEMA.replace('== "judge":', '== "judge" and not request.messages[-1].text.endswith(" 0"):')
+    code, out = start(say, CATCHING, refusing.replace('"text"', '"x"').replace('endswith("9")', 'endswith("?")'), 200,
+                      "--in-flight", "4")  # fmt: skip
+    assert code == 0 and "judge 179 x request" in out
+
+
 # Failures that the workflow caught
 
 CATCHING = """

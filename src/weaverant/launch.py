@@ -47,6 +47,7 @@ from weaverant.runtime.limits import Limits
 from weaverant.runtime.local import LocalSwarm
 from weaverant.runtime.outlook import Outlook
 from weaverant.runtime.recovery import Recovery, Retry, Unfinished, started_of
+from weaverant.runtime.refusals import Refusals
 from weaverant.runtime.reuse import OldRun
 from weaverant.runtime.stagebook import StageBook
 from weaverant.runtime.surroundings import Surroundings
@@ -118,7 +119,7 @@ class Run:
     @property
     def error(self) -> BaseException | None:
         """What stopped it, where it was an error."""
-        return None if self._swarm is None else self._swarm.error
+        return None if self._swarm is None or self.state == "finished" else self._swarm.error
 
     @property
     def in_flight(self) -> tuple[int, int]:
@@ -180,6 +181,8 @@ class Run:
             journal = self._open_journal()
             try:
                 self._swarm = self._prepare(journal)
+                if self.limits.max_failures < 1:
+                    self.ledger.refused = Refusals(self._tell, self._refused).note
                 if self._budget is not None and self._budget.exceeded:
                     self._stop_early = self._stop_early or "budget"
                 if self._stop_early:
@@ -219,6 +222,15 @@ class Run:
             self.directory, segment_bytes=here.segment_bytes, on_failure=self._journal_failed,
             disk=here.disk, worker=here.worker, clock=here.clock,
         )  # fmt: skip
+
+    def _tell(self, text: str) -> None:
+        self.tell(text)
+
+    def _refused(self, text: str) -> None:
+        """No call of an agent is taken: the rest of the rows would only fail alike."""
+        if self._swarm is not None and not self._swarm.stopped and self._loop is not None:
+            self._swarm.error = UserError(text)
+            self._loop.call_soon(self._swarm.stop, "fuse")
 
     def _journal_failed(self, error: JournalError) -> None:
         if self._swarm is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -213,6 +214,8 @@ class Ledger:
         self.agents: dict[tuple[str, str], AgentCounts] = {}
         """By (kind, name)."""
         self.reserved = Reservations()
+        self.refused: Callable[[str, AgentCounts], None] | None = None
+        """Told of every model call that its server refused, by agent."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.stages))
@@ -231,6 +234,8 @@ class Ledger:
         if counts is None:
             counts = self.agents[key] = AgentCounts()
         counts.count(event)
+        if event.reason == "request" and self.refused is not None and event.kind == "model":
+            self.refused(event.name, counts)
 
     def usage(self) -> Usage:
         return total([counts.total() for counts in self.agents.values()])

@@ -52,6 +52,15 @@ def echo(call: Call) -> Answer:
     return Answer(completion(call, msgspec.json.encode({"headers": call.exchange.headers, "body": call.body}).decode()))
 
 
+def basic(call: Call) -> Answer:
+    """Takes one reply to a prompt, and no log probabilities."""
+    if call.body.get("n", 1) > 1:
+        return error(400, "'n' : number must be at most 1")
+    if call.body.get("logprobs"):
+        return error(400, "property 'logprobs' is unsupported")
+    return ok(call)
+
+
 def firewall(call: Call) -> Answer:
     """Takes offence at prompts with `DROP TABLE`."""
     if b"DROP TABLE" in call.raw:
@@ -162,6 +171,7 @@ def no_schema(call: Call) -> Answer:
 SCENARIOS: dict[str, Scenario] = {
     "ok": ok,
     "echo": echo,
+    "basic": basic,
     "firewall": firewall,
     "tool": tool,
     "reasoning": reasoning,
