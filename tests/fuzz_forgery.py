@@ -41,8 +41,8 @@ ZSTD = zstandard.ZstdCompressor(level=1)
 COMMANDS = (
     ["show", "RUN"],
     ["show", "RUN", "--json"],
-    ["show", "RUN", "--task", "0.1.0"],
-    ["show", "RUN", "--task", "0.1.0", "--json"],
+    ["show", "RUN", "--task", "0.1.0/0"],
+    ["show", "RUN", "--task", "0.1.0/0", "--json"],
     ["export", "RUN", "--as", "raw", "--out", "-"],
     ["export", "RUN", "--as", "messages", "--out", "-"],
     ["export", "RUN", "--as", "preference", "--out", "-"],
@@ -52,6 +52,8 @@ COMMANDS = (
 @cache
 def original(folder: Path) -> Path:
     make_run(folder / "original")
+    codes = [ask(command, folder / "original") for command in COMMANDS]
+    assert 1 not in codes, codes  # what is forged would be hidden behind what is wrong with it
     return folder / "original"
 
 
@@ -72,14 +74,15 @@ def forgery(odds: Random, folder: Path) -> None:
         ask(command, copy)
 
 
-def ask(command: list[str], run: Path) -> None:
-    """A command may refuse; what else it raises is a fault, and so is a control character."""
+def ask(command: list[str], run: Path) -> int:
+    """A command may refuse; what else it raises is a fault, and so is a control character. Gives its exit code."""
     said = Captured()
     with redirect_stdout(said), redirect_stderr(said):
         code = main([str(run) if word == "RUN" else word for word in command])
     assert code in (0, 1, 2), code
     steering = [c for c in said.getvalue() if (c < " " and c not in "\n\t") or "\x7f" <= c < "\xa0"]
     assert command[0] == "export" or not steering, steering
+    return code
 
 
 class Captured(StringIO):

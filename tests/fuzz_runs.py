@@ -75,13 +75,13 @@ def groups(session: int) -> Iterator[list[Event]]:
     for number in range(session * TASKS // 2, (session + 1) * TASKS // 2):
         yield from _task(number, now)
     if session:
-        yield [TaskReopened("0.3.0", now, 1), *_end("0.3.0", 3, now, "done"), TaskSuperseded("0.5.0", "0.6.0", now)]
+        yield [TaskReopened("0.3.0/0", now, 1), *_end("0.3.0/0", 3, now, "done"), TaskSuperseded("0.5.0/0", "", now)]
         yield [SourceEnded(TASKS, now)]
     yield [RunClosed("finished" if session else "interrupted", now)]
 
 
 def _task(number: int, now: float) -> Iterator[list[Event]]:
-    task = f"0.{number}.0"
+    task = f"0.{number}.0" + "/0" * (number % 2)
     text: Any = f"the text of row {number}, long enough to be shared"
     blob = Ext(BLOB_REF, digest(LONG.encode()))
     row = {"n": number, "text": blob if number % 6 == 0 else text}
@@ -95,7 +95,7 @@ def _task(number: int, now: float) -> Iterator[list[Event]]:
     yield [first, TimerFired(task, "", 0, 1.5, now)]
     called = StepEnded(*key[:3], 1, "effect", "counted", "", [[shared], {}], "reply", {"letters": 3}, 1.0, 2.0, now)
     again = StepEnded(
-        task, "1", b"g" * 16, 0, "model", "writer", "spec", ["0", [["user", "more"]]], "reply",
+        task, "1", b"g" * 16, 0, "model", "writer", "spec", [0, [["user", "more"]]], "reply",
         [["assistant", "more", [["c", "tool", "{}"]], None, "I think"], "tool_calls"], 2.0, 3.0, now, usage, "m",
     )  # fmt: skip
     failed = StepEnded(*key[:2], b"h" * 16, 0, "model", "writer", "spec", {"text": "x"}, "failure", ["why", None], 3.0,
