@@ -437,6 +437,34 @@ def test_a_tool_runs_once_over_a_crash(tmp_path: Path):
     assert looked == {"a": 1}
 
 
+def test_a_retry_calls_no_tool_again_whose_failure_the_model_was_told(tmp_path: Path):
+    calls, down = Counter[str](), [True]
+
+    def flaky(word: str) -> str:
+        """Fails."""
+        calls[word] += 1
+        raise LookupError(f"no {word}")
+
+    told = Agent("told", prompt="Use tools", tools=[flaky])
+
+    @workflow
+    async def flow(row: Any) -> Any:
+        return [await told(), await Agent("last", prompt="Last")()]
+
+    def script(request: Request) -> Any:
+        if request.agent == "last" and down[0]:
+            raise StepFailed("server", "down")
+        return "done" if request.agent == "last" or len(request.messages) > 1 else wants(("flaky", {"word": "a"}))
+
+    engine = Scripted(script, identity="script")
+    run(flow, [{"n": 1}], models=engine, directory=tmp_path / "run", max_failures=1.0).wait()
+    down.clear()
+    down.append(False)
+    (task,) = resume(tmp_path / "run", workflow=flow, rows=[{"n": 1}], models=engine, retry=True)
+    assert task.result == ["done", "done"] and calls == {"a": 1}
+    assert story(tmp_path / "run").unasked == 0
+
+
 def test_a_tool_cannot_ask_an_agent():
     async def asks(word: str) -> str:
         """Asks."""

@@ -535,6 +535,79 @@ def test_retry_forgets_recorded_failures_only(tmp_path: Path):
     assert (going.exit_code, story(tmp_path).attempts) == (0, 2)
 
 
+async def tries(text: str, otherwise: str) -> Any:
+    try:
+        return await say(text=text)
+    except StepFailed:
+        return await say(text=otherwise)
+
+
+@workflow
+async def falls_back(row: Any) -> Any:
+    said = await tries("fail judge", "fallback")
+    return [said, await say(text="fail last")]
+
+
+@workflow
+async def tries_thrice(row: Any) -> Any:
+    for _ in range(3):
+        try:
+            return await say(text="fail")
+        except StepFailed:
+            pass
+    raise LookupError("gave up")
+
+
+@workflow
+async def clears_up(row: Any) -> Any:
+    try:
+        return await say(text="fail")
+    finally:
+        await say(text="cleared")
+
+
+@workflow
+async def says_it_in_other_words(row: Any) -> Any:
+    try:
+        return await say(text="fail")
+    except StepFailed as error:
+        raise LookupError(await say(text="words")) from error
+
+
+async def asks_late(number: int) -> Any:
+    await say(text="wait 0.2")
+    return await say(text=f"fail {number}")
+
+
+@workflow
+async def asks_at_once(row: Any) -> Any:
+    return await asyncio.gather(*map(asks_late, range(4)), tries("fail judge", "fallback"))
+
+
+RETRIED: dict[str, tuple[Workflow, dict[str, int]]] = {
+    "a failure with a fallback": (falls_back, {"fail judge": 1, "fallback": 1, "fail last": 2}),
+    "a loop that gave up": (tries_thrice, {"fail": 4}),
+    "a failure that was cleared up after": (clears_up, {"fail": 2, "cleared": 1}),
+    "a failure raised in other words": (says_it_in_other_words, {"fail": 2, "words": 1}),
+    "failures at once": (
+        asks_at_once,
+        {"wait 0.2": 4, **{f"fail {n}": 2 for n in range(4)}, "fail judge": 1, "fallback": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RETRIED)
+def test_retry_asks_again_for_what_the_row_failed_on_and_not_for_what_it_had_dealt_with(tmp_path: Path, case: str):
+    """One retry is enough, and no reply that was paid for is lost."""
+    flow, asked = RETRIED[case]
+    replies = Replies()
+    assert one(flow, replies, directory=tmp_path / "run", max_failures=1.0).state == "failed"
+    replies.failing = False
+    (task,) = resume(tmp_path / "run", workflow=flow, rows=[{"n": 1}], models=replies.engine, retry=True)
+    assert task.state == "done" and Counter(replies.asked) == asked
+    assert story(tmp_path).unasked == ("words" in asked), "what was said of the failure is of no use now"
+
+
 def test_retry_of_one_reason_leaves_the_others(tmp_path: Path):
     @workflow
     async def fails(row: Any) -> Any:

@@ -128,7 +128,8 @@ class TaskEnded(Struct, frozen=True, array_like=True, tag="end"):
 
 
 class TaskReopened(Struct, frozen=True, array_like=True, tag="reopen"):
-    """`--retry` took a failed task up again; its recorded failures, counted in `forgotten`, do not hold any more."""
+    """`--retry` took a failed task up again; so many recorded steps, `forgotten`, do not hold any more: what
+    failed, what that failure hung on."""
 
     task: str
     time: Seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from weaverant.branch import CANCELLED, Record, TimerKey
 from weaverant.errors import StepFailed
@@ -32,6 +32,9 @@ class Past:
         self.usage = NO_USAGE
         self.row: Any = None
         self.started: TaskStarted
+        self._tools: set[StepKey] = set()
+        self._failure = "", ""
+        """Reason and text of the row's last failure."""
         self._blob = blob
         with sensible("a task"):
             for event in in_order(events):
@@ -51,7 +54,9 @@ class Past:
             case TaskEnded():
                 value = self.texts.unpack(event.value, self._blob)
                 if event.state == "failed" and isinstance(value, dict):
-                    self.forget = [(path, key, n) for path, key, n in value.get("forget", ())]  # pyright: ignore
+                    ended = cast("dict[str, Any]", value)
+                    self.forget = [(path, key, n) for path, key, n in ended.get("forget", ())]
+                    self._failure = event.reason, str(ended.get("text", ""))
             case TaskReopened():
                 self._forget()
             case _:
@@ -66,17 +71,42 @@ class Past:
             raise ValueError(f"task {event.task!r} has another outcome of a step that its retry has kept: {key!r}")
         self.steps[key] = Record(self.count, event.name, outcome, event.clock, event.time)
         self.count += 1
+        if event.kind == "tool":
+            self._tools.add(key)
         if event.reused:
             self.reused.append(key)
         self.usage = self.usage + event.usage
 
+    def retried(self) -> list[StepKey]:
+        """The steps that a retry asks again: those that the row's failure hung on, and all that failed but those that
+        the workflow had dealt with. Asked again these would cost what they have cost, and where they end otherwise, the
+        replies that came after them would be for nothing."""
+        hung_on = [key for key in self.forget if key in self.steps]
+        failed = [key for key, record in self.steps.items() if isinstance(record.outcome, StepFailed)]
+        handled = self._handled(failed)
+        asked = [*hung_on, *(key for key in failed if key not in handled)]
+        return asked or failed
+
+    def _handled(self, failed: list[StepKey]) -> set[StepKey]:
+        """Failures that the workflow went on after, in the same branch, up to another reply, and those of tools, which
+        the model was told. The one that the row ended with is none: its branch may have had something to clear up."""
+        replied: dict[str, int] = {}
+        for (path, _, _), record in self.steps.items():
+            if not isinstance(record.outcome, StepFailed) and record.outcome is not CANCELLED:
+                replied[path] = max(record.number, replied.get(path, -1))
+        handled = {key for key in failed if key in self._tools or self.steps[key].number < replied.get(key[0], -1)}
+        ended_with = [key for key in failed if self._is_end(self.steps[key].outcome)]
+        return handled - {max(ended_with, key=lambda key: self.steps[key].number)} if ended_with else handled
+
+    def _is_end(self, failure: StepFailed) -> bool:
+        reason, text = self._failure
+        return reason == failure.kind and text.startswith(failure.text)
+
     def _forget(self) -> None:
-        """A retry: what failed, what the failure hung on, and the timers are asked for again."""
+        """A retry: the timers are asked for again as well."""
         self.attempt += 1
-        for key in self.forget:
+        for key in self.retried():
             self.steps.pop(key, None)
-        kept = self.steps.items()
-        self.steps = {key: record for key, record in kept if not isinstance(record.outcome, StepFailed)}
         self.timers.clear()
 
 

@@ -18,7 +18,7 @@ from weaverant.events import EndState, TaskEnded, TaskEvent, TaskReopened, TaskS
 from weaverant.history import in_order, sensible
 from weaverant.journal import JournalReader, Place
 from weaverant.journal.index import UNTOLD
-from weaverant.past import Blob
+from weaverant.past import Blob, Past
 from weaverant.protocols import Clock
 from weaverant.row import child_key, parent_key, source_place, stage_of
 from weaverant.runtime.ledger import Ledger
@@ -88,6 +88,7 @@ class Recovery:
     ) -> None:
         self._reader = reader
         self._clock = clock
+        self._blob = blob
         self._teller = Storyteller({}, blob)
         self._stages = stages
         self._trials = trials
@@ -233,7 +234,7 @@ class Recovery:
             end = _failure_of(task, events)
             if retry.wants(end):
                 chosen[task] = where[task]
-                retried[task] = TaskReopened(task, self._clock.time(), _forgotten(events))
+                retried[task] = TaskReopened(task, self._clock.time(), self._forgotten(events))
                 left.reopened[end.reason] = left.reopened.get(end.reason, 0) + 1
                 self._ledger.stages[end.stage].count("failed", "(earlier)", -1)
             reasons[end.reason] += 1
@@ -243,6 +244,9 @@ class Recovery:
                 f"no failed row has the reason {retry.reason!r} that can be tried again; there are: {known}"
             )
         return chosen
+
+    def _forgotten(self, events: list[TaskEvent]) -> int:
+        return len(Past(events, self._blob).retried())
 
     def _restored(
         self, places: dict[str, list[Place]], retried: dict[str, TaskReopened]
@@ -257,10 +261,6 @@ def _failure_of(task: str, events: list[TaskEvent]) -> TaskEnded:
     if not ends or ends[-1].state != "failed":
         raise ValueError(f"task {task!r} has failed by its index, and by its events it has not")
     return ends[-1]
-
-
-def _forgotten(events: list[TaskEvent]) -> int:
-    return sum(getattr(event, "outcome", "") == "failure" for event in events)
 
 
 def started_of(events: list[TaskEvent]) -> TaskStarted:
