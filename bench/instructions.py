@@ -25,6 +25,7 @@ from typing import Any
 
 import bench_hops
 import report
+import workloads
 
 SHORT, LONG = 400, 2_000
 """Tasks of the two runs."""
@@ -47,16 +48,37 @@ PARTS = {
 
 def instructions(workload: str, journal: bool, first: str = "") -> float:
     """Thousands of machine instructions a hop, after the Python statements `first`."""
-    (few, hops), (many, more) = (_counted(workload, tasks, journal, first) for tasks in (SHORT, LONG))
+    return _per_hop(f"{first}\nimport bench_hops as b; made = b.weave({workload!r}, TASKS, {IN_FLIGHT}, {journal})")
+
+
+def _per_hop(code: str) -> float:
+    """Of `code`, which gives `made` for `TASKS` tasks, its hops first."""
+    (few, hops), (many, more) = (_counted(code.replace("TASKS", str(tasks))) for tasks in (SHORT, LONG))
     return (many - few) / (more - hops) / 1e3
 
 
-def _counted(workload: str, tasks: int, journal: bool, first: str) -> tuple[int, int]:
-    code = f"{first}\nimport bench_hops as b; print(b.weave({workload!r}, {tasks}, {IN_FLIGHT}, {journal})[0])"
+def per_row() -> float:
+    """Thousands of instructions that a row of W2 takes besides its hops."""
+    one, all_hops = (
+        _per_hop(f"import workloads; workloads.RING_HOPS = {hops}\n{_ROWS}") for hops in (1, workloads.RING_HOPS)
+    )
+    return one - (all_hops - one) / (workloads.RING_HOPS - 1)
+
+
+_ROWS = f"import bench_hops as b; b.weave('w2', TASKS, {IN_FLIGHT}, True); made = (TASKS,)"
+
+
+def _counted(code: str) -> tuple[int, int]:
     valgrind = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
     folder = Path(__file__).parent
     env = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run([*valgrind, sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*valgrind, sys.executable, "-c", f"{code}; print(made[0])"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = re.search(r"I\s+refs:\s+([\d,]+)", done.stderr)
     assert found is not None, done.stderr
     return int(found[1].replace(",", "")), int(done.stdout)
@@ -105,6 +127,14 @@ def main() -> None:
             lines.append([f"{workload} {kind}", "-" if found is None else found, codes, calls])
             rows.append(report.row(f"{workload}/{kind} thousand instructions per hop", found))
             rows.append(report.row(f"{workload}/{kind} bytecodes per hop", codes))
+    if shutil.which("valgrind"):
+        for name, found in (
+            ("w2, the least that is durable", _per_hop(f"import least; made = least.weave(TASKS, {IN_FLIGHT})")),
+            ("w2, bare asyncio", _per_hop(f"import bench_hops as b; made = b.bare('w2', TASKS, {IN_FLIGHT})")),
+            ("w2, a row besides its hops", per_row()),
+        ):
+            lines.append([name, found, "", ""])
+            rows.append(report.row(f"{name}: thousand instructions", found))
     report.table(["a hop of", "1,000 instructions", "bytecodes", "Python calls"], lines)
     if options.parts:
         whole = instructions("w2", journal=True)
