@@ -23,6 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from weaverant import Agent, Reply, Request, StepFailed, Usage, UserError, resume, run, workflow
@@ -355,6 +356,12 @@ def test_the_run_stops_when_nothing_in_flight_can_make_room(tmp_path: Path):
     assert spent(tmp_path / "run") == pytest.approx(
         {"total": 1.6, "known": 1.6, "unsure": 0, "unsure_calls": 0, "reserved": 0, "reserved_calls": 0}
     )
+    told = document(fold(tmp_path / "run"))["short"]
+    assert told == {"calls": 11, "first": 1.0, "most": 1.0} == msgspec.structs.asdict(stopped.short)
+    for budget, asked in ((2.59, 0), (2.61, 1)):
+        resume(tmp_path / "run", workflow=once, rows=rows(30), models=till, budget=budget, concurrency=12).wait()
+        assert len(till.orders) == 16 + asked
+        assert document(fold(tmp_path / "run"))["short"]["first"] == 1.0
 
 
 def test_a_call_that_can_never_fit_stops_the_run_before_it_is_sent(tmp_path: Path):
@@ -514,7 +521,7 @@ def test_the_command_line_tells_what_was_spent_and_ends_with_5(folder: Path, cap
     with MockServer(price=PRICE, latency=0.01) as server:
         assert main(begin(folder, server, "--budget", "0.25", "--concurrency", "4")) == 5
         out = capsys.readouterr().out
-        assert "the budget has no room for another call" in out and "--budget DOLLARS" in out
+        assert "the budget has no room for another call" in out and "for money; " in out
         assert told(out) == (pytest.approx(billed(server), abs=1e-4), 0.25)
         assert main(["resume", str(folder / "out"), "--budget", "0.01"]) == 5
         assert "more than the budget of $0.0100" in capsys.readouterr().err
@@ -523,6 +530,33 @@ def test_the_command_line_tells_what_was_spent_and_ends_with_5(folder: Path, cap
         assert server.stats()["total"] == 48
         assert main(["run", str(folder / "w.py"), "--input", str(folder / "rows.jsonl"), "--model", f"{server.url}#m",
                      "--run", str(folder / "no"), "--budget", "1"]) == 2  # fmt: skip
+
+
+def way_on(out: str) -> list[str]:
+    """The words of the command to go on, as the report has them."""
+    return re.findall(r"^go on:      weaverant (resume .* --budget [\d.]+)   \(", out, re.MULTILINE)[0].split()
+
+
+THRICE = FILE.replace("return [", "return [await second(pad=pad + 'y'), ")
+
+
+@pytest.mark.parametrize(("concurrency", "code"), [(1, FILE), (4, FILE), (16, THRICE)])
+def test_the_command_to_go_on_buys_a_row_at_least_until_there_are_none(
+    folder: Path, capsys: pytest.CaptureFixture[str], concurrency: int, code: str
+):
+    (folder / "w.py").write_text(code)
+    with MockServer(price=PRICE, latency=0.005) as server:
+        ended = main(begin(folder, server, "--budget", "0.12", "--concurrency", str(concurrency)))
+        sessions, done = 0, 0
+        while ended == 5:
+            out = capsys.readouterr().out
+            assert "for money; " in out and main(["show", str(folder / "out")]) == 0
+            assert way_on(capsys.readouterr().out) == way_on(out), "show says it again"
+            ended, sessions = main(way_on(out)), sessions + 1
+            now = fold(folder / "out").ledger.stages[0].done
+            assert now > done
+            done = now
+        assert ended == 0 and done == 24 and sessions >= 1
 
 
 def told(out: str) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -238,6 +239,34 @@ def test_changed_prompts_are_refused_with_the_way_out(folder: Path, capsys: pyte
 
 
 # Stops
+
+
+def little_room() -> None:
+    """As on a full disk: no file may grow beyond so many bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def test_show_says_again_that_the_disk_was_full_and_how_to_go_on(folder: Path):
+    Path("mended").touch()
+    Path("rows.jsonl").write_text("".join(json.dumps({"n": n, "x": os.urandom(800).hex()}) + "\n" for n in range(60)))
+    ran = subprocess.run(command(*RUN, "--in-flight", "4"), capture_output=True, text=True, timeout=60,
+                         preexec_fn=little_room, check=False)  # fmt: skip
+    assert ran.returncode == 4 and "File too large" in ran.stderr
+    for said in (ran.stdout, call("show", "out").stdout):
+        assert "stopped: the journal could not be written" in said and "File too large" in said
+        assert "go on:      weaverant resume out\n" in said
+    assert json.loads(call("show", "out", "--json").stdout)["state"] == "journal"
+    assert call("resume", "out").returncode == 0
+    shown = json.loads(call("show", "out", "--json").stdout)
+    assert (shown["state"], shown["why"], shown["left"]) == ("finished", None, 0)
+
+
+def test_show_says_again_what_stopped_a_run_at_its_server_and_how_to_go_on(folder: Path):
+    spec = "http://127.0.0.1:9/v1?retries=0#m"
+    ran = call("run", "w.py", "--input", "rows.jsonl", "--model", spec, "--run", "out")
+    assert ran.returncode == 4
+    for said in (ran.stdout, call("show", "out").stdout):
+        assert "why: connection: " in said and "connection refused" in said and "weaverant resume out" in said
 
 
 def test_ctrl_c_finishes_what_is_in_flight_and_leaves_a_run_to_resume(folder: Path):

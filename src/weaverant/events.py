@@ -160,15 +160,27 @@ class Capacity(Struct, frozen=True, array_like=True):
     per_minute: float = 0.0
 
 
+class Shortfall(Struct, frozen=True, array_like=True):
+    """So many `calls` waited for money when the budget had none left. The first of them, of the oldest row, may cost
+    `first` US dollars, and any of them `most`."""
+
+    calls: int
+    first: float
+    most: float
+
+
 class RunClosed(Struct, frozen=True, array_like=True, tag="close"):
     """The process stopped writing in order. `state` is `finished`, or why it stopped. Of a pilot, `bound` is the most
     that any one of its calls could have cost, in US dollars, 0 where no engine tells; `capacities` are those of its
-    engines, by the name of the model they are given for, None for one that does not tell."""
+    engines, by the name of the model they are given for, None for one that does not tell. `why` is the error that
+    stopped it, shortened; `short` what a run that stopped for money lacked."""
 
     state: str
     time: Seconds
     bound: Dollars = 0.0
     capacities: dict[str, Capacity | None] = {}
+    why: str = ""
+    short: Shortfall | None = None
 
 
 TaskEvent = TaskStarted | CostReserved | StepEnded | TimerFired | TaskEnded | TaskReopened | TaskSuperseded

@@ -20,7 +20,7 @@ import msgspec
 from weaverant.binding import Binding
 from weaverant.blocking import Blocking
 from weaverant.errors import JournalError, Misdirected, RunChanged, UserError, WeaverantError
-from weaverant.events import RunOpened, TaskReopened
+from weaverant.events import RunOpened, Shortfall, TaskReopened
 from weaverant.found import place_of
 from weaverant.given import (
     Models,
@@ -120,6 +120,11 @@ class Run:
     def error(self) -> BaseException | None:
         """What stopped it, where it was an error."""
         return None if self._swarm is None or self.state == "finished" else self._swarm.error
+
+    @property
+    def short(self) -> Shortfall | None:
+        """What a run that stopped for money lacked."""
+        return None if self._budget is None or self.state != "budget" else self._budget.short
 
     @property
     def in_flight(self) -> tuple[int, int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from weaverant.cli.text import exact
+from weaverant.cli.allowance import allowance, rounded_up
+from weaverant.cli.text import counted, exact
 from weaverant.rundir import resume_in_python
 from weaverant.summary import Summary
 
@@ -55,8 +56,7 @@ def next_steps(summary: Summary) -> Iterator[str]:
 
 def _go_on(summary: Summary) -> Iterator[str]:
     if summary.state == "budget":
-        spent = max(summary.budget, summary.ledger.spent().total)
-        yield f"go on:      {_resume(summary, budget='DOLLARS')}   (more than {exact(spent)})"
+        yield from _with_more_money(summary)
     elif summary.state == "server":
         yield f"go on:      {_resume(summary)}"
         yield f"            ({MOVED})"
@@ -70,6 +70,16 @@ def _go_on(summary: Summary) -> Iterator[str]:
             yield f"go on:      {_resume(summary, max_failures='1')}   (what failed stays as it is)"
     elif summary.state not in ("finished", "running"):
         yield f"go on:      {_resume(summary)}"
+
+
+def _with_more_money(summary: Summary) -> Iterator[str]:
+    found = allowance(summary)
+    rows = sum(stage.left for stage in summary.ledger.stages)
+    under_way = f"for {counted(rows, 'row')} under way" if rows else "for another row"
+    if not summary.ledger.ended_rows:
+        under_way = "no row has ended, so nobody knows what one takes"
+    whole = "" if found.whole is None else f"; about {exact(found.whole)} for all {summary.rows or 0:,} rows"
+    yield f"go on:      {_resume(summary, budget=rounded_up(found.enough))}   ({under_way}{whole})"
 
 
 def _after_failures(summary: Summary, where: str) -> Iterator[str]:

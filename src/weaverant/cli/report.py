@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import groupby
 
 from weaverant.cli.advice import next_steps
+from weaverant.cli.allowance import allowance, rounded_up
 from weaverant.cli.text import clipped, counted, exact, table
 from weaverant.runtime.ledger import AgentCounts, StageCounts
 from weaverant.runtime.progress import money, short
@@ -49,6 +50,7 @@ def report(summary: Summary) -> Iterator[str]:
     yield from _requests(summary)
     yield from _cut_short(summary)
     yield from _cost(summary)
+    yield from _short(summary)
     yield from _failures(summary)
     yield from _failed_calls(summary)
     yield from _divergence(summary)
@@ -60,6 +62,8 @@ def report(summary: Summary) -> Iterator[str]:
 def _title(summary: Summary) -> Iterator[str]:
     where = "" if summary.directory is None else f"  {summary.directory}"
     yield f"{summary.config.workflow}: {STATES.get(summary.state, summary.state)}{where}"
+    if summary.why:
+        yield f"  why: {clipped(summary.why, 1, 600)}"
     if summary.sessions > 1:
         yield f"  in {summary.sessions} sessions, begun {datetime.fromtimestamp(summary.config.created):%Y-%m-%d %H:%M}"
 
@@ -155,6 +159,15 @@ def _cost(summary: Summary) -> Iterator[str]:
     yield ""
     more = f", and what {', '.join(unknown)} cost is unknown: {way_out}" if unknown else ""
     yield f"cost        {exact(spent.total)}{cap}{bound}{more}"
+
+
+def _short(summary: Summary) -> Iterator[str]:
+    """`short       37 calls wait for money; the first may cost $0.0141, which takes a budget of $0.2577`."""
+    short = summary.short
+    if summary.state == "budget" and short is not None:
+        waits = "call waits for money; it" if short.calls == 1 else "calls wait for money; the first"
+        least = f"which takes a budget of ${rounded_up(allowance(summary).least)}"
+        yield f"short       {short.calls:,} {waits} may cost {exact(short.first)}, {least}"
 
 
 def _agent_row(name: str, counts: AgentCounts, unknown: bool) -> tuple[str, ...]:

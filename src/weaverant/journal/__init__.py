@@ -5,7 +5,7 @@ Writing: `SegmentJournal`, or `NullJournal` for none. Reading: `JournalReader` a
 
 from weaverant.journal.blobs import BlobStore
 from weaverant.journal.counts import StageCounts
-from weaverant.journal.lock import RunLock
+from weaverant.journal.lock import RunLock, is_locked, last_words
 from weaverant.journal.null import NullJournal
 from weaverant.journal.parts import Place
 from weaverant.journal.reader import Batch, JournalReader, TaskSummary
@@ -25,4 +25,6 @@ __all__ = [
     "SegmentJournal",
     "StageCounts",
     "TaskSummary",
+    "is_locked",
+    "last_words",
 ]

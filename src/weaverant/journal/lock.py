@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +14,11 @@ import msgspec
 from msgspec import Struct
 
 from weaverant.errors import JournalError, RunLocked
+
+SIZE = 4_096
+"""Bytes of the lock file from the start: what is written into it later takes no room on a full disk."""
+
+MOST_WORDS = 600
 
 
 class Holder(Struct, frozen=True):
@@ -22,6 +28,8 @@ class Holder(Struct, frozen=True):
     host: str
     since: float
     """Unix seconds."""
+    failed: str = ""
+    """Why its journal could not be written any more."""
 
 
 class RunLock:
@@ -46,21 +54,51 @@ class RunLock:
                 "Expected a writable directory with room on its disk"
             ) from error
 
+    def fail(self, why: str) -> None:
+        """Note why the journal could not be written any more, for `last_words`. The disk may be full: this takes no
+        room on it."""
+        with suppress(OSError):
+            self._sign(why)
+
     def release(self) -> None:
         """Let the next writer in. Harmless where nothing is held."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
-    def _sign(self) -> None:
-        data = msgspec.json.encode(Holder(os.getpid(), socket.gethostname(), time.time()))
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, data, 0)
+    def _sign(self, failed: str = "") -> None:
+        holder = Holder(os.getpid(), socket.gethostname(), time.time(), failed[:MOST_WORDS])
+        os.pwrite(self._file, msgspec.json.encode(holder).ljust(SIZE), 0)
+        os.ftruncate(self._file, SIZE)
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process writes the run."""
+    try:
+        file = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def last_words(directory: Path) -> str:
+    """Why the last process could not write the journal to its end; empty where it did not say so."""
+    try:
+        with (directory / "lock").open("rb") as file:
+            return msgspec.json.decode(file.read(SIZE), type=Holder).failed
+    except (OSError, msgspec.DecodeError):
+        return ""
 
 
 def _who(file: int, directory: Path) -> str:
     try:
-        holder = msgspec.json.decode(os.pread(file, 4096, 0), type=Holder)
+        holder = msgspec.json.decode(os.pread(file, SIZE, 0), type=Holder)
     except (msgspec.DecodeError, OSError):
         who, stop = "another process", "stop it"
     else:

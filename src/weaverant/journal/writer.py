@@ -155,6 +155,8 @@ class SegmentJournal:
     def _stop(self) -> None:
         self._worker.stop()
         self._store.close()
+        if self._failure is not None:
+            self._lock.fail(str(self._failure))
         self._lock.release()
 
     def _flushed(self) -> asyncio.Future[None]:

@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from itertools import count
 
 from weaverant.errors import StepFailed
-from weaverant.events import NO_USAGE, CostReserved
+from weaverant.events import NO_USAGE, CostReserved, Shortfall
 from weaverant.journal import Reservations
 from weaverant.message import Request, Usage
 from weaverant.protocols import Clock, Engine
@@ -122,6 +122,8 @@ class Budget:
         self._wishes: list[tuple[int, int, Wish]] = []
         self._arrivals = count()
         self._parked = False
+        self.short: Shortfall | None = None
+        """What it lacked when the run stopped."""
         self._bounded: set[str] = set()
         self._write: Write
         self._stop: Callable[[], None]
@@ -180,6 +182,9 @@ class Budget:
         """The run stops: calls that wait for money end where they are, unrecorded, and are asked again some day."""
         self._parked = True
         wishes, self._wishes = self._wishes, []
+        if waiting := [wish.account.known + wish.more for _, _, wish in sorted(wishes) if wish.waits]:
+            known = self.short or Shortfall(0, waiting[0], 0.0)
+            self.short = Shortfall(known.calls + len(waiting), known.first, max(known.most, *waiting))
         for _, _, wish in wishes:
             if wish.waits:
                 self._drop(wish)

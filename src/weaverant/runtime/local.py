@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from weaverant.binding import Binding
-from weaverant.errors import JournalCorrupt, JournalError, Unavailable
+from weaverant.errors import JournalCorrupt, JournalError, Unavailable, shown
 from weaverant.events import (
     NO_USAGE,
     AgentBound,
@@ -51,6 +51,9 @@ ADMISSION_SLICE = 0.005
 
 CANCEL_SECONDS = 3.0
 """How long an engine may take to let go of a cancelled call, before the run ends without it."""
+
+MOST_WHY = 2_000
+"""Characters of the error that stopped a run which the journal keeps."""
 
 UNSEEN_RESULTS = 1_000
 """Finished tasks that wait for the caller before no more rows are started."""
@@ -450,7 +453,10 @@ class LocalSwarm:
             self._broken(self._contradiction())
         self._calls.close()
         bound, capacities = (0.0, {}) if self._outlook is None else (self._outlook.bound, self._outlook.capacities())
-        self.write(RunClosed(self.stopped or "finished", self.clock.time(), bound, capacities), None, None)
+        why = shown(self.error)[:MOST_WHY] if self.error is not None and self.stopped else ""
+        short = None if self._budget is None or self.stopped != "budget" else self._budget.short
+        close = RunClosed(self.stopped or "finished", self.clock.time(), bound, capacities, why, short)
+        self.write(close, None, None)
 
     def _nothing_left(self) -> bool:
         """Whether the rows that were in flight when the run stopped were the last: then it has finished after all."""

@@ -9,6 +9,8 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
+from weaverant.errors import shown
+from weaverant.events import Shortfall
 from weaverant.launch import Run
 from weaverant.rundir import RunConfig
 from weaverant.runtime.ledger import Ledger
@@ -54,6 +56,10 @@ class Summary(Struct):
     divergence: Divergence = msgspec.field(default_factory=Divergence)
     budget: float = 0.0
     """The cap of the last session in US dollars; 0 is none."""
+    why: str = ""
+    """The error that stopped the last session."""
+    short: Shortfall | None = None
+    """What it lacked, where it stopped for money."""
     unpriced: list[str] = []
     """Agents that ask a model whose price nobody knows: a cost of 0 tells nothing of them."""
 
@@ -98,6 +104,7 @@ def of_run(run: Run, examples: Examples) -> Summary:
     asked = {(bound.agent.name, bound.agent.model) for bound in run.binding.all()}
     return Summary(
         run.config, run.state, run.ledger, rows, examples.failures, directory, budget=run.limits.budget,
+        why="" if run.error is None else shown(run.error), short=run.short,
         unpriced=unpriced_agents(run.config, asked),
     )  # fmt: skip
 

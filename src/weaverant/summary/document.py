@@ -25,7 +25,8 @@ def document(summary: Summary) -> dict[str, Any]:
     model's price is not known), `failures` (`{key, reason, where, text}`, at most two a reason), `divergence`
     (`{tasks, first_task, first_step}`), `spent` (US dollars: `{total, known, unsure, unsure_calls, reserved,
     reserved_calls}`, total = known + unsure + reserved),
-    `budget` (null for none).
+    `budget` (null for none), `why` (the error that stopped the last session; null for none), `short` (of a run that
+    stopped for money, `{calls, first, most}`: calls that waited for it, what the first and any of them may cost).
     """
     config = summary.config
     reserved = summary.ledger.reserved.by_agent()
@@ -59,6 +60,8 @@ def document(summary: Summary) -> dict[str, Any]:
         "divergence": msgspec.to_builtins(summary.divergence),
         "spent": _spent_document(summary.ledger.spent()),
         "budget": summary.budget or None,
+        "why": summary.why or None,
+        "short": msgspec.to_builtins(summary.short and msgspec.structs.asdict(summary.short)),
     }
 
 

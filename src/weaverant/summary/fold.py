@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from weaverant.events import (
     Event,
     RunClosed,
     RunOpened,
+    Shortfall,
     SourceEnded,
     StepEnded,
     TaskEnded,
@@ -23,7 +22,7 @@ from weaverant.events import (
     TaskSuperseded,
 )
 from weaverant.history import sensible
-from weaverant.journal import BlobStore, JournalReader
+from weaverant.journal import BlobStore, JournalReader, is_locked, last_words
 from weaverant.rundir import load_config
 from weaverant.runtime.ledger import Ledger
 from weaverant.story import Storyteller
@@ -40,7 +39,10 @@ def fold(directory: Path) -> Summary:
         for event in reader.events():
             folded.see(event)
         folded.check()
-    state = folded.state or ("running" if _is_locked(directory) else "killed")
+    state, why = folded.state, folded.why
+    if not state:
+        why = "" if is_locked(directory) else last_words(directory)
+        state = "journal" if why else "running" if is_locked(directory) else "killed"
     rows = config.rows if folded.source_rows is None else folded.source_rows
     examples = Examples()
     teller = Storyteller({}, BlobStore(directory / "blobs").get)
@@ -48,7 +50,7 @@ def fold(directory: Path) -> Summary:
         examples.add(teller.tell(events))
     return Summary(
         config, state, ledger, rows, examples.failures, str(directory), folded.sessions, folded.divergence,
-        folded.budget, unpriced_agents(config, folded.asked),
+        folded.budget, why, folded.short, unpriced_agents(config, folded.asked),
     )  # fmt: skip
 
 
@@ -68,6 +70,8 @@ class _Fold:
         self.state = "ready"
         self.sessions = 0
         self.budget = 0.0
+        self.why = ""
+        self.short: Shortfall | None = None
         self.source_rows: int | None = None
         self.asked: set[tuple[str, str]] = set()
         """Agents and the models that they ask."""
@@ -92,12 +96,13 @@ class _Fold:
                 self._superseded(event.task)
             case RunOpened():
                 self.sessions += 1
-                self.state = ""
+                self.state = self.why = ""
                 self.budget = event.budget
             case CostReserved():
                 self._ledger.reserved.add(event)
             case RunClosed():
-                self.state = event.state
+                self.state, self.why = event.state, event.why
+                self.short = event.short or self.short
             case SourceEnded():
                 self.source_rows = event.rows
             case AgentBound():
@@ -144,18 +149,3 @@ class _Fold:
     def _take_back(self, ended: TaskEnded | None) -> None:
         if ended is not None:
             self._ledger.stages[ended.stage].count(ended.state, ended.reason, -1, null=ended.value)
-
-
-def _is_locked(directory: Path) -> bool:
-    """Whether a process writes the run."""
-    try:
-        file = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(file)
-    return False
