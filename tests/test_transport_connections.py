@@ -290,4 +290,5 @@ def test_a_request_that_meets_a_closing_connection_is_never_served_twice(client:
         served = server.stdout.read().split()
     assert len(served) == len(set(served)) >= 500 - len(lost)
     assert not {number for number, one in lost.items() if not one.sent} & set(served)
-    assert client == "dependable" or len(lost) <= 5  # 4 of 6,000 were measured: a reset, of which nobody can be sure
+    risky = sum(one.sent for one in lost.values())
+    assert client == "dependable" or risky <= 5  # 4 of 6,000 were measured: a reset, of which nobody can be sure

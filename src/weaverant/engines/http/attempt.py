@@ -38,4 +38,4 @@ class Attempt(Struct, frozen=True):
     outcome: Reply | Trouble
     headers: Mapping[str, str] = {}
     untold: bool = False
-    """The reply does not say what it used, so that it may cost more than it seems to."""
+    """The model has a price, and the reply does not say what it used: it may cost more than it seems to."""

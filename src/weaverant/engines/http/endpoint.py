@@ -93,7 +93,10 @@ class Endpoint:
         if not isinstance(outcome, Reply) and answer.headers.get("content-type", "").startswith("text/html"):
             outcome = outcome._replace(page=True)
         if isinstance(outcome, Reply):
-            return Attempt(self.tariff.priced(outcome), answer.headers, not told(outcome))
+            tariff = self.tariff
+            if tariff.price is None:
+                return Attempt(outcome, answer.headers)
+            return Attempt(tariff.priced(outcome), answer.headers, not told(outcome))
         if not prompted and self._schemas.learn(request.output, outcome, answer.body):
             outcome = outcome._replace(blame="call", again=True)
         return Attempt(outcome, answer.headers)

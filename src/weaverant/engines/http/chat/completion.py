@@ -104,7 +104,7 @@ class Completion(Struct):
 def read_plain(completion: Completion) -> Reply | None:
     """As `read`, of the most common kind, one text and nothing else; None for any other."""
     choices = completion.choices
-    if not choices or len(choices) > 1 or completion.prompt_token_ids:
+    if choices is None or len(choices) != 1 or completion.prompt_token_ids:
         return None
     one = choices[0]
     said = one.message
@@ -216,7 +216,7 @@ def _usage(spent: Spent | None) -> Usage:
         return Usage()
     asked, said, cached = _count(spent.prompt_tokens), _count(spent.completion_tokens), 0
     total, prompt, completion = spent.total_tokens, spent.prompt_tokens_details, spent.completion_tokens_details
-    if total:
+    if total and total != asked + said:
         said = max(said, _count(total) - asked)
     if prompt is not None:
         cached = _count(prompt.cached_tokens)

@@ -7,7 +7,7 @@ on whether they accept it.
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
@@ -33,19 +33,21 @@ class Bodies:
         self._model = model
         self._preset = preset
         self._forms: dict[tuple[int, bool, bool], _Form] = {}
+        """By the identity of the sampling, which a form keeps alive. All requests of an agent have the very same
+        objects: to compare what is in them would take longer."""
 
     def encode(self, request: Request, *, schema_in_prompt: bool = False, stream: bool = False) -> bytes:
         """The body. `sampling.extra` goes in last, so it can replace any field.
 
         An output's schema goes to the server, or into the prompt; a stream is asked to end with the usage.
         """
+        messages, output = request.messages, request.output
         key = id(request.sampling), schema_in_prompt, stream
         form = self._forms.get(key)
-        messages, output = request.messages, request.output
         if output is not None and schema_in_prompt:
             messages = in_prompt(messages, output)
         try:
-            if form is None or not form.fits(request):
+            if form is None or form.tools is not request.tools or form.output is not output:
                 form = self._remember(key, request)
             said = _encode(list(map(_said, messages)))
         except UnicodeEncodeError as error:
@@ -81,17 +83,13 @@ class Bodies:
         return body
 
 
-class _Form(NamedTuple):
+class _Form(Struct, frozen=True):
     """The body that all requests of an agent share, but for what stands in its gaps."""
 
     sampling: Sampling
     tools: tuple[ToolSpec, ...]
     output: OutputSchema | None
     text: bytes
-
-    def fits(self, request: Request) -> bool:
-        """All requests of an agent have the very same objects: to compare what is in them would take longer."""
-        return self.sampling is request.sampling and self.tools is request.tools and self.output is request.output
 
 
 _MESSAGES, _SEED = b"\0messages", b"\0seed"

@@ -67,15 +67,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def ask(
         self,
-        head: bytes,
+        start: bytes,
+        end: bytes,
         body: bytes,
         most: int,
         on_data: Callable[[bytes], None] | None,
         deadline: float,
         idle: float,
     ) -> asyncio.Future[Answer]:
-        """The answer to one request is to come there, or `Lost`; not `sent` where it is certain that nobody has read
-        of it. Whoever awaits it and is cancelled says so: `leave`."""
+        """The answer to one request, of `start` and `end` of its head and its body, is to come there, or `Lost`; not
+        `sent` where it is certain that nobody has read of it. Whoever awaits it and is cancelled says so: `leave`."""
         transport = self._transport
         if transport is None or transport.is_closing() or not self._is_fit():
             self.abort()
@@ -84,11 +85,11 @@ class Connection(asyncio.BufferedProtocol):
         self._idle, self._deadline, self.until = idle, deadline, deadline
         self._waiter = waiter = self._loop.create_future()
         self._written = self._writing
-        self._writing += len(head) + len(body)
+        self._writing += len(start) + len(end) + len(body)
         if len(body) <= ONE_WRITE:
-            transport.write(head + body)
+            transport.write(b"".join((start, end, body)))
         else:
-            transport.write(head)
+            transport.write(start + end)
             transport.write(memoryview(body))
         return waiter
 

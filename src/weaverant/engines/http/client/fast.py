@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
+
+from msgspec import Struct
 
 from weaverant.engines.http.client.connection import Connection
 from weaverant.engines.http.client.dial import dial
@@ -23,8 +24,8 @@ READ_BYTES = 262_144
 DIALS = 64
 """Connections to one server that are opened at once: more overflow the queue of many servers, and wait a second."""
 
-STARTS = 64
-"""Beginnings of requests to one server that are remembered: there are as many as it has models, or keys."""
+STARTS = 1_024
+"""Beginnings of requests that are remembered: there are as many as there are servers, models and keys."""
 
 
 class Fast:
@@ -34,6 +35,8 @@ class Fast:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._places: dict[Origin, _Place] = {}
+        self._starts: dict[int, _Start] = {}
+        """By the identity of their headers, which they keep alive. To hash what is in them would take longer."""
         self._connections: set[Connection] = set()
         self._dials: set[asyncio.Task[Connection]] = set()
         self._tick: asyncio.TimerHandle | None = None
@@ -53,14 +56,16 @@ class Fast:
         on_data: Callable[[bytes], None] | None = None,
     ) -> Answer:
         deadline = self._loop.time() + seconds
-        origin, target = locate(url)
-        place = self._places.get(origin) or self._place(origin)
-        head = place.head(method, target, headers, len(body))
+        start = self._starts.get(id(headers))
+        if start is None or start.headers is not headers or start.url != url or start.method != method:
+            start = self._start(method, url, headers)
+        place = start.place
+        end = b"Content-Length: %d\r\n\r\n" % len(body) if body or method != "GET" else b"\r\n"
         while True:
             fresh = self._closed or not place.kept
             connection = await self._open(place, deadline) if fresh else place.kept.popitem()[0]
             try:
-                return await connection.ask(head, body, most, on_data, deadline, idle)
+                return await connection.ask(start.text, end, body, most, on_data, deadline, idle)
             except Lost as lost:
                 if lost.sent or fresh:
                     raise  # else the server had closed it while nobody used it
@@ -82,9 +87,16 @@ class Fast:
         if self._tick is not None:
             self._tick.cancel()
 
-    def _place(self, origin: Origin) -> _Place:
-        place = self._places[origin] = _Place(origin)
-        return place
+    def _start(self, method: str, url: str, headers: Mapping[str, str]) -> _Start:
+        if len(self._starts) >= STARTS:
+            self._starts.clear()
+        origin, target = locate(url)
+        place = self._places.get(origin)
+        if place is None:
+            place = self._places[origin] = _Place(origin)
+        start = _Start(method, url, headers, place, place.start(method, target, headers))
+        self._starts[id(headers)] = start
+        return start
 
     async def _open(self, place: _Place, deadline: float) -> Connection:
         """A connection that nobody else may use. Cancelling the caller closes it."""
@@ -132,7 +144,6 @@ class _Place:
         self.proxy = proxy_for(origin)
         self.kept: dict[Connection, None] = {}
         self.dials = asyncio.Semaphore(DIALS)
-        self._start = lru_cache(STARTS)(self._begin)
         host = f"Host: {origin.authority}\r\nAccept-Encoding: {ACCEPT_ENCODING}\r\n"
         if self.proxy is None or origin.tls:
             self._before, self._after = "", f" HTTP/1.1\r\n{host}"
@@ -140,11 +151,17 @@ class _Place:
             self._before = f"http://{origin.authority}"
             self._after = f" HTTP/1.1\r\n{host}{header_lines(tuple(self.proxy.headers.items()))}"
 
-    def head(self, method: str, target: str, headers: Mapping[str, str], length: int) -> bytes:
-        start = self._start(method, target, tuple(headers.items()))
-        if length or method != "GET":
-            return ShyBytes(b"%sContent-Length: %d\r\n\r\n" % (start, length))
-        return ShyBytes(start + b"\r\n")
+    def start(self, method: str, target: str, headers: Mapping[str, str]) -> ShyBytes:
+        """The head of a request, but for its last lines."""
+        lines = header_lines(tuple(headers.items()))
+        return ShyBytes(f"{method} {self._before}{target}{self._after}{lines}".encode("latin-1"))
 
-    def _begin(self, method: str, target: str, headers: tuple[tuple[str, str], ...]) -> ShyBytes:
-        return ShyBytes(f"{method} {self._before}{target}{self._after}{header_lines(headers)}".encode("latin-1"))
+
+class _Start(Struct, frozen=True, eq=False):
+    """What all requests share that have the same method, URL and headers."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    place: _Place
+    text: ShyBytes

@@ -8,40 +8,48 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpResponsePars
 
 from weaverant.engines.http.client.body import Body, Garbled, body_of
 from weaverant.engines.http.client.transport import MOST_HEAD, Answer
+from weaverant.engines.http.client.whole import read_whole
 
 
 class Reader:
     """For each answer `begin`, feed it until it has `ended`, and `take` what came."""
 
     __slots__ = (
-        *("_body", "_head", "_headers", "_most", "_on_data", "_parser", "_quiet", "_status", "_whole"),
+        *("_answer", "_body", "_head", "_headers", "_most", "_on_data", "_parser", "_quiet", "_status", "_whole"),
         *("begun", "ended", "error", "keep"),
     )
 
     def __init__(self) -> None:
         self._parser = _parser(self)
+        self._head: list[bytes] = []  # names and values in turn
         self._headers: dict[str, str] = {}
         self._status = 0
+        self._body: Body | None = None  # made when the head is complete
         self._whole = b""
+        self._quiet = 0  # bytes since the last that were of the body
+        self._answer: Answer | None = None
+        self.error: BaseException | None = None
+        """Why there is no answer: `Garbled`, or what `on_data` raised. None follows on the connection."""
 
     def begin(self, most: int, on_data: Callable[[bytes], None] | None) -> None:
         """The next answer is yet to come."""
         self._most = most
         self._on_data = on_data
-        self._head: list[bytes] = []  # names and values in turn
-        self._body: Body | None = None  # made when the head is complete
-        self._quiet = 0  # bytes since the last that were of the body
-        self.error: BaseException | None = None
-        """Why there is no answer: `Garbled`, or what `on_data` raised."""
         self.begun = False
         """Whether a byte has come."""
         self.ended = False
         self.keep = False
         """Whether the connection may carry another request."""
 
-    def feed(self, data: bytes | memoryview) -> bool:
+    def feed(self, data: memoryview) -> bool:
         """Take what came; returns `ended`."""
-        self.begun = True
+        if not self.begun:
+            self.begun = True
+            if self._on_data is None:
+                self._answer = read_whole(data, self._most)
+                if self._answer is not None:
+                    self.ended = self.keep = True
+                    return True
         self._quiet += len(data)
         try:
             self._parser.feed_data(data)
@@ -68,9 +76,12 @@ class Reader:
 
     def take(self) -> Answer:
         """The answer, of which nothing is kept here."""
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            return answer
         body, self._body = self._body, None
-        self._on_data = None
         whole, self._whole = self._whole, b""
+        self._on_data, self._quiet = None, 0
         return Answer(self._status, self._headers, whole, body is not None and body.too_large)
 
     def close(self) -> None:

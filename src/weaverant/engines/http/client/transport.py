@@ -71,7 +71,8 @@ class Transport(Protocol):
         idle: float = 0.0,
         on_data: Callable[[bytes], None] | None = None,
     ) -> Answer:
-        """The answer, within `seconds`, or `Lost`; `ValueError` for a header with a line break.
+        """The answer, within `seconds`, or `Lost`; `ValueError` for a header with a line break. Headers given once must
+        not be changed: the same object stands for the same headers.
 
         A body longer than `most` bytes, after decompression, is cut off. `idle` is how many seconds may pass without
         a byte once the answer has begun (0: any). With `on_data` the pieces of a body of status 200 go there as they

@@ -48,7 +48,9 @@ class Search:
         self._grown = self._shrunk = self._agreed = self._rest = 0
         self._spread = self._skew = self._usual = 0.0
         self._replies = 0
-        self._marks: dict[float, list[int]] = {}
+        self._marks: dict[float, int] = {}
+        """Of requests in flight, by the moment in which they began. Of those that began in the same one, only the first
+        to end needs it: no other overtook more."""
         self._other: Cohort | None = None
         self._here = Cohort(self._cruise, now, 0.0)
         self.level = self._here.level
@@ -84,29 +86,19 @@ class Search:
 
     def begin(self, now: float, in_flight: int) -> None:
         """A request is sent, the `in_flight`-th."""
-        mark = self._marks.get(now)
-        if mark is None:
-            self._marks[now] = [in_flight + self._replies, 1]
-        else:
-            mark[1] += 1
+        self._marks.setdefault(now, in_flight + self._replies)
         self._here.begin(now, in_flight)
 
     def end(self, now: float, began: float, reply: bool) -> None:
         """It is over."""
         # Of those in flight when it began, how many are left now: itself, and those it overtook.
-        served = 0
-        mark = self._marks.get(began)
-        if mark is not None:
-            served = mark[0] - self._replies
-            mark[1] -= 1
-            if not mark[1]:
-                del self._marks[began]
+        served = self._marks.pop(began, 0) - self._replies
         self._replies += 1
         here = self._here
         here.end(now, began, reply, served)
         if self._other is not None:
             self._other.end(now, began, reply, served)
-        if here.short or here.full:
+        if here.full or here.short > here.patience:
             self._conclude(here, now)
 
     def _conclude(self, here: Cohort, now: float) -> None:

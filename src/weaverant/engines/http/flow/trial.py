@@ -18,6 +18,9 @@ MOST = 100
 LEAST_S = 0.5
 """Seconds over which a cohort is spread at least: a pause of this process must not look like the server's."""
 
+PATIENCE = 8.0
+"""Requests, or a tenth of a cohort if that is more, that may begin while fewer than the level are in flight."""
+
 SKEWED = 0.4
 SKIPS = 0.08
 """Where latencies are spread by more than `SKEWED`, the late overtake the early so often that `Cohort.served` falls
@@ -39,6 +42,8 @@ class Cohort:
         self.begun = 0
         self.short = 0
         """Begun while fewer than `level` were in flight."""
+        self.patience = 2.0 * level
+        """Of `short`, fewer say nothing yet."""
         self.full = False
         """All that count have begun."""
         self.seconds: list[float] = []
@@ -60,7 +65,7 @@ class Cohort:
         """The client had too few requests to fill the level, or too few were answered: nothing can be said."""
         if self._until is not None:
             return self.begun < LEAST / 2
-        return self.short > (max(8.0, 0.1 * self.begun) if self._from is not None else 2 * self.level)
+        return self.short > max(self.patience, 0.1 * self.begun)
 
     def begin(self, now: float, in_flight: int) -> None:
         if self._until is not None:
@@ -70,7 +75,7 @@ class Cohort:
             self._last = now
             self.short += 1
             if in_flight >= self.level:
-                self._from, self.begun, self.short = now, self._together, 0
+                self._from, self.begun, self.short, self.patience = now, self._together, 0, PATIENCE
         else:
             if in_flight < self.level:
                 self.short += 1

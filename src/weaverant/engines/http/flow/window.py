@@ -80,7 +80,8 @@ class Window:
     def end(self, now: float, began: float, how: How) -> None:
         """It is over; `began` is when it was sent."""
         self.in_flight -= 1
-        if how == "reply":
+        reply = how == "reply"
+        if reply:
             self._reply(now, began)
         elif how == "limited":
             self._limit(now, began)
@@ -90,7 +91,7 @@ class Window:
             self._search.restart(self._told, now)
             self._told = 0
         if not self._told:
-            self._search.end(now, began, how == "reply")
+            self._search.end(now, began, reply)
 
     def seconds(self) -> float:
         """Smoothed latency of replies; 0.0 before the first."""
@@ -119,8 +120,8 @@ class Window:
     def _reply(self, now: float, began: float) -> None:
         if not self._proved:
             self._prove(now, began)
-        seconds = now - began
-        self._seconds = seconds if not self._seconds else self._seconds + 0.1 * (seconds - self._seconds)
+        seconds, before = now - began, self._seconds
+        self._seconds = before + 0.1 * (seconds - before) if before else seconds
         self._failures *= 0.9
         if self._ceiling < self._most:
             self._climb(now)

@@ -51,26 +51,27 @@ class Balance:
 
     def choose(self, call: Call, now: float) -> Replica | None:
         """The replica for the call; None where none has room for it now."""
-        replicas, tokens = self.replicas, call.tokens
+        replicas = self.replicas
         if len(replicas) == 1:
-            return replicas[0] if replicas[0].ready(tokens, now) else None
+            only = replicas[0]
+            return only if only.ready(call, now) else None
         if replicas and not call.tried:
             first, second = self._two(call.ctx.task)
-            if first.ready(tokens, now):
-                return second if _worth_leaving(first, second, now) and second.ready(tokens, now) else first
-            if second.ready(tokens, now):
+            if first.ready(call, now):
+                return second if _worth_leaving(first, second, now) and second.ready(call, now) else first
+            if second.ready(call, now):
                 return second
-        ready = [replica for replica in replicas if replica.ready(tokens, now)]
+        ready = [replica for replica in replicas if replica.ready(call, now)]
         return self._least(call, ready) if ready else None
 
     def other(self, call: Call, taken: Replica, now: float) -> Replica | None:
         """The least loaded replica with room, but for `taken`."""
-        ready = [each for each in self.replicas if each is not taken and each.ready(call.tokens, now)]
+        ready = [each for each in self.replicas if each is not taken and each.ready(call, now)]
         return self._least(call, ready) if ready else None
 
     def untried(self, call: Call, now: float) -> bool:
         """Whether a replica has room now that has not failed the call."""
-        return any(each not in call.tried and each.ready(call.tokens, now) for each in self.replicas)
+        return any(each not in call.tried and each.ready(call, now) for each in self.replicas)
 
     def soonest(self, now: float) -> float:
         """Seconds until a replica is neither paused nor out; inf where only a probe under way will tell."""
@@ -78,7 +79,7 @@ class Balance:
 
     def wait(self, call: Call, now: float) -> float:
         """Seconds until a replica may have room for the call; inf where only the end of a request will tell."""
-        return min((replica.wait(call.tokens, now) for replica in self.replicas), default=math.inf)
+        return min((replica.wait(call, now) for replica in self.replicas), default=math.inf)
 
     def at_home(self, call: Call, replica: Replica) -> bool:
         """Whether it is the first of the call's two."""

@@ -35,8 +35,6 @@ class Call(Struct, eq=False):
     request: Request
     ctx: CallContext
     since: float
-    agent: str = ""
-    tokens: float = 0.0
     deadline: float = math.inf
     """Until the first request is sent."""
     requests: int = 0
@@ -61,10 +59,18 @@ class Call(Struct, eq=False):
     """How many calls were given a place in its turn, because they were at home there."""
     future: asyncio.Future[Place] | asyncio.Future[None] | None = None
     """What it waits for: a place, or the time of its next try."""
+    estimated: float = -1.0
 
-    def __post_init__(self) -> None:
-        self.agent = self.request.agent
-        self.tokens = estimate(self.request)
+    @property
+    def agent(self) -> str:
+        return self.request.agent
+
+    @property
+    def tokens(self) -> float:
+        """See `estimate`: worked out only where a server limits tokens."""
+        if self.estimated < 0.0:
+            self.estimated = estimate(self.request)
+        return self.estimated
 
     @property
     def waiting(self) -> bool:

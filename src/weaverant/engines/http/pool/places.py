@@ -100,15 +100,15 @@ class Places:
     def leave(self, place: Place, call: Call, attempt: Attempt | None) -> float:
         """The place is free; None: the request was dropped by us. Gives the dollars of its time, see `Replica`."""
         now = time.monotonic()
-        replica = place.replica
-        dollars = replica.give_back(place, attempt, now, again=replica in call.tried)
-        self._queue.end(call.agent, place.charged, now - place.began)
+        replica, queue = place.replica, self._queue
+        dollars = replica.give_back(place, call, attempt, now)
+        queue.end(call.request.agent, place.charged, now - place.began)
         if attempt is not None:
             if isinstance(attempt.outcome, Reply):
                 self.replied_at, self._dry_since = now, None
             else:
                 self._note(attempt.outcome, now)
-        if self._queue.size and replica.drained is None:
+        if queue.size and replica.drained is None:
             self._fill(replica, now)
         return dollars
 
@@ -136,14 +136,14 @@ class Places:
 
     def take(self, replica: Replica, call: Call, now: float) -> Place:
         """A place at that replica, which has room."""
-        place = replica.take(call.tokens, now)
-        place.charged = self._queue.begin(call.agent)
+        place = replica.take(call, now)
+        place.charged = self._queue.begin(call.request.agent)
         return place
 
     def _fill(self, replica: Replica, now: float) -> None:
         """Give the replica's room to the calls whose turn it is."""
         queue, many, handed = self._queue, len(self.balance.replicas) > 1, False
-        while (call := queue.head()) is not None and replica.ready(call.tokens, now):
+        while (call := queue.head()) is not None and replica.ready(call, now):
             handed = True
             native = self._native(replica, call, now) if many else call
             self._hand(replica, native, now)
@@ -153,7 +153,7 @@ class Places:
                 queue.gone()
         if call is not None:
             # Another call than before may find room elsewhere: tokens a minute let a short one through sooner.
-            self._arm(now + (self.balance.wait(call, now) if handed and many else replica.wait(call.tokens, now)))
+            self._arm(now + (self.balance.wait(call, now) if handed and many else replica.wait(call, now)))
             if self._dry_since is not None:
                 self._look_ahead(now)
 
@@ -162,7 +162,7 @@ class Places:
         if head.requests or head.passed >= MOST_PASSED or self.balance.at_home(head, replica):
             return head
         for call in self._queue.next(NEAR):
-            if self.balance.at_home(call, replica) and replica.ready(call.tokens, now):
+            if self.balance.at_home(call, replica) and replica.ready(call, now):
                 head.passed += 1
                 return call
         return head

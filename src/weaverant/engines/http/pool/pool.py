@@ -79,12 +79,15 @@ class Pool:
             while True:
                 place = places.enter(call, now) or await places.wait(call)
                 if purse is None or await self._afford(place, call):
-                    sent = await (self._hedged(place, call) if self._hedge.on else self._send(place, call))
-                    if isinstance(sent.outcome, Reply):
-                        return call.answered(sent.outcome)
-                    if call.last is None and self._doubt.misled(sent.outcome):
-                        await self._reconsider(call, sent.outcome, sent.replica)
-                    seconds = self._before_next(call, sent.outcome, sent.replica)
+                    if self._hedge.on:
+                        outcome, replica = await self._hedged(place, call)
+                    else:
+                        outcome, replica = await self._send(place, call), place.replica
+                    if isinstance(outcome, Reply):
+                        return call.answered(outcome)
+                    if call.last is None and self._doubt.misled(outcome):
+                        await self._reconsider(call, outcome, replica)
+                    seconds = self._before_next(call, outcome, replica)
                     if seconds:
                         await places.sleep(call, seconds)
                 now = time.monotonic()
@@ -139,7 +142,7 @@ class Pool:
         self._places.close()
         await self._members.close()
 
-    async def _send(self, place: Place, call: Call) -> Sent:
+    async def _send(self, place: Place, call: Call) -> Reply | Trouble:
         """One request. The place is given back, whatever happens."""
         if not call.requests:
             call.deadline = place.began + self._options.timeout
@@ -147,10 +150,10 @@ class Pool:
                 call.waited_until(place.began)
         call.requests += 1
         place.sent = True
-        replica = place.replica
+        replica, seconds = place.replica, call.deadline - place.began
         ended: Attempt | None = None
         try:
-            ended = attempt = await replica.endpoint.attempt(call.request, max(0.01, call.deadline - place.began))
+            ended = attempt = await replica.endpoint.attempt(call.request, seconds if seconds > 0.01 else 0.01)
         finally:
             call.cost += self._places.leave(place, call, ended)
             if ended is None:  # cut off, but the call may live on in its other request, or fail by `close`
@@ -163,7 +166,10 @@ class Pool:
                 call.unsure += max(0.0, self._bound(call, replica) - outcome.usage.cost)
         elif outcome.billed and not self._doubt.misled(outcome):
             call.unsure += self._bound(call, replica)
-        return Sent(outcome, replica)
+        return outcome
+
+    async def _sent(self, place: Place, call: Call) -> Sent:
+        return Sent(await self._send(place, call), place.replica)
 
     async def _reconsider(self, call: Call, trouble: Trouble, replica: Replica) -> None:
         """It looks like a wrong key or address; what was sent at the same time may tell better."""
@@ -176,7 +182,7 @@ class Pool:
         requests, taken = call.requests, place.replica
         delay = min(self._hedge.delay(), self._options.timeout)
         try:
-            won, *lost = await race(self._send(place, call), lambda: self._second(taken, call), delay)
+            won, *lost = await race(self._sent(place, call), lambda: self._second(taken, call), delay)
         finally:
             if call.requests == requests:  # the first was cancelled before it ran a line
                 self._places.leave(place, call, None)
@@ -198,7 +204,7 @@ class Pool:
         place = self._places.take(replica, call, now)
         if purse is not None and not await self._afford(place, call, self._bound(call, taken)):
             return None
-        return await self._send(place, call)
+        return await self._sent(place, call)
 
     def _before_next(self, call: Call, trouble: Trouble, replica: Replica) -> float:
         """Seconds until the call may queue for its next request. Raises its failure where there is to be none."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
-
-from msgspec import Struct
+from typing import Any, NamedTuple
 
 from weaverant.engines.http.attempt import Trouble
 from weaverant.engines.http.pool.replica import Replica
 from weaverant.message import Reply
 
 
-class Sent(Struct, frozen=True):
+class Sent(NamedTuple):
     """One request's end."""
 
     outcome: Reply | Trouble

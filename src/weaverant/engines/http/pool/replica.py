@@ -18,7 +18,7 @@ from weaverant.engines.http.flow.gauges import parse_gauges
 from weaverant.engines.http.flow.health import Health
 from weaverant.engines.http.flow.window import Window
 from weaverant.engines.http.money.meter import Meter
-from weaverant.engines.http.pool.call import backoff
+from weaverant.engines.http.pool.call import Call, backoff
 from weaverant.message import Reply, Request
 
 LONGEST_METRICS_S = 2.0
@@ -60,18 +60,20 @@ class Replica:
     def name(self) -> str:
         return f"{self.endpoint.name}#{self.endpoint.model}"
 
-    def ready(self, tokens: float, now: float) -> bool:
-        """Whether it may be sent a request of so many tokens now."""
+    def ready(self, call: Call, now: float) -> bool:
+        """Whether it may be sent a request of the call now."""
         limits = self.limits
         return (
-            self.window.room and self.health.ready_at <= now and (not limits.known or limits.wait(tokens, now) == 0.0)
+            self.window.room
+            and self.health.ready_at <= now
+            and (not limits.known or limits.wait(call.tokens, now) == 0.0)
         )
 
-    def wait(self, tokens: float, now: float) -> float:
+    def wait(self, call: Call, now: float) -> float:
         """Seconds until it may be; inf where only the end of a request will tell."""
         if not self.window.room:
             return math.inf
-        return max(self.health.wait(now), self.limits.wait(tokens, now))
+        return max(self.health.wait(now), self.limits.wait(call.tokens, now) if self.limits.known else 0.0)
 
     def load(self) -> float:
         """The share of its window that would be in use with one more request."""
@@ -96,13 +98,13 @@ class Replica:
         why = self.endpoint.unbounded(request)
         return f"{self.name}: {why}" if why else ""
 
-    def take(self, tokens: float, now: float) -> Place:
-        """A place for one request."""
+    def take(self, call: Call, now: float) -> Place:
+        """A place for one request of the call."""
         self.window.begin(now)
         if self.limits.known:
-            self.limits.take(tokens, now)
+            self.limits.take(call.tokens, now)
         mark = 0.0 if self._meter is None else self._meter.begin(now)
-        return Place(self, tokens, now, mark, self.health.begin())
+        return Place(self, now, mark, self.health.begin())
 
     def restart(self, place: Place, now: float) -> None:
         """The request is sent only now: what its place was held for before is no part of the server's latency."""
@@ -110,14 +112,14 @@ class Replica:
         self.window.begin(now)
         place.began = now
 
-    def give_back(self, place: Place, attempt: Attempt | None, now: float, again: bool = False) -> float:
-        """The request is over; None: it was dropped by us. `again`: its call has failed here before. Gives the dollars
-        of its time at a server paid hourly."""
+    def give_back(self, place: Place, call: Call, attempt: Attempt | None, now: float) -> float:
+        """The call's request is over; None: it was dropped by us. Gives the dollars of its time at a server paid
+        hourly."""
         if attempt is None:
             self.window.end(now, place.began, "dropped")
             self.health.dropped(place.probe)
             if not place.sent:
-                self.limits.give_back(place.tokens, now)
+                self.limits.give_back(call.tokens, now)
         elif isinstance(outcome := attempt.outcome, Reply):
             self._limited_in_a_row = 0
             self._heard_at = now
@@ -125,11 +127,11 @@ class Replica:
             self.health.reply(now)
             if self.limits.known:
                 used = outcome.usage.prompt_tokens + outcome.usage.completion_tokens
-                self.limits.settle(place.tokens, used or place.tokens, now)
+                self.limits.settle(call.tokens, used or call.tokens, now)
             if now - self._learned_at >= LEARN_S:
                 self._learn(attempt, now)
         else:
-            self._trouble(place, outcome, now, again)
+            self._trouble(place, outcome, now, again=self in call.tried)
             self._learn(attempt, now)
         if self.drained is not None and not self.window.in_flight:
             self.drained.set()
@@ -190,7 +192,6 @@ class Place(Struct, eq=False):
     """A replica's place, held by one request from `Replica.take` to `Replica.give_back`."""
 
     replica: Replica
-    tokens: float
     began: float
     mark: float
     """What the meter wants back."""
