@@ -76,12 +76,12 @@ def test_all_users_of_a_loop_share_connections(client: str):
 
 
 def test_a_connection_that_took_long_to_open_is_used(client: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weaverant.engines.http.client.connection.IDLE_S", 0.3)
+    monkeypatch.setattr("weaverant.engines.http.client.connection.IDLE_S", 1.5)
     with MockServer(tls=True) as server:
         monkeypatch.setenv("SSL_CERT_FILE", str(server.ca))
 
         async def main(transport: Transport) -> list[int]:
-            server.pause(1.0)
+            server.pause(4.0)
             asking = [post(transport, f"{server.url}/chat/completions", BODY) for _ in range(200)]
             return [answer.status for answer in await asyncio.gather(*asking)]
 
