@@ -169,6 +169,7 @@ def test_a_request_cancelled_as_its_answer_comes_spoils_no_other(client: str):
     """Its connection may carry the next request by then, or be closed: no answer goes astray."""
     odds = random.Random(4)
     cancelled = answered = 0
+    usual = 0.004  # about the time that an answer takes, which is found out meanwhile
 
     async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -180,16 +181,18 @@ def test_a_request_cancelled_as_its_answer_comes_spoils_no_other(client: str):
         async with wire(play) as url:
 
             async def work(worker: int) -> None:
-                nonlocal cancelled, answered
+                nonlocal cancelled, answered, usual
                 for number in range(100):
                     body = b"%d %d" % (worker, number)
                     call = asyncio.create_task(post(transport, url, body))
-                    asyncio.get_running_loop().call_later(odds.uniform(0.001, 0.006), call.cancel)
+                    asyncio.get_running_loop().call_later(odds.uniform(0.5, 1.5) * usual, call.cancel)
                     try:
                         assert (await call).body == body
                         answered += 1
+                        usual *= 0.95
                     except asyncio.CancelledError:
                         cancelled += 1
+                        usual *= 1.05
 
             await asyncio.gather(*(work(worker) for worker in range(8)))
 

@@ -47,6 +47,16 @@ class Body(Struct, eq=False):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+def read_headers(head: list[bytes]) -> dict[str, str]:
+    """Of names and values in turn: names in lower case, of a repeated one the last. Decoded all at once: some servers
+    send thirty."""
+    texts = b"\0".join(head).decode("latin-1").split("\0")
+    if len(texts) > len(head) > 0:
+        raise Garbled("a header of it holds a null")
+    turns = iter(texts)
+    return dict(zip(map(str.lower, turns), turns, strict=False))
+
+
 def body_of(status: int, headers: Mapping[str, str], most: int, on_data: Callable[[bytes], None] | None) -> Body:
     """What to read an answer's body with. `Garbled` where its head makes no sense of it."""
     if status == 101:

@@ -5,23 +5,33 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from types import SimpleNamespace
+from contextvars import ContextVar
+from itertools import chain
 from typing import Any
 
 import aiohttp
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
+from multidict import CIMultiDict
 from yarl import URL
 
 from weaverant.engines.http.client import tcp
-from weaverant.engines.http.client.body import Garbled, body_of
+from weaverant.engines.http.client.body import Garbled, body_of, read_headers
 from weaverant.engines.http.client.network import ACCEPT_ENCODING, Origin, header_lines, locate, reason, trust
 from weaverant.engines.http.client.proxies import Proxy, proxy_for, refused
 from weaverant.engines.http.client.transport import CLOSED, CONNECT_S, IDLE_S, MOST_HEAD, Answer, Lost
 
+AUTOMATIC = ("User-Agent", "Accept", "Content-Type")
+"""Headers that aiohttp makes up where a request has none."""
+
 LARGE_BODY = 1_000_000  # above 1 MiB aiohttp warns about raw bytes and wants a stream
+
+ROUTES = 1_024
+"""How many are remembered: there are as many as there are servers, models and keys."""
+
+TICK_S = 0.1
+"""Seconds between two looks at what has taken too long. One look for all costs less than a timer for each."""
 
 LOOK_S = 1.0
 """Seconds between two looks at whether a connection of which nothing comes still stands."""
@@ -31,8 +41,14 @@ class Dependable:
     """See `Transport`."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._session = _session()
         self._proxies: dict[Origin, Proxy | None] = {}
+        self._routes: dict[int, _Route] = {}
+        """By the identity of their headers, which they keep alive."""
+        self._limits: dict[asyncio.Timeout, float] = {}
+        """When each request must have ended, on the loop's clock."""
+        self._tick: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def send(
@@ -49,15 +65,22 @@ class Dependable:
     ) -> Answer:
         if self._closed:
             raise Lost("connection", CLOSED, sent=False)
-        header_lines(tuple(headers.items()))
-        origin, known = _locate(url)
-        if origin not in self._proxies:
-            self._proxies[origin] = proxy_for(origin)
-        request = _Request(method, known, headers, body, self._proxies[origin])
+        route = self._routes.get(id(headers))
+        if route is None or route.headers is not headers or route.url != url or route.method != method:
+            route = self._route(method, url, headers)
+        request, limit = _Request(route.proxy), asyncio.timeout(None)
+        asking = _asking.set(request)
         try:
-            async with asyncio.timeout(seconds):
-                async with request.begin(self._session) as response:
+            async with limit:
+                self._limit(limit, seconds)
+                response = await self._session.request(
+                    method, route.place, data=_payload(body) if body else None, **route.options
+                )
+                try:
                     return await _read(response, most, idle, on_data)
+                except BaseException:
+                    response.close()
+                    raise
         except aiohttp.ConnectionTimeoutError:
             raise Lost("timeout", f"no connection within {CONNECT_S:g} s", sent=False) from None
         except TimeoutError as error:
@@ -71,44 +94,77 @@ class Dependable:
             if self._closed:
                 raise Lost("connection", CLOSED, sent=request.sent) from None
             raise request.lost(error) from None
+        finally:
+            self._limits.pop(limit, None)
+            _asking.reset(asking)
 
     async def close(self) -> None:
         self._closed = True
         await self._session.close()
+        if self._tick is not None:
+            self._tick.cancel()
+
+    def _route(self, method: str, url: str, headers: Mapping[str, str]) -> _Route:
+        header_lines(tuple(headers.items()))
+        if len(self._routes) >= ROUTES:
+            self._routes.clear()
+        origin, target = locate(url)
+        if origin not in self._proxies:
+            self._proxies[origin] = proxy_for(origin)
+        route = self._routes[id(headers)] = _Route(method, url, headers, origin, target, self._proxies[origin])
+        return route
+
+    def _limit(self, limit: asyncio.Timeout, seconds: float) -> None:
+        self._limits[limit] = self._loop.time() + seconds
+        if self._tick is None:
+            self._tick = self._loop.call_later(TICK_S, self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        for limit in [one for one, end in self._limits.items() if end <= now]:
+            del self._limits[limit]
+            limit.reschedule(now)
+        self._tick = self._loop.call_later(TICK_S, self._look) if self._limits else None
 
 
-@lru_cache(1024)
-def _locate(url: str) -> tuple[Origin, URL]:
-    origin, target = locate(url)
-    return origin, URL(f"{'https' if origin.tls else 'http'}://{origin.authority}{target}", encoded=True)
+class _Route:
+    """What all requests share that have the same method, URL and headers."""
+
+    __slots__ = ("headers", "method", "options", "place", "proxy", "url")
+
+    def __init__(
+        self, method: str, url: str, headers: Mapping[str, str], origin: Origin, target: str, proxy: Proxy | None
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.headers = headers
+        self.place = URL(f"{'https' if origin.tls else 'http'}://{origin.authority}{target}", encoded=True)
+        self.proxy = proxy
+        tunnel = proxy is not None and origin.tls
+        sent = CIMultiDict({"Accept-Encoding": ACCEPT_ENCODING, **headers})
+        if proxy is not None and not tunnel:
+            sent.update(proxy.headers)
+        self.options: dict[str, Any] = {
+            "headers": sent,
+            "skip_auto_headers": [name for name in AUTOMATIC if name not in sent] or None,
+            "allow_redirects": False,
+            "proxy": None if proxy is None else f"http://{proxy!r}",
+            "proxy_headers": proxy.headers if proxy is not None and tunnel else None,
+        }
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO:
+    return body if len(body) <= LARGE_BODY else io.BytesIO(body)
 
 
 class _Request:
-    """One request on its way. `sent`: its head has been written."""
+    """One request on its way. `sent`: it has a connection, and may have been written there."""
 
-    def __init__(self, method: str, url: URL, headers: Mapping[str, str], body: bytes, proxy: Proxy | None) -> None:
-        self._method = method
-        self._url = url
-        self._headers = {"Accept-Encoding": ACCEPT_ENCODING, **headers}
-        self._body = body
+    __slots__ = ("_proxy", "sent")
+
+    def __init__(self, proxy: Proxy | None) -> None:
         self._proxy = proxy
-        self._tunnel = proxy is not None and url.scheme == "https"
         self.sent = False
-
-    def begin(self, session: aiohttp.ClientSession) -> Any:
-        proxy = self._proxy
-        data = self._body if len(self._body) <= LARGE_BODY else io.BytesIO(self._body)
-        headers = self._headers if proxy is None or self._tunnel else {**self._headers, **proxy.headers}
-        return session.request(
-            self._method,
-            self._url,
-            data=data or None,
-            headers=headers,
-            allow_redirects=False,
-            proxy=None if proxy is None else f"http://{proxy!r}",
-            proxy_headers=proxy.headers if proxy is not None and self._tunnel else None,
-            trace_request_ctx=self,
-        )
 
     def lost(self, error: aiohttp.ClientError | OSError) -> Lost:
         if isinstance(error, aiohttp.ClientHttpProxyError) and self._proxy is not None:
@@ -132,13 +188,17 @@ class _Silent(TimeoutError):
 
 class _Connector(aiohttp.TCPConnector):
     """Gives no connection to a request that the other side has closed, though the loop was not yet told of it, nor
-    one on which more came than was asked for: it would be taken for the answer to the next request."""
+    one on which more came than was asked for: it would be taken for the answer to the next request.
+
+    Notes which request has got one: aiohttp's own way to tell, tracing, makes a dozen objects for it.
+    """
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:
         while True:
             connection = await super().connect(req, traces, timeout)
             protocol, transport = connection.protocol, connection.transport
             if protocol is not None and not protocol.should_close and transport is not None and _is_fit(transport):
+                _asking.get().sent = True
                 return connection
             connection.close()
 
@@ -154,7 +214,7 @@ def _is_fit(transport: asyncio.BaseTransport) -> bool:
 async def _read(
     response: aiohttp.ClientResponse, most: int, idle: float, on_data: Callable[[bytes], None] | None
 ) -> Answer:
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.raw_headers}
+    headers = read_headers(list(chain.from_iterable(response.raw_headers)))
     body = body_of(response.status, headers, most, on_data)
     while not body.too_large and (piece := await _next(response, idle)):
         body.feed(piece)
@@ -187,20 +247,16 @@ async def _next(response: aiohttp.ClientResponse, idle: float) -> bytes:
             raise _Silent(f"the answer stopped for {idle:g} s")
 
 
-async def _mark_sent(session: aiohttp.ClientSession, context: SimpleNamespace, _: Any) -> None:
-    context.trace_request_ctx.sent = True
+_asking: ContextVar[_Request] = ContextVar("_asking")
+"""The request that the running task makes."""
 
 
 def _session() -> aiohttp.ClientSession:
-    trace = aiohttp.TraceConfig()
-    trace.on_request_headers_sent.append(_mark_sent)
     return aiohttp.ClientSession(
         connector=_Connector(limit=0, ttl_dns_cache=300, keepalive_timeout=IDLE_S, ssl=trust()),
         timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
-        skip_auto_headers=("User-Agent", "Accept", "Content-Type"),
         max_line_size=MOST_HEAD,
         max_field_size=MOST_HEAD,
-        trace_configs=[trace],
     )

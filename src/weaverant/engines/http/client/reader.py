@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpResponseParser
 
-from weaverant.engines.http.client.body import Body, Garbled, body_of
+from weaverant.engines.http.client.body import Body, Garbled, body_of, read_headers
 from weaverant.engines.http.client.transport import MOST_HEAD, Answer
 from weaverant.engines.http.client.whole import read_whole
 
@@ -105,7 +105,7 @@ class Reader:
             return
         if self._quiet > MOST_HEAD and sum(map(len, head)) > MOST_HEAD:
             raise _long_head()
-        self._headers = headers = _headers(head)
+        self._headers = headers = read_headers(head)
         self._body = body_of(status, headers, self._most, self._on_data)
 
     def on_body(self, piece: bytes) -> None:
@@ -138,15 +138,6 @@ def _parser(reader: Reader) -> HttpResponseParser:
         lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
     )
     return parser
-
-
-def _headers(head: list[bytes]) -> dict[str, str]:
-    """Decoded all at once: some servers send thirty."""
-    texts = b"\0".join(head).decode("latin-1").split("\0")
-    if len(texts) > len(head) > 0:
-        raise Garbled("a header of it holds a null")
-    turns = iter(texts)
-    return dict(zip(map(str.lower, turns), turns, strict=False))
 
 
 def _long_head() -> Garbled:

@@ -15,7 +15,7 @@ from weaverant.engines.http.client.transport import MOST_HEAD, Answer
 _LINES = rb"""(?:
     (?: [ABD-OQ-SV-Zabd-oq-sv-z][0-9A-Za-z-]*
       | [Cc](?: ontent-[Tt]ype | ache-[Cc]ontrol | onnection(?=:\ [Kk]eep-[Aa]live\r) ) )
-    :\  [!-~\x80-\xff] [ -~\x80-\xff]* (?<!\ ) \r\n
+    :\  [!-~\x80-\xff] [ -~\x80-\xff]* \r\n
 )*"""
 """Headers that say nothing of where the body ends, how it is coded, and whether the connection stays: the names of
 those that do begin with C, P, T or U."""
