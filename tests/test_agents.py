@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import json
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +102,14 @@ def test_a_field_of_the_agent_given_to_a_call_is_no_silent_variable():
     task = one(calling(Agent("poet", prompt="About {{ topic }}"), topic="a", temperature=0.0), "never")
     assert "'poet': temperature= is no variable of its prompt but a field of the agent" in task.result["text"]
     assert one(calling(Agent("chef", prompt="At {{ temperature }}"), temperature=180), "well").state == "done"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio.iscoroutinefunction is deprecated there")
+def test_frameworks_that_look_for_coroutine_functions_see_them():
+    for called in (judge, judge.reply, Agent.__call__, Agent.reply):
+        assert asyncio.iscoroutinefunction(called)
+        assert inspect.iscoroutinefunction(called) or sys.version_info < (3, 12)
+    assert not asyncio.iscoroutinefunction(judge.messages)
 
 
 def test_variables_have_names():

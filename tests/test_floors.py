@@ -13,7 +13,7 @@ FLOORS = {
     2: [
         *("agent", "binding", "effect", "schema", "jsontext", "workflow", "recipe", "task", "past", "branch", "replay"),
         "history",
-        *("story", "__init__", "fields", "namesakes", "engines", "journal", "sources", "export"),
+        *("story", "__init__", "fields", "namesakes", "coroutine", "engines", "journal", "sources", "export"),
     ],
     3: ["runtime"],
     4: ["recipes"],

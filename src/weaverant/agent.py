@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Never, cast
 import msgspec
 
 from weaverant import fields
+from weaverant.coroutine import gives_coroutine
 from weaverant.effect import effect
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import Message, Reply, ToolCall, user
@@ -46,6 +47,7 @@ History = Sequence[Message | Mapping[str, Any]]
 """Earlier messages of a conversation: `Message`s, or mappings with `role` and `content` as in OpenAI's API."""
 
 
+@gives_coroutine
 @dataclass(frozen=True, eq=False)
 class Agent:
     """A role: who it is, what it is asked, who answers, in what form.
@@ -90,12 +92,14 @@ class Agent:
     def __post_init__(self) -> None:
         fields.check(self.name, vars(self))
 
+    @gives_coroutine
     def __call__(self, *unnamed: Never, history: History = (), **variables: Any) -> Coroutine[Any, Any, Any]:
         """Ask; the reply's text, or its value as `output`."""
         if unnamed:
             self._refuse(unnamed)
         return _converse(self, history, variables, whole=False)
 
+    @gives_coroutine
     def reply(self, *unnamed: Never, history: History = (), **variables: Any) -> Coroutine[Any, Any, Reply]:
         """Ask; the last reply whole: message, usage, finish reason, who answered."""
         if unnamed:
