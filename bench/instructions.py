@@ -41,6 +41,11 @@ PARTS = {
     "the fingerprint": "import weaverant.binding as m; m.Bound.fingerprint = lambda *a: b'0123456789abcdef'",
     "the task's clock": "import weaverant.task as m; m.TaskRun.clock = lambda *a: 0.0",
     "looking an engine's reply over": "import weaverant.runtime.calls as m; m.checked = lambda reply, model: reply",
+    "its hooks for asynchronous generators": (
+        "import weaverant.replay as m\n"
+        "m.get_asyncgen_hooks = lambda: (None, None)\n"
+        "m.set_asyncgen_hooks = lambda *a: None"
+    ),
     "asyncio's list of all tasks": "import _weakrefset as m; m.WeakSet.add = lambda *a: None",
 }
 """What each of them costs, shown by doing without it: the runs end, but could not be used."""
