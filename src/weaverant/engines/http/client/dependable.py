@@ -78,9 +78,9 @@ class Dependable:
                 )
                 try:
                     return await _read(response, most, idle, on_data)
-                except BaseException:
-                    response.close()
-                    raise
+                finally:
+                    if not response.closed:  # it was not read to its end
+                        response.close()
         except aiohttp.ConnectionTimeoutError:
             raise Lost("timeout", f"no connection within {CONNECT_S:g} s", sent=False) from None
         except TimeoutError as error:
@@ -218,8 +218,6 @@ async def _read(
     body = body_of(response.status, headers, most, on_data)
     while not body.too_large and (piece := await _next(response, idle)):
         body.feed(piece)
-    if body.too_large:
-        response.close()
     return Answer(response.status, headers, body.end(), body.too_large)
 
 
