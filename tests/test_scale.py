@@ -89,7 +89,7 @@ def test_a_million_rows(tmp_path: Path):
 def test_twenty_thousand_rows_wait_at_once(tmp_path: Path):
     """Every row's call is in flight at the simulated server at the same time."""
     size = 20_000
-    engine = Simulated(latency=3.0, slots=size, tokens=8, jitter=0.0)
+    engine = Simulated(latency=12.0, slots=size, tokens=8, jitter=0.0)
     made = run(one_step, Counting(size), models=engine, directory=tmp_path / "run", concurrency=size, in_flight=size)
     most = 0
 
