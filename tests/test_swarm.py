@@ -279,6 +279,36 @@ def test_a_task_that_has_ended_is_freed_without_the_collector(function: Any):
     assert len(ended) == 50 and kept < 25, "but for some of the last, which the ended event loop still names"
 
 
+def test_garbage_that_workflows_make_is_collected_while_the_run_goes_on():
+    """The collector looks seldom, but it looks; and is set as before once the run is over."""
+    alive = most = 0
+
+    class Knot:
+        def __init__(self) -> None:
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+            self.itself = self
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    @workflow
+    async def knots(row: Any) -> None:
+        made = [Knot() for _ in range(100)]
+        await say(text=str(len(made)))
+
+    gc.collect()
+    before = gc.get_threshold(), gc.get_freeze_count()
+    done = sum(1 for _ in run(knots, rows(3_000), models=Scripted("x"), journal=False, in_flight=200))
+    assert done == 3_000
+    assert most < 100_000, "of 300,000"
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
+    gc.collect()
+    assert alive == 0
+
+
 def test_a_slow_reader_holds_the_run_back():
     started = 0
 

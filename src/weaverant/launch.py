@@ -7,7 +7,6 @@ where no event loop is at hand (a script, a notebook), with a plain `for`.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import secrets
@@ -41,6 +40,7 @@ from weaverant.recipe import Recipe, is_loading, recipe_of
 from weaverant.row import source_key
 from weaverant.rundir import RunConfig, check_unchanged, default_directory, load_config, save_config
 from weaverant.runtime.budget import Budget
+from weaverant.runtime.collector import Collector
 from weaverant.runtime.feed import Feed, as_row
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
@@ -58,11 +58,6 @@ from weaverant.task import Task
 from weaverant.workflow import Stages, Workflow
 
 _log = logging.getLogger("weaverant")
-
-GC_THRESHOLDS = (20_000, 500, 100)
-"""Collector thresholds while a run goes on: with Python's own a hop costs about a tenth more at 1,000 tasks in flight,
-and half as much again or more at 20,000 (`bench/bench_hops.py`). A first threshold ten times as large costs
-the same, and holds the event loop for longer at a time."""
 
 EXIT_CODES = {
     "finished": 0, "pilot": 0, "interrupted": 4, "fuse": 4, "journal": 4, "closed": 4, "server": 4, "budget": 5,
@@ -180,12 +175,11 @@ class Run:
         if self._swarm is not None:
             raise UserError("a run is iterated over once; resume it, or make another")
         self._loop = asyncio.get_running_loop()
-        thresholds = gc.get_threshold()
-        gc.set_threshold(*GC_THRESHOLDS)
+        collector = Collector(self.limits.tasks)
         try:
             journal = self._open_journal()
             try:
-                self._swarm = self._prepare(journal)
+                self._swarm = self._prepare(journal, collector)
                 if self.limits.max_failures < 1:
                     self.ledger.refused = Refusals(self._tell, self._refused).note
                 if self._budget is not None and self._budget.exceeded:
@@ -206,7 +200,7 @@ class Run:
                 await self._close(journal)
         finally:
             self._loop = None
-            gc.set_threshold(*thresholds)
+            collector.over()
             if self.error is not None and self.tell is _warn:  # a command prints it itself
                 _log.error("weaverant: the run stopped (%s): %s", self.state, self.error)
 
@@ -241,7 +235,7 @@ class Run:
         if self._swarm is not None:
             self._swarm.journal_failed(error)
 
-    def _prepare(self, journal: Journal) -> LocalSwarm:
+    def _prepare(self, journal: Journal, collector: Collector) -> LocalSwarm:
         recipe, config, directory, clock = self.recipe, self.config, self.directory, self.surroundings.clock
         book = StageBook(recipe.stages, self.ledger)
         blob = _no_blob if directory is None else BlobStore(directory / "blobs").get
@@ -276,6 +270,7 @@ class Run:
             recipe.stages, self.binding, journal, feed, self.ledger, book, self.limits,
             blob=blob, run=config.run, budget=self._budget, unfinished=self.unfinished, reuse=reuse,
             outlook=None if self._pilot is None else Outlook(self.binding.models), clock=clock,
+            grown=collector.rows,
         )  # fmt: skip
 
     def _current_row(self, blob: Callable[[bytes], str]) -> Any:

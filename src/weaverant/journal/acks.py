@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from weaverant.protocols import Clock
 
-SLICE_SECONDS = 0.005
+SLICE_SECONDS = 0.002
 """Time per loop iteration. Delivered in one go, thousands of acknowledgements would hold the loop for too long."""
 _LOOK_EVERY = 16
 

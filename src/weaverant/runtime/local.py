@@ -33,6 +33,7 @@ from weaverant.events import (
 from weaverant.message import Usage
 from weaverant.past import Blob
 from weaverant.protocols import Clock, Journal, Unreadable
+from weaverant.runtime.arrivals import Arrivals
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.calls import Calls
 from weaverant.runtime.feed import END, Empty, Feed
@@ -46,7 +47,7 @@ from weaverant.step import Ask
 from weaverant.task import Reusable, Row, Task, TaskRun
 from weaverant.workflow import Group, Workflow
 
-ADMISSION_SLICE = 0.005
+ADMISSION_SLICE = 0.002
 """Seconds of starting rows after which the event loop gets its turn."""
 
 CANCEL_SECONDS = 3.0
@@ -79,8 +80,10 @@ class LocalSwarm:
         reuse: Callable[[str, bytes], Reusable | None] | None = None,
         outlook: Outlook | None = None,
         clock: Clock = time,
+        grown: Callable[[int], None] = lambda rows: None,
     ) -> None:
-        """`outlook` is for a pilot, `clock` for a simulated one."""
+        """`outlook` is for a pilot, `clock` for a simulated one; `grown` is told how many rows are in flight whenever
+        one more is."""
         self.binding = binding
         self.clock = clock
         self.ledger = ledger
@@ -100,7 +103,7 @@ class LocalSwarm:
         self._outlook = outlook
         if budget is not None:
             budget.attach(self.write_reservation, partial(self.stop, "budget", math.inf))
-        owner = Owner(self._admit_soon, self._broken, self._unavailable)
+        owner = Owner(Arrivals(clock, self._broken), self._admit_soon, self._broken, self._unavailable)
         self._calls = Calls(binding, limits, owner, run, budget, outlook)
         self.launch = self._calls.submit
         self._live: dict[str, TaskRun] = {}
@@ -110,6 +113,7 @@ class LocalSwarm:
         self._results: deque[Task] = deque()
         self._wake = asyncio.Event()
         self._admitting = False
+        self._grown = grown
         self._session_ended = self._session_failed = 0
         self._drained = False
         self._gave_up = False
@@ -244,6 +248,7 @@ class LocalSwarm:
             try:
                 if not self._start_one():
                     break
+                self._grown(len(self._live))
             except Exception as error:  # a peer's outermost loop: a fault of our own ends the run, and hangs nothing
                 self._broken(error)
         if self._feed.held and self._idle() and not self.stopped:

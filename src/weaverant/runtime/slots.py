@@ -9,21 +9,24 @@ from typing import Any
 
 from weaverant.branch import CANCELLED
 from weaverant.errors import Unavailable
+from weaverant.runtime.arrivals import Arrivals
 from weaverant.runtime.outcome import failure_in
 from weaverant.step import Ask, ModelAsk
 from weaverant.task import TaskRun
 
 
 class Owner:
-    """What slots tell the swarm. `idle`: a slot is free and nothing waits for it. `broken`: an outcome could not be
-    recorded. `unavailable`: a call found nobody to ask."""
+    """What slots tell the swarm. `arrivals`: what has come and is to be recorded. `idle`: a slot is free and nothing
+    waits for it. `broken`: an outcome could not be recorded. `unavailable`: a call found nobody to ask."""
 
     def __init__(
         self,
+        arrivals: Arrivals,
         idle: Callable[[], None],
         broken: Callable[[BaseException], None],
         unavailable: Callable[[Unavailable], None],
     ) -> None:
+        self.arrivals = arrivals
         self.idle = idle
         self.broken = broken
         self.unavailable = unavailable
@@ -43,6 +46,7 @@ class Slots:
     ) -> None:
         self.size = size
         self.running: dict[Ask, TaskRun] = {}
+        """Until their outcome is recorded; one that is about to be has no handle any more."""
         self._perform = perform
         self._check = check
         self._owner = owner
@@ -62,9 +66,13 @@ class Slots:
             heappush(self._waiting, (run.row.order, self._arrivals, run, ask))
 
     def cancel(self, ask: Ask) -> None:
-        """Stop working on it."""
+        """Stop working on it. What has come already is recorded."""
         task = ask.handle
-        if task is not None and ask in self.running:
+        if ask not in self.running:
+            return
+        if task is None:
+            self._owner.arrivals.record_all()
+        else:
             # A task that is cancelled before its first step runs no line of its own.
             task.add_done_callback(lambda _: self._left(ask))
             task.cancel()
@@ -82,6 +90,7 @@ class Slots:
 
     def abandon(self, run: TaskRun) -> None:
         """The task failed while it waited: record its asks in flight as cancelled, and stop working on them."""
+        self._owner.arrivals.record_all()
         for ask, owner in list(self.running.items()):
             if owner is run:
                 run.record(ask, CANCELLED)
@@ -93,6 +102,7 @@ class Slots:
         ask.handle = asyncio.Task(self._work(run, ask), loop=asyncio.get_running_loop())
 
     async def _work(self, run: TaskRun, ask: Ask) -> None:
+        arrivals, outcome = self._owner.arrivals, None
         try:
             try:
                 outcome = self._check(await self._perform(run, ask), ask)
@@ -106,17 +116,24 @@ class Slots:
                 if isinstance(error, Unavailable):
                     self._owner.unavailable(error)
                     return
-                run.record(ask, failure_in(error))
-            else:
+                outcome = failure_in(error)
+            if arrivals.room:
+                arrivals.room -= 1
                 run.record(ask, outcome)
+            else:
+                ask.handle = None
+                arrivals.add(run, ask, outcome, self._left)
         except Exception as error:  # its outcome could not be recorded: the task would wait for ever
             self._owner.broken(error)
         finally:
-            self._left(ask)
+            outcome = None  # a failure's traceback holds this frame
+            if ask.handle is not None:
+                self._left(ask)
 
     def _left(self, ask: Ask) -> None:
         if self.running.pop(ask, None) is None:
             return
+        ask.handle = None
         waiting = self._waiting
         while waiting and len(self.running) < self.size:
             _, _, run, following = heappop(waiting)

@@ -1,0 +1,50 @@
+"""Python's cyclic collector while a run goes on: it looks seldom, and never at what waits.
+
+It counts objects made less objects freed, and then walks all that were made since it looked last. A row that goes on
+frees about as many as it makes, so with thousands of rows in flight it walked hundreds of thousands of objects in one
+go, 0.2 s at 20,000 rows, to find no garbage: our own code makes none. So its count may go as high as the rows in flight
+justify, and what new rows bring is set apart from what it walks (`bench/bench_stall.py` tells its longest walk).
+"""
+
+from __future__ import annotations
+
+import gc
+
+FIRST = 20_000
+"""Objects. With Python's own thresholds a hop costs about a tenth more at 1,000 rows in flight, and half as much again
+or more at 20,000 (`bench/bench_hops.py`)."""
+OBJECTS_A_ROW = 32
+"""Twice what a hop has in its hands. Garbage of users' code may grow to as many for each row in flight."""
+OLD = 10_000_000
+"""Garbage that has been walked once, as part of what was alive then, may grow to so many objects."""
+ROWS_A_STEP = 64
+"""Some 5,000 objects."""
+
+
+def thresholds(rows: int) -> tuple[int, int, int]:
+    """The collector's, where at most so many rows are in flight."""
+    first = max(FIRST, OBJECTS_A_ROW * rows)
+    return first, max(1, OLD // first), 100
+
+
+class Collector:
+    """Set for a run of at most so many rows in flight, until it is over."""
+
+    def __init__(self, rows: int) -> None:
+        self._before = gc.get_threshold()
+        self._frozen = gc.get_freeze_count()
+        self._rows = 0
+        gc.set_threshold(*thresholds(rows))
+
+    def rows(self, rows: int) -> None:
+        """So many are in flight now. While they become more, what is alive is set apart; but not much at a time, for
+        garbage among it stays until the run is over."""
+        if rows >= self._rows + ROWS_A_STEP:
+            self._rows = rows
+            if gc.get_count()[0] < FIRST:
+                gc.freeze()
+
+    def over(self) -> None:
+        gc.set_threshold(*self._before)
+        if not self._frozen:
+            gc.unfreeze()
