@@ -296,17 +296,35 @@ def test_garbage_that_workflows_make_is_collected_while_the_run_goes_on():
 
     @workflow
     async def knots(row: Any) -> None:
-        made = [Knot() for _ in range(100)]
+        made = [Knot() for _ in range(250)]
         await say(text=str(len(made)))
 
     gc.collect()
     before = gc.get_threshold(), gc.get_freeze_count()
-    done = sum(1 for _ in run(knots, rows(3_000), models=Scripted("x"), journal=False, in_flight=200))
-    assert done == 3_000
-    assert most < 100_000, "of 300,000"
+    done = sum(1 for _ in run(knots, rows(5_000), models=Scripted("x"), journal=False, in_flight=200))
+    assert done == 5_000
+    assert most < 600_000, "of 1,250,000"
     assert (gc.get_threshold(), gc.get_freeze_count()) == before
     gc.collect()
     assert alive == 0
+
+
+def test_of_two_runs_at_once_the_last_to_end_sets_the_collector_back():
+    before = gc.get_threshold(), gc.get_freeze_count()
+    meanwhile: list[tuple[int, int, int]] = []
+
+    async def drain(count: int) -> int:
+        made = run(twice, rows(count), models=Scripted("x"), journal=False, in_flight=200)
+        done = [task async for task in made]
+        meanwhile.append(gc.get_threshold())
+        return len(done)
+
+    async def both() -> list[int]:
+        return await asyncio.gather(drain(1_000), drain(3_000))  # the first to begin is the first to end
+
+    assert asyncio.run(both()) == [1_000, 3_000]
+    assert meanwhile[0] != before[0], "while the other goes on"
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
 def test_a_slow_reader_holds_the_run_back():

@@ -35,11 +35,13 @@ class Misfit(Exception):
 
 def _unwrapped(text: str) -> str:
     """The reply without the thoughts that a server left in front of it, and out of its code fence."""
-    begin, end = _THOUGHT
     body = text.strip()
+    if body.startswith(("{", "[")):
+        return body
+    begin, end = _THOUGHT
     if body.startswith(begin) and end not in body:
         raise Misfit(f"it has no answer: what {begin} begins never ends")
-    if body.startswith(begin) or (end in body and not body.startswith(("{", "["))):
+    if end in body:
         body = body.partition(end)[2].strip()
     fence = _FENCE.match(body)
     return body[fence.end() : -3].strip() if fence and body.endswith("```") else body

@@ -9,13 +9,14 @@ justify, and what new rows bring is set apart from what it walks (`bench/bench_s
 from __future__ import annotations
 
 import gc
+from typing import ClassVar
 
 FIRST = 20_000
 """Objects. With Python's own thresholds a hop costs about a tenth more at 1,000 rows in flight, and half as much again
 or more at 20,000 (`bench/bench_hops.py`)."""
 OBJECTS_A_ROW = 32
 """Twice what a hop has in its hands. Garbage of users' code may grow to as many for each row in flight."""
-OLD = 10_000_000
+OLD = 1_000_000
 """Garbage that has been walked once, as part of what was alive then, may grow to so many objects."""
 ROWS_A_STEP = 64
 """Some 5,000 objects."""
@@ -28,13 +29,19 @@ def thresholds(rows: int) -> tuple[int, int, int]:
 
 
 class Collector:
-    """Set for a run of at most so many rows in flight, until it is over."""
+    """Set for a run of at most so many rows in flight, until it is over; for all runs of the process that go on."""
+
+    _going_on: ClassVar[list[Collector]] = []
+    _before: ClassVar[tuple[tuple[int, int, int], int]] = (0, 0, 0), 0
+    """Thresholds and objects set apart, as they were before the first of them."""
 
     def __init__(self, rows: int) -> None:
-        self._before = gc.get_threshold()
-        self._frozen = gc.get_freeze_count()
+        if not self._going_on:
+            Collector._before = gc.get_threshold(), gc.get_freeze_count()
+        self._limit = rows
         self._rows = 0
-        gc.set_threshold(*thresholds(rows))
+        self._going_on.append(self)
+        self._set()
 
     def rows(self, rows: int) -> None:
         """So many are in flight now. While they become more, what is alive is set apart; but not much at a time, for
@@ -45,6 +52,14 @@ class Collector:
                 gc.freeze()
 
     def over(self) -> None:
-        gc.set_threshold(*self._before)
-        if not self._frozen:
+        self._going_on.remove(self)
+        if self._going_on:
+            self._set()
+            return
+        before, frozen = self._before
+        gc.set_threshold(*before)
+        if not frozen:
             gc.unfreeze()
+
+    def _set(self) -> None:
+        gc.set_threshold(*thresholds(sum(run._limit for run in self._going_on)))
