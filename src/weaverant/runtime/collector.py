@@ -16,8 +16,9 @@ FIRST = 20_000
 or more at 20,000 (`bench/bench_hops.py`)."""
 OBJECTS_A_ROW = 32
 """Twice what a hop has in its hands. Garbage of users' code may grow to as many for each row in flight."""
-OLD = 1_000_000
-"""Garbage that has been walked once, as part of what was alive then, may grow to so many objects."""
+OLD, OLD_A_ROW = 1_000_000, 500
+"""Garbage that has been walked once, as part of what was alive then, may grow to so many objects: looking at it means
+to walk all that is alive."""
 ROWS_A_STEP = 64
 """Some 5,000 objects."""
 
@@ -25,7 +26,7 @@ ROWS_A_STEP = 64
 def thresholds(rows: int) -> tuple[int, int, int]:
     """The collector's, where at most so many rows are in flight."""
     first = max(FIRST, OBJECTS_A_ROW * rows)
-    return first, max(1, OLD // first), 100
+    return first, max(OLD, OLD_A_ROW * rows) // first, 100
 
 
 class Collector:
