@@ -19,6 +19,7 @@ from weaverant.journal import JournalReader, segment
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, MAP, SUMMARY, Segment
 from weaverant.launch import Run
 from weaverant.message import Request
+from weaverant.runtime.ledger import Ledger
 from weaverant.summary import fold
 
 say = Agent("say", prompt="{{ text }}")
@@ -77,7 +78,16 @@ def last(going: Run) -> list[Any]:
 
 
 def ledger(going: Run) -> list[tuple[int, int, int]]:
-    return [(stage.rows, stage.done, stage.left) for stage in going.ledger.stages]
+    return _counts(going.ledger)
+
+
+def shown(directory: Path) -> list[tuple[int, int, int]]:
+    """What `show` makes of the journal."""
+    return _counts(fold(directory).ledger)
+
+
+def _counts(ledger: Ledger) -> list[tuple[int, int, int]]:
+    return [(stage.rows, stage.done, stage.left) for stage in ledger.stages]
 
 
 WHOLE = [(5, 5, 0), (4, 4, 0), (2, 2, 0), (2, 2, 0)]
@@ -100,6 +110,7 @@ def test_a_stopped_run_carries_on_where_it_stood(tmp_path: Path, at: str):
     replies.stop = going.stop
     seen = last(going)
     assert going.exit_code == 4
+    assert ledger(going) == shown(tmp_path / "run")
     again = resume(tmp_path / "run", workflow=ALL, rows=ROWS, models=replies.engine)
     assert sorted([*seen, *last(again)]) == EXPECTED
     assert ledger(again) == WHOLE
@@ -155,6 +166,7 @@ def test_stages_without_groups_carry_on_where_they_stood(tmp_path: Path, at: str
             going = resume(directory, workflow=PLAIN, rows=ROWS, models=replies.engine, grace=0, in_flight=2)
         replies.stop = going.stop
         seen += list(going)
+        assert ledger(going) == shown(directory)
         if older and session == 0:
             as_1_1_wrote_it(directory / "journal" / "000001.wvj")
     assert (JournalReader(directory).made() is None) == older

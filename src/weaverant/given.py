@@ -23,7 +23,7 @@ from weaverant.rundir import RunConfig, resume_in_python
 from weaverant.runtime.budget import unbounded
 from weaverant.runtime.limits import Limits
 from weaverant.sources import MemoryRows, open_source
-from weaverant.workflow import Stages, Workflow
+from weaverant.workflow import Group, Stages, Workflow
 
 _log = logging.getLogger("weaverant")
 
@@ -199,6 +199,7 @@ def config_given(
         version=__version__,
         created=time.time(),
         unpriced=_unpriced(binding),
+        groups=[stage.name for stage in recipe.stages if isinstance(stage, Group)],
     )
 
 

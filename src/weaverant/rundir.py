@@ -58,6 +58,8 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """What was given as Python objects (`workflow`, `rows`, `models`), and must be given again to go on."""
     unpriced: list[str] = []
     """Names of models whose price nobody knows: that their calls cost 0 tells nothing."""
+    groups: list[str] | None = None
+    """The stages that take groups of rows; None where an older version has not told."""
 
     @property
     def run(self) -> str:

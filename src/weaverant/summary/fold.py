@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -23,7 +24,7 @@ from weaverant.events import (
 )
 from weaverant.history import sensible
 from weaverant.journal import BlobStore, JournalReader, is_locked, last_words
-from weaverant.rundir import load_config
+from weaverant.rundir import RunConfig, load_config
 from weaverant.runtime.ledger import Ledger
 from weaverant.story import Storyteller
 from weaverant.summary.account import EXAMPLES, REASONS, Divergence, Examples, Summary, unpriced_agents
@@ -34,11 +35,11 @@ def fold(directory: Path) -> Summary:
     config = load_config(directory)
     reader = JournalReader(directory)
     ledger = Ledger(config.stages)
-    folded = _Fold(ledger)
+    folded = _Fold(ledger, _told_apart(config))
     with sensible(f"the run {str(directory)!r}"):
         for event in reader.events():
             folded.see(event)
-        folded.check()
+        folded.finish()
     state, why = folded.state, folded.why
     if not state:
         why = "" if is_locked(directory) else last_words(directory)
@@ -62,11 +63,26 @@ def has_finished(directory: Path) -> bool:
     return isinstance(last, RunClosed) and last.state == "finished"
 
 
+def _told_apart(config: RunConfig) -> set[int]:
+    """The stages whose rows the stage before makes one by one, so that they are known before they begin."""
+    if config.groups is None:
+        return set()
+    return {stage for stage, name in enumerate(config.stages) if stage and name not in config.groups}
+
+
+class _Grouped(NamedTuple):
+    """A task of or after a group, which may be superseded."""
+
+    stage: int
+    ended: TaskEnded | None = None
+    made: int = 0
+
+
 class _Fold:
     """One pass over the events. Remembers single tasks only where a later event may take their end back, and of their
     results only whether they are null."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, told_apart: set[int]) -> None:
         self.state = "ready"
         self.sessions = 0
         self.budget = 0.0
@@ -78,7 +94,10 @@ class _Fold:
         self.divergence = Divergence()
         self._ledger = ledger
         self._failed: dict[str, TaskEnded] = {}
-        self._grouped: dict[str, tuple[int, TaskEnded | None]] = {}
+        self._grouped: dict[str, _Grouped] = {}
+        self._told_apart = told_apart
+        self._made = [0] * (len(ledger.stages) + 1)
+        """How many rows the results of the stage before are."""
 
     def see(self, event: Event) -> None:
         match event:
@@ -87,7 +106,7 @@ class _Fold:
             case TaskStarted():
                 self._ledger.stages[event.stage].rows += 1
                 if "@" in event.task:
-                    self._grouped[event.task] = (event.stage, None)
+                    self._grouped[event.task] = _Grouped(event.stage)
             case TaskEnded():
                 self._ended(event)
             case TaskReopened():
@@ -110,8 +129,11 @@ class _Fold:
             case _:
                 pass
 
-    def check(self) -> None:
-        """`ValueError` where more has ended than began."""
+    def finish(self) -> None:
+        """Count the rows that were made and have not begun. `ValueError` where more has ended than began."""
+        for stage in self._told_apart:
+            counts = self._ledger.stages[stage]
+            counts.rows = max(counts.rows, self._made[stage])
         for stage in self._ledger.stages:
             if min(stage.left, stage.done, *stage.rejected.values(), *stage.failed.values()) < 0:
                 raise ValueError(f"the counts do not add up: {stage}")
@@ -131,8 +153,10 @@ class _Fold:
         self._ledger.ended(event)
         if event.state == "failed":
             self._failed[event.task] = bare
+        made = _rows_of(event.value) if event.state == "done" else 0
+        self._made[event.stage + 1] += made
         if event.task in self._grouped:
-            self._grouped[event.task] = (event.stage, bare)
+            self._grouped[event.task] = _Grouped(event.stage, bare, made)
         if event.unasked:
             if not self.divergence.tasks:
                 self.divergence.first_task, self.divergence.first_step = event.task, event.diverged
@@ -141,11 +165,17 @@ class _Fold:
     def _superseded(self, task: str) -> None:
         if task not in self._grouped:
             return
-        stage, ended = self._grouped.pop(task)
+        stage, ended, made = self._grouped.pop(task)
         self._ledger.stages[stage].rows -= 1
+        self._made[stage + 1] -= made
         self._take_back(ended)
         self._failed.pop(task, None)
 
     def _take_back(self, ended: TaskEnded | None) -> None:
         if ended is not None:
             self._ledger.stages[ended.stage].count(ended.state, ended.reason, -1, null=ended.value)
+
+
+def _rows_of(result: Any) -> int:
+    """How many rows of the next stage it is."""
+    return len(cast("list[Any]", result)) if isinstance(result, list) else 1
