@@ -281,6 +281,23 @@ def test_zeros_at_the_end_are_a_torn_tail(tmp_path: Path):
     assert list(JournalReader(tmp_path).events()) == [*FLAT, start("t2")]
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_header_that_lost_bytes_is_damage(tmp_path: Path, sealed: bool):
+    """All frames stand somewhere else then, and none of them matches its place."""
+    path = unsealed(tmp_path, GROUPS)
+    if sealed:
+        run(write(tmp_path, []))
+    whole = path.read_bytes()
+    for begin in range(16):
+        for lost in (1, 4, 16 - begin):
+            path.write_bytes(whole[:begin] + whole[begin + lost :])
+            with pytest.raises(JournalCorrupt, match="damaged at offset 0"):
+                list(JournalReader(tmp_path).events())
+    for size in range(16):
+        path.write_bytes(whole[:size])  # as a crash leaves it
+        assert list(JournalReader(tmp_path).events()) == []
+
+
 def test_a_missing_or_shortened_segment_is_named(tmp_path: Path):
     for _ in range(3):
         run(write(tmp_path, FLAT))

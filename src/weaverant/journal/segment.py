@@ -76,8 +76,17 @@ class Trailer(NamedTuple):
 
 
 def pack_header() -> bytes:
-    start = _header.pack(MAGIC, MAJOR, MINOR, 0)[:12]
+    return _header_of(MINOR)
+
+
+def _header_of(minor: int) -> bytes:
+    start = _header.pack(MAGIC, MAJOR, minor, 0)[:12]
     return start + crc32(start).to_bytes(4, "little")
+
+
+def _may_be_torn(found: bytes, written: bytes) -> bool:
+    """Whether a crash can have left this: zeros or an end where nothing was written yet, never other bytes."""
+    return all(byte in (0, expected) for byte, expected in zip(found, written, strict=False))
 
 
 def pack_frame(kind: int, payload: bytes | bytearray, offset: int, zstd: zstandard.ZstdCompressor) -> bytes:
@@ -156,10 +165,9 @@ class Segment:
                 )
             if magic == MAGIC and major == MAJOR:
                 return True
-        if self.next_frame(HEADER_BYTES) is not None:
+        if self.next_frame(0, (HEADER_BYTES,)) is not None or self.trailer() is not None:
             raise self.corrupt(0, "the file header does not match its checksum, but frames follow")
-        if any(byte not in (0, expected) for byte, expected in zip(head, MAGIC, strict=False)):
-            # A crash leaves zeros or an end where nothing was written yet, never other bytes.
+        if not any(_may_be_torn(head, _header_of(minor)) for minor in range(MINOR + 1)):
             raise self.corrupt(0, "it does not begin as a segment does; was it copied as text?")
         return False
 
