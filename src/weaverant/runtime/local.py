@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
-from heapq import heappop, heappush
 from typing import Any
 
 from weaverant.binding import Binding
@@ -23,12 +22,10 @@ from weaverant.events import (
     CostReserved,
     Event,
     RunClosed,
-    SourceEnded,
     StepEnded,
     TaskEnded,
     TaskEvent,
     TaskStarted,
-    TaskSuperseded,
 )
 from weaverant.message import Usage
 from weaverant.past import Blob
@@ -36,13 +33,14 @@ from weaverant.protocols import Clock, Journal, Unreadable
 from weaverant.runtime.arrivals import Arrivals
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.calls import Calls
-from weaverant.runtime.feed import END, Empty, Feed
+from weaverant.runtime.feed import Feed
+from weaverant.runtime.intake import Begun, Intake
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.outlook import Outlook
 from weaverant.runtime.recovery import Unfinished, started_of
 from weaverant.runtime.slots import Owner
-from weaverant.runtime.stagebook import Refused, StageBook, key_of
+from weaverant.runtime.stagebook import Refused, StageBook
 from weaverant.step import Ask
 from weaverant.task import Reusable, Row, Task, TaskRun
 from weaverant.workflow import Group, Workflow
@@ -93,11 +91,11 @@ class LocalSwarm:
         self.error: BaseException | None = None
         self._stages = stages
         self._journal = journal
-        self._feed = feed
-        self._book = book
         self._limits = limits
         self._blob = blob
-        self._left = unfinished or Unfinished()
+        self._intake = Intake(
+            feed, book, ledger, unfinished or Unfinished(), clock, self._write_plain, self._source_failed, self._broken
+        )
         self._reuse = reuse
         self._budget = budget
         self._outlook = outlook
@@ -107,15 +105,12 @@ class LocalSwarm:
         self._calls = Calls(binding, limits, owner, run, budget, outlook)
         self.launch = self._calls.submit
         self._live: dict[str, TaskRun] = {}
-        self._backlog: list[tuple[int, int, Row | Refused, list[TaskEvent] | None]] = []
-        self._arrivals = 0
         self._pending_ends = 0
         self._results: deque[Task] = deque()
         self._wake = asyncio.Event()
         self._admitting = False
         self._grown = grown
         self._session_ended = self._session_failed = 0
-        self._drained = False
         self._gave_up = False
         self._timers: list[asyncio.TimerHandle] = []
         self._hurried = False
@@ -130,9 +125,7 @@ class LocalSwarm:
         def more() -> None:
             loop.call_soon_threadsafe(self._admit_soon)
 
-        self._feed.wake_with(more)
-        for row in self._left.rows:
-            self._push(row, None)
+        self._intake.wake_with(more)
         self._admit_soon()
         try:
             while not self._over():
@@ -206,6 +199,9 @@ class LocalSwarm:
         elif type(event) is TaskEnded:
             self._pending_ends += 1
 
+    def _write_plain(self, event: Event) -> None:
+        self.write(event, None, None)
+
     def write_reservation(self, event: CostReserved, durable: Callable[[], None] | None) -> None:
         self.ledger.reserved.add(event)
         self.write(event, durable, None)
@@ -251,9 +247,13 @@ class LocalSwarm:
                 self._grown(len(self._live))
             except Exception as error:  # a peer's outermost loop: a fault of our own ends the run, and hangs nothing
                 self._broken(error)
-        if self._feed.held and self._idle() and not self.stopped:
+        if self._intake.held_back and self._idle() and not self.stopped:
             self.stop("pilot", math.inf)
         self._wake_if_over()
+
+    def _source_failed(self, error: BaseException) -> None:
+        self.error = error
+        self.stop("source")
 
     def _broken(self, error: BaseException) -> None:
         self.error = self.error or error
@@ -274,34 +274,13 @@ class LocalSwarm:
         )
 
     def _start_one(self) -> bool:
-        """Start the oldest row there is: of a later stage, one left from before, or a new one. False: there is none."""
-        if self._backlog:
-            order, _, row, events = heappop(self._backlog)
-            if events is None:
-                self._enter(row)
-            else:
-                self._restore(order, events)
-            return True
-        restored = next(self._left.restored, None)
-        if restored is not None:
-            self._restore(*restored)
-            return True
-        try:
-            got = self._feed.next()
-        except Exception as error:  # the boundary to a source
-            self.error = error
-            self.stop("source")
-            return False
-        if not isinstance(got, Empty):
-            self.ledger.stages[0].rows += 1
+        """Start the oldest row there is. False: there is none."""
+        got = self._intake.next()
+        if isinstance(got, Begun):
+            self._restore(*got)
+        elif got is not None:
             self._enter(got)
-            return True
-        if got is END and not self._drained:
-            self._drained = True
-            self.write(SourceEnded(self._feed.count, self.clock.time()), None, None)
-            self._close_groups()
-            return bool(self._backlog)
-        return False
+        return got is not None
 
     def _enter(self, got: Row | Refused) -> None:
         if isinstance(got, tuple):
@@ -338,53 +317,15 @@ class LocalSwarm:
         self._session_ended += 1
         self._session_failed += event.state == "failed"
         if event.state == "done":
-            self._next_stage(row, value)
-        if self._drained:
-            self._close_groups()
+            self._intake.made(row, value)
+        if self._intake.drained:
+            self._intake.close_groups()
         self._results.append(
             Task(row.key, row.stage, event.state, row.value, value, event.reason, event.where, usage, event.clock)
         )
         self._wake.set()
         self._check_fuse()
         self._admit_soon()
-
-    def _next_stage(self, row: Row, result: Any) -> None:
-        for got in self._book.enter(row, result):
-            self._push_again(got)
-
-    def _close_groups(self) -> None:
-        while self._book.waiting and (formed := self._book.close_groups()):
-            for got in formed:
-                self._push_again(got)  # one that had ended before may let the next stage's groups form
-        if self._left.held and not self._book.waiting:
-            for key in self._left.held:
-                self.write(TaskSuperseded(key, "", self.clock.time()), None, None)
-            self._left.held.clear()
-
-    def _push_again(self, got: Row | Refused) -> None:
-        """A row of a later stage. If an earlier session had it, carry on from there."""
-        key = key_of(got)
-        if key in self._left.superseded:
-            self._broken(
-                JournalCorrupt(f"task {key!r} is superseded, and is there again. Put the run back from a copy")
-            )
-            return
-        held = self._left.held.pop(key, None)
-        if held is None:
-            if key not in self._left.known:
-                self._push(got, None)
-            return
-        if held.state is None:
-            self._push(got, held.events)
-            return
-        self.ledger.stages[held.stage].count(held.state, "(earlier)")
-        if held.state == "done" and isinstance(got, Row):
-            self._next_stage(got, held.result)
-
-    def _push(self, got: Row | Refused, events: list[TaskEvent] | None) -> None:
-        row = got[0] if isinstance(got, tuple) else got
-        self._arrivals += 1
-        heappush(self._backlog, (row.order, self._arrivals, got, events))
 
     def _check_fuse(self) -> None:
         ended, limits = self._session_ended, self._limits
@@ -401,10 +342,10 @@ class LocalSwarm:
     def _over(self) -> bool:
         if self.stopped:
             return self._gave_up or not self._calls.running()
-        return self._drained and self._idle() and not self._book.waiting
+        return self._intake.drained and self._idle() and not self._intake.gathering
 
     def _idle(self) -> bool:
-        return not self._live and not self._backlog and not self._pending_ends
+        return not self._live and not self._intake.waiting and not self._pending_ends
 
     def _park(self) -> None:
         self._calls.park()
@@ -414,7 +355,7 @@ class LocalSwarm:
     def _wake_if_over(self) -> None:
         if self._over():
             self._wake.set()
-        elif self._drained and self._idle() and not self.stopped:  # for groups that nothing can form any more
+        elif self._intake.drained and self._idle() and not self.stopped:  # for groups that nothing can form any more
             self._broken(self._contradiction())
 
     def _contradiction(self) -> JournalCorrupt:
@@ -452,7 +393,7 @@ class LocalSwarm:
         for timer in self._timers:
             timer.cancel()
         self._keep_what_was_read()
-        if self.stopped == "fuse" and self._nothing_left():
+        if self.stopped == "fuse" and self._intake.nothing_left():
             self.stopped = ""
         if not self.stopped and any(stage.left for stage in self.ledger.stages):
             self._broken(self._contradiction())
@@ -463,19 +404,9 @@ class LocalSwarm:
         close = RunClosed(self.stopped or "finished", self.clock.time(), bound, capacities, why, short)
         self.write(close, None, None)
 
-    def _nothing_left(self) -> bool:
-        """Whether the rows that were in flight when the run stopped were the last: then it has finished after all."""
-        if self._book.waiting or any(stage.left for stage in self.ledger.stages):
-            return False
-        if not self._drained and self._feed.at_end():
-            self._drained = True
-            self.write(SourceEnded(self._feed.count, self.clock.time()), None, None)
-        return self._drained
-
     def _keep_what_was_read(self) -> None:
         """Rows read ahead from a source that cannot be read again are journaled, to be worked on after a resume."""
-        for got in self._feed.close():
-            self.ledger.stages[0].rows += 1
+        for got in self._intake.close():
             if isinstance(got, tuple):
                 self._enter(got)
             else:
