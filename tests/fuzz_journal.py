@@ -107,8 +107,9 @@ def may_be_torn(whole: bytes, damage: Damage, sealed: bool) -> bool:
     the segment was; what stands whole behind the damage does, unless it was moved and nothing tells by how much."""
     if damage.end == len(whole):
         return True
+    indexed = sealed and damage.end <= len(whole) - TRAILER_BYTES
     intact = any(start >= damage.end for start, _ in frames(whole))
-    return not sealed and (damage.shifts or not intact)
+    return not indexed and (damage.shifts or not intact)
 
 
 def attempt(ask: Callable[[], Any]) -> Any:

@@ -159,9 +159,11 @@ class Weave:
         self._lots.append([{"agent": agent, "n": n} for n, agent in enumerate(agents)])
 
     def go(self, during: Callable[[], None] | None = None, limit: float = 200.0, **environment: str) -> Ended:
-        """The lots take turns, row by row. `during` is called while the run goes on; it has `limit` seconds."""
+        """Small lots begin first and together, before one of their rows can have ended; then the others take turns, row
+        by row. `during` is called while the run goes on; it has `limit` seconds."""
         longest = max(map(len, self._lots))
-        rows = [lot[n] for n in range(longest) for lot in self._lots if n < len(lot)]
+        rows = [row for lot in self._lots if len(lot) <= FIRST for row in lot]
+        rows += [lot[n] for n in range(longest) for lot in self._lots if FIRST < len(lot) > n]
         (self.folder / "w.py").write_text(WORKFLOW)
         (self.folder / "agents.json").write_text(json.dumps(self._agents))
         (self.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
