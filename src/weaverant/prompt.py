@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, UndefinedError, meta
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -55,13 +55,14 @@ _environment = Sandbox(undefined=StrictUndefined, autoescape=False)
 class Template:
     """A compiled template. `text` is its source, `variables` the names it reads."""
 
-    __slots__ = ("_render", "_where", "text", "variables")
+    __slots__ = ("_format", "_names", "_render", "_where", "text", "variables")
 
     def __init__(self, text: str, where: str) -> None:
         self.text = text
         self._where = where
         try:
-            self.variables = frozenset(meta.find_undeclared_variables(_environment.parse(text)))
+            tree = _environment.parse(text)
+            self.variables = frozenset(meta.find_undeclared_variables(tree))
             template = _environment.from_string(text)
         except TemplateSyntaxError as error:
             raise UserError(
@@ -70,8 +71,15 @@ class Template:
             ) from None
         template.globals = dict(template.globals)  # a ChainMap that every rendering would walk: three times the cost
         self._render = template.render
+        self._format, self._names = _plain(tree) or ("", None)
 
     def render(self, variables: dict[str, Any]) -> str:
+        if self._names is not None:
+            for name in self._names:
+                if type(variables.get(name)) is not str:
+                    break
+            else:
+                return self._format % variables
         try:
             return self._render(variables)
         except UndefinedError as error:
@@ -85,6 +93,26 @@ class Template:
         near = [close for name in missing for close in get_close_matches(name, unread, 1)]
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         return f"{self._where}: {kind}{error}{hint}; it was given: {', '.join(variables) or 'nothing'}"
+
+
+def _plain(tree: nodes.Template) -> tuple[str, tuple[str, ...]] | None:
+    """A format of Python's own and the names in it, for a template that is text and names and no more, as most are.
+    Where all of these are texts, it gives what Jinja gives, in a third of the time (`bench/bench_pieces.py`)."""
+    parts: list[str] = []
+    names: dict[str, None] = {}
+    for output in tree.body:
+        if not isinstance(output, nodes.Output):
+            return None
+        for part in output.nodes:
+            match part:
+                case nodes.TemplateData(data=text):
+                    parts.append(text.replace("%", "%%"))
+                case nodes.Name(name=name) if name != "self":  # Jinja's own, whatever is given
+                    parts.append(f"%({name})s")
+                    names[name] = None
+                case _:
+                    return None
+    return "".join(parts), tuple(names)
 
 
 def read_prompt(prompt: str | Path, folder: Path, where: str) -> str:
