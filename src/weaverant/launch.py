@@ -41,6 +41,7 @@ from weaverant.row import source_key
 from weaverant.rundir import RunConfig, check_unchanged, default_directory, load_config, save_config
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.collector import Collector
+from weaverant.runtime.ending import to_its_end
 from weaverant.runtime.feed import Feed, as_row
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
@@ -99,6 +100,7 @@ class Run:
         self._swarm: LocalSwarm | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_early = ""
+        self._begun = False
         self.surroundings = Surroundings()
         self.tell: Callable[[str], None] = _warn
         """Takes lines for people that cannot wait, such as who holds the event loop; also from another thread."""
@@ -106,9 +108,9 @@ class Run:
     @property
     def state(self) -> str:
         """`ready`, `running`, `finished`, or why it stopped: `interrupted`, `fuse`, `journal`, `source`, `closed`,
-        `server`, `budget`, `pilot`."""
+        `server`, `budget`, `pilot`, `broken` (also one that could not begin)."""
         if self._swarm is None:
-            return self._stop_early or "ready"
+            return "broken" if self._begun and self._loop is None else self._stop_early or "ready"
         return self._swarm.stopped or ("running" if self._loop is not None else "finished")
 
     @property
@@ -168,24 +170,28 @@ class Run:
     def leave(self) -> None:
         """The caller wants no more tasks: stop at once, as leaving an `async for` does. From any thread."""
         swarm, loop = self._swarm, self._loop
-        if swarm is not None and loop is not None and self.state == "running":
+        if swarm is None:
+            self._stop_early = "closed"
+        elif loop is not None:
             loop.call_soon_threadsafe(swarm.stop, "closed", 0.0)
 
     async def __aiter__(self) -> AsyncIterator[Task]:
-        if self._swarm is not None:
+        if self._begun:
             raise UserError("a run is iterated over once; resume it, or make another")
+        self._begun = True
         self._loop = asyncio.get_running_loop()
         collector = Collector(self.limits.tasks)
+        journal: Journal | None = None
         try:
-            journal = self._open_journal()
             try:
+                journal = self._open_journal()
                 self._swarm = self._prepare(journal, collector)
                 if self.limits.max_failures < 1:
                     self.ledger.refused = Refusals(self._tell, self._refused).note
                 if self._budget is not None and self._budget.exceeded:
                     self._stop_early = self._stop_early or "budget"
                 if self._stop_early:
-                    self._swarm.stop(self._stop_early)
+                    self._swarm.stop(self._stop_early, 0.0 if self._stop_early == "closed" else None)
                 tasks = self._swarm.run()
                 watch = Watch(self.tell) if self.surroundings.watched else None
                 try:
@@ -197,7 +203,7 @@ class Run:
                     if watch is not None:
                         watch.close()
             finally:
-                await self._close(journal)
+                await to_its_end(self._close(journal))
         finally:
             self._loop = None
             collector.over()
@@ -303,9 +309,10 @@ class Run:
             )
         return value, rows
 
-    async def _close(self, journal: Journal) -> None:
+    async def _close(self, journal: Journal | None) -> None:
         try:
-            await journal.close()
+            if journal is not None:
+                await journal.close()
         except JournalError as error:
             if self._swarm is not None:
                 self._swarm.journal_failed(error)

@@ -6,7 +6,7 @@ this page and none of its siblings; `launch.py` is where they meet.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -170,9 +170,3 @@ class Journal(Protocol):
     async def close(self) -> None:
         """Flush, seal the segment and let go of the run directory."""
         ...
-
-
-class Exporter(Protocol):
-    """A pure function from one finished task to training samples, each plain data."""
-
-    def __call__(self, task: Any) -> AsyncIterator[dict[str, Any]] | Iterator[dict[str, Any]]: ...

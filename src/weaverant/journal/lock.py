@@ -20,6 +20,9 @@ SIZE = 4_096
 
 MOST_WORDS = 600
 
+LOOKS = 10
+"""Times that a lock is tried, 2 ms apart."""
+
 
 class Holder(Struct, frozen=True):
     """Who holds a run: what the lock file says, for people. The lock itself is the system's (flock)."""
@@ -37,11 +40,13 @@ class RunLock:
 
     def __init__(self, directory: Path) -> None:
         self._file = -1
+        self._held = False
         path = directory / "lock"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
+            self._held = True
             self._sign()
         except BlockingIOError:
             text = _who(self._file, directory)
@@ -61,10 +66,26 @@ class RunLock:
             self._sign(why)
 
     def release(self) -> None:
-        """Let the next writer in. Harmless where nothing is held."""
+        """Let the next writer in, whatever processes were forked meanwhile and live on: they share the lock, and would
+        keep it after a mere close. Harmless where nothing is held."""
+        if self._held:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._held = False
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _take(self) -> None:
+        """`BlockingIOError` where another process writes. One that only looks (`is_locked`) is gone in a moment."""
+        for left in reversed(range(LOOKS)):
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not left:
+                    raise
+                time.sleep(0.002)
+            else:
+                return
 
     def _sign(self, failed: str = "") -> None:
         holder = Holder(os.getpid(), socket.gethostname(), time.time(), failed[:MOST_WORDS])

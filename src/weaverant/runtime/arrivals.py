@@ -14,7 +14,8 @@ from weaverant.task import TaskRun
 SLICE = 0.002
 """Seconds of recording in one iteration of the event loop."""
 AT_ONCE = 256
-"""Outcomes that are recorded where they come, until there is a rush: some 15 us each."""
+"""Outcomes that are recorded where they come, some 15 us each, before the next has to wait for an iteration. Nobody
+counts by the iteration: that would cost each of them more than waiting costs one in so many."""
 _LOOK_EVERY = 16
 
 
@@ -25,7 +26,7 @@ class Arrivals:
 
     def __init__(self, clock: Clock, broken: Callable[[BaseException], None]) -> None:
         self.room = AT_ONCE
-        """How many more may be recorded where they come. It is full again whenever a rush is over."""
+        """How many more may be recorded where they come. It is full again when all that waited are recorded."""
         self._now = clock.monotonic
         self._broken = broken
         self._rush: deque[tuple[TaskRun, Ask, Any, Callable[[Ask], None]]] = deque()

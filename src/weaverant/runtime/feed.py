@@ -178,6 +178,6 @@ class _ReadAhead:
                     return
                 self._wake()
             self._ready.append(END)
-        except Exception as error:  # handed to the event loop, which raises it
+        except BaseException as error:  # handed to the event loop, which raises it: also `sys.exit` of a generator
             self._ready.append(error)
         self._wake()

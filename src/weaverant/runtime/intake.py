@@ -48,7 +48,7 @@ class Intake:
         self._source_failed = source_failed
         self._broken = broken
         self._backlog: list[tuple[int, int, Row | Refused | Begun]] = []
-        self._arrivals = 0
+        self._count = 0
         for row in left.rows:
             self._push(row)
 
@@ -80,7 +80,7 @@ class Intake:
             return Begun(*restored)
         try:
             got = self._feed.next()
-        except Exception as error:  # the boundary to a source
+        except (Exception, SystemExit) as error:  # the boundary to a source
             self._source_failed(error)
             return None
         if not isinstance(got, Empty):
@@ -117,9 +117,12 @@ class Intake:
 
     def close(self) -> Iterator[Row | Refused]:
         """Stop reading. Gives what was read ahead from a source that cannot be read again."""
-        for got in self._feed.close():
-            self._ledger.stages[0].rows += 1
-            yield got
+        try:
+            for got in self._feed.close():
+                self._ledger.stages[0].rows += 1
+                yield got
+        except (Exception, SystemExit) as error:  # it had been read ahead
+            self._source_failed(error)
 
     def _drain(self) -> None:
         self.drained = True
@@ -147,5 +150,5 @@ class Intake:
 
     def _push(self, got: Row | Refused, events: list[TaskEvent] | None = None) -> None:
         row = got[0] if isinstance(got, tuple) else got
-        self._arrivals += 1
-        heappush(self._backlog, (row.order, self._arrivals, got if events is None else Begun(row.order, events)))
+        self._count += 1
+        heappush(self._backlog, (row.order, self._count, got if events is None else Begun(row.order, events)))

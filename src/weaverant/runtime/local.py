@@ -11,6 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,7 @@ from weaverant.protocols import Clock, Journal, Unreadable
 from weaverant.runtime.arrivals import Arrivals
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.calls import Calls
+from weaverant.runtime.ending import to_its_end
 from weaverant.runtime.feed import Feed
 from weaverant.runtime.intake import Begun, Intake
 from weaverant.runtime.ledger import Ledger
@@ -123,7 +125,8 @@ class LocalSwarm:
         loop = asyncio.get_running_loop()
 
         def more() -> None:
-            loop.call_soon_threadsafe(self._admit_soon)
+            with suppress(RuntimeError):  # the loop has ended: nobody wants more
+                loop.call_soon_threadsafe(self._admit_soon)
 
         self._intake.wake_with(more)
         self._admit_soon()
@@ -138,7 +141,7 @@ class LocalSwarm:
             while self._results:
                 yield self._results.popleft()
         finally:
-            await self._shut()
+            await to_its_end(self._shut())
 
     def stop(self, reason: str, grace: float | None = None) -> None:
         """Start nothing more; give what is in flight `grace` seconds; leave a run that can be resumed.
@@ -312,6 +315,12 @@ class LocalSwarm:
     # Rows out
 
     def _finish(self, row: Row, event: TaskEnded, value: Any, usage: Usage) -> None:
+        try:
+            self._count_end(row, event, value, usage)
+        except Exception as error:  # nobody would wake the run
+            self._broken(error)
+
+    def _count_end(self, row: Row, event: TaskEnded, value: Any, usage: Usage) -> None:
         self._pending_ends -= 1
         self.ledger.ended(event)
         self._session_ended += 1

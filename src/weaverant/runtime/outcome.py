@@ -35,6 +35,7 @@ def _is_plain(reply: Reply) -> bool:
         and reply.tokens is None
         and reply.more == ()
         and type(reply.model) is str
+        and reply.model.isascii()
         and type(usage) is Usage
         and type(usage.cost) is float
         and type(usage.unsure) is float

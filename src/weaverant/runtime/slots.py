@@ -35,7 +35,7 @@ class Owner:
 class Slots:
     """`perform` gives an ask's outcome, or raises; `check` makes sure of it, or raises."""
 
-    __slots__ = ("_arrivals", "_check", "_owner", "_perform", "_waiting", "running", "size")
+    __slots__ = ("_check", "_count", "_owner", "_perform", "_waiting", "running", "size")
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Slots:
         self._check = check
         self._owner = owner
         self._waiting: list[tuple[int, int, TaskRun, Ask]] = []
-        self._arrivals = 0
+        self._count = 0
 
     @property
     def free(self) -> int:
@@ -62,8 +62,8 @@ class Slots:
         if len(self.running) < self.size:
             self._begin(run, ask)
         else:
-            self._arrivals += 1
-            heappush(self._waiting, (run.row.order, self._arrivals, run, ask))
+            self._count += 1
+            heappush(self._waiting, (run.row.order, self._count, run, ask))
 
     def cancel(self, ask: Ask) -> None:
         """Stop working on it. What has come already is recorded."""

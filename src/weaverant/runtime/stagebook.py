@@ -31,18 +31,24 @@ class StageBook:
         if stage == len(self.stages):
             return []
         items = cast("list[Any]", result) if isinstance(result, list) else [result]
-        rows = [
-            Row(child_key(row.key, n), stage, row.order, row_digest(item, 0), item, (row.key,))
-            for n, item in enumerate(items)
-        ]
-        refused = [(row, _no_row(row, self.stages[stage].name)) for row in rows if not isinstance(row.value, dict)]
-        fit = [row for row in rows if isinstance(row.value, dict)]
+        rows = [self._child(row, n, item) for n, item in enumerate(items)]
+        refused = [got for got in rows if isinstance(got, tuple)]
+        fit = [got for got in rows if isinstance(got, Row)]
         members = self._members.get(stage)
         if members is not None:
             members.extend(fit)
             fit = []
         self._ledger.stages[stage].rows += len(fit) + len(refused)
         return [*fit, *refused]
+
+    def _child(self, parent: Row, number: int, value: Any) -> Row | Refused:
+        key, stage = child_key(parent.key, number), parent.stage + 1
+        try:
+            row = Row(key, stage, parent.order, row_digest(value, 0), value, (parent.key,))
+        except (ValueError, OverflowError, RecursionError) as error:  # a run without a journal has not stored it yet
+            row = Row(key, stage, parent.order, b"", None, (parent.key,))
+            return row, Unreadable(f"the row cannot be stored: {error}", key)
+        return row if isinstance(value, dict) else (row, _no_row(row, self.stages[stage].name))
 
     def close_groups(self) -> list[Row | Refused]:
         """Form the groups of every stage whose parents have all ended. Call only when the source is at its end."""

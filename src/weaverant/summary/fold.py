@@ -42,8 +42,9 @@ def fold(directory: Path) -> Summary:
         folded.finish()
     state, why = folded.state, folded.why
     if not state:
-        why = "" if is_locked(directory) else last_words(directory)
-        state = "journal" if why else "running" if is_locked(directory) else "killed"
+        running = is_locked(directory)
+        why = "" if running else last_words(directory)
+        state = "running" if running else "journal" if why else "killed"
     rows = config.rows if folded.source_rows is None else folded.source_rows
     examples = Examples()
     teller = Storyteller({}, BlobStore(directory / "blobs").get)
