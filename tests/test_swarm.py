@@ -439,6 +439,28 @@ def test_the_fuse_blows_at_its_share_and_not_before(tmp_path: Path):
     assert (bad.state, bad.exit_code) == ("fuse", 4)
 
 
+@pytest.mark.parametrize("failing", [0.02, 0.3, 0.8])
+def test_rows_that_fail_before_others_can_end_are_no_measure_of_all(failing: float):
+    """A server that refuses some at once and takes its time for the rest: those that have ended are the failed ones."""
+    size = 2_000
+
+    async def refuses_at_once(request: Request) -> str:
+        number, _ = request.messages[0].text.split()
+        if int(number) * 7_919 % 1_000 < failing * 1_000:
+            raise StepFailed("server", "down")
+        await asyncio.sleep(0.3)
+        return "x"
+
+    engine = Scripted(refuses_at_once)
+    made = run(twice, rows(size), models=engine, journal=False, in_flight=500, concurrency=500, max_failures=0.5)
+    ends = [task.state for task in made]
+    if failing < 0.5:
+        assert made.state == "finished" and ends.count("failed") == size * failing
+    else:
+        assert made.state == "fuse" and 50 <= len(ends) < size / 2
+        assert str(made.error).startswith("of the first ") and "rows that this session began" in str(made.error)
+
+
 def test_stopping_before_the_start(tmp_path: Path):
     going = run(twice, rows(3), models=Scripted("x"), directory=tmp_path / "run")
     going.stop()

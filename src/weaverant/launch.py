@@ -187,7 +187,7 @@ class Run:
                 journal = self._open_journal()
                 self._swarm = self._prepare(journal, collector)
                 if self.limits.max_failures < 1:
-                    self.ledger.refused = Refusals(self._tell, self._refused).note
+                    self.ledger.refused = Refusals(self._tell, self._refused, lambda: self.in_flight[1]).note
                 if self._budget is not None and self._budget.exceeded:
                     self._stop_early = self._stop_early or "budget"
                 if self._stop_early:

@@ -21,9 +21,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     grace: float = 30.0
     """Seconds that calls in flight are given to finish when a run is stopped."""
     max_failures: float = 0.5
-    """The error fuse: the share of failed rows that stops the run; 1 never does."""
+    """The error fuse: the share of failed rows that stops the run (`Fuse`); 1 never does."""
     fuse_after: int = 50
-    """Rows that must have ended before the fuse can blow."""
+    """Rows from the session's first on that the fuse looks at, and twice as many, and so on."""
     budget: float = 0.0
     """US dollars that all sessions of the run may cost together; 0 is no bound."""
 

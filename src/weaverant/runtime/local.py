@@ -36,6 +36,7 @@ from weaverant.runtime.budget import Budget
 from weaverant.runtime.calls import Calls
 from weaverant.runtime.ending import to_its_end
 from weaverant.runtime.feed import Feed
+from weaverant.runtime.fuse import Fuse
 from weaverant.runtime.intake import Begun, Intake
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
@@ -112,7 +113,8 @@ class LocalSwarm:
         self._wake = asyncio.Event()
         self._admitting = False
         self._grown = grown
-        self._session_ended = self._session_failed = 0
+        self._fuse = Fuse(limits.max_failures, limits.fuse_after)
+        self._session_ended = 0
         self._gave_up = False
         self._timers: list[asyncio.TimerHandle] = []
         self._hurried = False
@@ -291,6 +293,7 @@ class LocalSwarm:
             self.write(TaskStarted(row.key, row.stage, self.clock.time(), row.digest, None, row.parents), None, None)
             self._refuse_row(row, unreadable.text, unreadable.where)
             return
+        self._fuse.began(got.key)
         reuse = None if self._reuse is None else self._reuse(got.key, got.digest)
         run = self._live[got.key] = TaskRun(self, self._stages[got.stage], got, reuse)
         try:
@@ -304,11 +307,13 @@ class LocalSwarm:
         if started.row is None:  # the journal broke off between the two events of a row that could not be read
             self._refuse_row(Row(started.task, started.stage, order, started.digest, None), "", "")
             return
+        self._fuse.began(started.task)
         reuse = None if self._reuse is None else self._reuse(started.task, started.digest)
         stage = self._stages[started.stage]
         self._live[started.task] = TaskRun.restore(self, stage, order, events, self._blob, reuse)
 
     def _refuse_row(self, row: Row, text: str, where: str) -> None:
+        self._fuse.began(row.key)
         end = TaskEnded(row.key, row.stage, "failed", "unreadable", where, {"text": text}, 0.0, self.clock.time())
         self.write(end, lambda: self._finish(row, end, end.value, NO_USAGE), None)
 
@@ -324,7 +329,6 @@ class LocalSwarm:
         self._pending_ends -= 1
         self.ledger.ended(event)
         self._session_ended += 1
-        self._session_failed += event.state == "failed"
         if event.state == "done":
             self._intake.made(row, value)
         if self._intake.drained:
@@ -333,18 +337,11 @@ class LocalSwarm:
             Task(row.key, row.stage, event.state, row.value, value, event.reason, event.where, usage, event.clock)
         )
         self._wake.set()
-        self._check_fuse()
-        self._admit_soon()
-
-    def _check_fuse(self) -> None:
-        ended, limits = self._session_ended, self._limits
-        if (
-            not self.stopped
-            and limits.max_failures < 1
-            and ended >= limits.fuse_after
-            and self._session_failed > limits.max_failures * ended
-        ):
+        blown = self._fuse.ended(row.key, event.state == "failed")
+        if blown is not None and not self.stopped:
+            self.error = blown
             self.stop("fuse")
+        self._admit_soon()
 
     # The end
 
@@ -403,7 +400,7 @@ class LocalSwarm:
             timer.cancel()
         self._keep_what_was_read()
         if self.stopped == "fuse" and self._intake.nothing_left():
-            self.stopped = ""
+            self.stopped, self.error = "", None
         if not self.stopped and any(stage.left for stage in self.ledger.stages):
             self._broken(self._contradiction())
         self._calls.close()

@@ -1,4 +1,5 @@
-"""Calls that are refused for what the agent asks for, whatever the row: told at the first, ended at the twentieth.
+"""Calls that are refused for what the agent asks for, whatever the row: told at the first, and ended when there are
+twenty and none has had an answer, nor so many are under way that one might: a refusal comes sooner than a reply.
 
 Each costs its row and what that row has paid for before.
 """
@@ -31,24 +32,28 @@ _WAYS_OUT = {
 
 
 class Refusals:
-    """Of one session. `tell` takes a line for people, `stop` why the run cannot go on."""
+    """Of one session. `tell` takes a line for people, `stop` why the run cannot go on, `under_way` says how many calls
+    have not ended."""
 
-    def __init__(self, tell: Callable[[str], None], stop: Callable[[str], None]) -> None:
+    def __init__(self, tell: Callable[[str], None], stop: Callable[[str], None], under_way: Callable[[], int]) -> None:
+        self._under_way = under_way
         self._tell = tell
         self._stop = stop
 
     def note(self, agent: str, counts: AgentCounts) -> None:
         """A call of the agent was refused, and has been counted."""
         refused = counts.failures[REASON]
-        if refused != counts.calls - counts.reused - counts.cancelled or refused not in (1, MOST):
+        if refused != counts.calls - counts.reused - counts.cancelled or 1 < refused < MOST:
             return
         text = counts.examples.get(REASON, "")
         field = _field_in(text)
-        if refused == MOST:
+        if refused >= MOST:
+            if refused < self._under_way():
+                return
             way_out = _way_out(agent, field) if field else "mend the agent, or take another model"
             self._stop(
-                f"the first {MOST} calls of agent {agent!r} were all refused: {text}. Way out: {way_out}; then make a "
-                "new run with --reuse (reuse=). With --max-failures 1 (max_failures=1) this one goes on in spite of it"
+                f"the first {refused} calls of agent {agent!r} were all refused: {text}. Way out: {way_out}; then make "
+                "a new run with --reuse (reuse=). With --max-failures 1 (max_failures=1) this one goes on in spite of it"
             )
         elif field:
             self._tell(f"agent {agent!r}: the server refuses its {field}: {text}. Way out: {_way_out(agent, field)}")
