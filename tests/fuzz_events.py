@@ -115,6 +115,12 @@ def twice(journal: Journal) -> set[str]:
     return {task for (task, _), count in seen.items() if count > 1}
 
 
+def begun_again(journal: Journal) -> bool:
+    """Whether a task begins in two segments."""
+    begun = [{str(event[TASK]) for f in s for event in f if event[0] == "start" and len(event) > 1} for s in journal]
+    return any(one & other for n, one in enumerate(begun) for other in begun[:n])
+
+
 class Forger:
     """Changes a journal. `touched` are the tasks whose events are not what they were."""
 

@@ -27,6 +27,9 @@ class Turn(msgspec.Struct):
     waiting: bool = False
     waited: float = 0.0
     """Seconds: no part of the model's latency."""
+    stake: Callable[[], Usage] | None = None
+    """What the call has used if it is cut off now, with a bound for what nobody will know. An engine that can say sets
+    it, for a call without a purse."""
 
 
 class StepName(msgspec.Struct, eq=False):

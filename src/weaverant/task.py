@@ -272,8 +272,9 @@ class TaskRun:
                 ask.started = min(self.clock(), ask.started + turn.waited)
             if used is None and turn.waiting:
                 used = NO_USAGE  # nothing was sent
-            ask.turn = None
-        return self._peer.charge(self, ask, used)
+        charged = self._peer.charge(self, ask, used)
+        ask.turn = None  # it may name the call, and all that was asked
+        return charged
 
     def _write_step(
         self, ask: Ask, outcome: Any, usage: Usage, seed: int, reused: bool, instead_of: Any = _NOTHING

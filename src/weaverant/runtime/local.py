@@ -44,7 +44,7 @@ from weaverant.runtime.outlook import Outlook
 from weaverant.runtime.recovery import Unfinished, started_of
 from weaverant.runtime.slots import Owner
 from weaverant.runtime.stagebook import Refused, StageBook
-from weaverant.step import Ask
+from weaverant.step import Ask, ModelAsk
 from weaverant.task import Reusable, Row, Task, TaskRun
 from weaverant.workflow import Group, Workflow
 
@@ -213,6 +213,8 @@ class LocalSwarm:
 
     def charge(self, run: TaskRun, ask: Ask, usage: Usage | None) -> Usage:
         if self._budget is None:
+            if usage is None and isinstance(ask, ModelAsk) and ask.turn is not None and ask.turn.stake is not None:
+                return ask.turn.stake()
             return usage or NO_USAGE
         return self._budget.charge(run.row.key, ask.key, usage)
 

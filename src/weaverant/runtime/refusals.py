@@ -53,7 +53,7 @@ class Refusals:
             way_out = _way_out(agent, field) if field else "mend the agent, or take another model"
             self._stop(
                 f"the first {refused} calls of agent {agent!r} were all refused: {text}. Way out: {way_out}; then make "
-                "a new run with --reuse (reuse=). With --max-failures 1 (max_failures=1) this one goes on in spite of it"
+                "a new run with --reuse (reuse=). With --max-failures 1 (max_failures=1) this one goes on all the same"
             )
         elif field:
             self._tell(f"agent {agent!r}: the server refuses its {field}: {text}. Way out: {_way_out(agent, field)}")

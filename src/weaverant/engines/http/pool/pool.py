@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from weaverant.engines.http.address import parse
@@ -18,7 +19,7 @@ from weaverant.engines.http.pool.race import Sent, race
 from weaverant.engines.http.pool.replica import Place, Replica, limited
 from weaverant.engines.http.pool.roster import Roster, split
 from weaverant.events import Capacity
-from weaverant.message import Reply, Request
+from weaverant.message import Reply, Request, Usage
 from weaverant.protocols import CallContext
 
 UNAUTHORIZED = 401
@@ -66,6 +67,8 @@ class Pool:
         call = Call(request, ctx, now)
         if self._given_up and not self._balance.answered:
             call.retries = self._options.retries  # one request, to see whether somebody is there by now
+        if ctx.turn is not None and ctx.purse is None:
+            ctx.turn.stake = partial(self._stake, call)
         task, epoch = asyncio.current_task(), self._epoch
         assert task is not None
         if self._loop is not (loop := task.get_loop()):
@@ -291,6 +294,12 @@ class Pool:
             assert last is not None
             why = f"; no money for another try within its {self._options.timeout:g} s"
             raise self._places.ended(call, last, why) from None
+
+    def _stake(self, call: Call) -> Usage:
+        """See `Turn`: of a request under way nobody will know the bill."""
+        under_way = 0 if call.waiting else 2 if self._hedge.on and call.requests > 1 else 1
+        unsure = call.unsure + under_way * (self.worst(call.request) or 0.0)
+        return Usage(requests=call.requests, cost=call.cost + unsure, unsure=unsure)
 
     def _bound(self, call: Call, replica: Replica) -> float:
         """The most that a request of the call cost there, whose bill nobody knows."""
