@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from weaverant import Agent, Reply, Request, StepFailed, Usage, UserError, resume, run, workflow
+from weaverant import Agent, Reply, Request, StepFailed, Usage, UserError, deadline, resume, run, workflow
 from weaverant.cli import main
 from weaverant.events import CostReserved, RunOpened, StepEnded
 from weaverant.journal import JournalReader, SegmentJournal
@@ -83,6 +83,29 @@ def spent(directory: Path) -> dict[str, float]:
 
 
 # In order
+
+
+def test_calls_that_are_cut_off_are_on_the_bill_without_a_budget(tmp_path: Path):
+    """For each that a deadline ends a bound stands; one that still waits for a place then costs nothing."""
+
+    @workflow
+    async def hurries(row: dict[str, Any]) -> Any:
+        try:
+            async with deadline(0.3 + row["n"] / 100):
+                return await first(pad="x" * row["n"])
+        except TimeoutError:
+            return None
+
+    directory = tmp_path / "run"
+    with MockServer(latency=0.3, skew=1.2, price=PRICE) as server:
+        made = run(hurries, rows(60), models=models(server, connections=20, start=20), directory=directory).wait()
+        settle(server)
+        bill, asked = billed(server), server.stats()["total"]
+    counts = made.ledger.agents["model", "first"]
+    found = spent(directory)
+    assert 0 < counts.cancelled < 60 and made.exit_code == 0
+    assert asked <= made.ledger.usage().requests, "a request that was cut off at once may not have got there"
+    assert found["unsure"] > 0 and found["known"] < bill <= found["total"] == pytest.approx(made.spent)
 
 
 def test_the_report_is_the_servers_bill(tmp_path: Path):
