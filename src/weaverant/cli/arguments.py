@@ -188,7 +188,8 @@ def _show_flags(parser: argparse.ArgumentParser) -> None:
     add("directory", metavar="DIR", help="the run's directory; it may be running")
     add("--json", action="store_true", help="one JSON document")
     add("--task", metavar="KEY", help="one task's story: its row, every step with its messages, its end")
-    add("--full", action="store_true", help="with --task: texts whole, also on a terminal")
+    add("--find", metavar="FIELD=VALUE", help="the keys of the rows that have this value, as in --find id=x1")
+    add("--full", action="store_true", help="with --task and --find: texts whole, also on a terminal")
 
 
 def _export_flags(parser: argparse.ArgumentParser) -> None:

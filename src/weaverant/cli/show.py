@@ -1,4 +1,5 @@
-"""`weaverant show`: what a run amounts to, or one task's whole story. Reads only; the run may be running."""
+"""`weaverant show`: what a run amounts to, one task's whole story, or the key of a row. Reads only; the run may be
+running."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from weaverant.cli.find import find, found_lines
 from weaverant.cli.report import report, seconds
 from weaverant.cli.text import as_text, clipped, counted, indented, message_lines
 from weaverant.errors import UserError
@@ -30,9 +32,14 @@ WHOLE = (10**9, 10**12)
 
 def show_command(options: argparse.Namespace) -> int:
     directory = Path(options.directory)
-    if options.task is not None:
+    bounds = SHORT if sys.stdout.isatty() and not options.full else WHOLE
+    if options.find is not None:
+        if options.task is not None:
+            raise UserError("--find gives keys and --task takes one; leave one of the two out")
+        found = find(directory, options.find)
+        text = _document(msgspec.to_builtins(found)) if options.json else "\n".join(found_lines(found, bounds[1]))
+    elif options.task is not None:
         story = read_story(directory, options.task)
-        bounds = SHORT if sys.stdout.isatty() and not options.full else WHOLE
         with sensible(f"task {options.task!r}"):
             text = _document(msgspec.to_builtins(story)) if options.json else "\n".join(story_lines(story, *bounds))
     else:

@@ -44,8 +44,8 @@ def decode_object(text: bytes, where: str) -> Row:
     """The row in one JSON object."""
     try:
         return _decode(text)
-    except msgspec.ValidationError:
-        problem = "not a JSON object"
+    except msgspec.ValidationError as error:
+        problem = f"cannot be kept: {error}" if text.lstrip()[:1] == b"{" else "not a JSON object"
     except msgspec.DecodeError as error:
         problem = f"not JSON: {error}"
     except UnicodeDecodeError as error:
