@@ -599,8 +599,8 @@ def test_a_cancelled_probe_makes_way_for_another():
 
 def test_a_pause_is_waited_out_and_shows():
     health = Health(0.0)
-    health.pause(0.0, 12.0)
-    health.pause(1.0, 2.0)
+    health.pause(0.0, 12.0, "rate limit")
+    health.pause(1.0, 2.0, "another")
     assert health.wait(2.0) == 10.0
     assert health.describe(0.5) == "paused 12 s (rate limit)"
     assert health.wait(12.0) == 0.0 and health.describe(12.0) == ""
@@ -610,7 +610,7 @@ def test_a_replica_that_was_out_and_asks_for_a_pause_is_up_after_it():
     health = Health(0.0)
     fail(health, 5, 0.0)
     health.begin()
-    health.pause(1.2, 3.0)
+    health.pause(1.2, 3.0, "rate limit")
     assert health.wait(1.2) == pytest.approx(3.0)
     health.begin()
     assert health.wait(4.2) == 0.0

@@ -24,7 +24,7 @@ from weaverant.engines import open_engine
 from weaverant.engines.http import Pool
 from weaverant.engines.http.pool.call import Call
 from weaverant.engines.http.pool.queue import Queue
-from weaverant.errors import StepFailed, Unavailable, UserError
+from weaverant.errors import Misdirected, StepFailed, Unavailable, UserError
 from weaverant.message import Reply, Request, Sampling, user
 from weaverant.protocols import CallContext
 from weaverant.testing.server import MockServer
@@ -404,15 +404,29 @@ def test_a_refusal_pauses_the_replica_for_all_calls(servers: list[MockServer]):
         servers[0].control(scenario="ok")
         others = [asyncio.create_task(answer(engine, number)) for number in range(1, 10)]
         await asyncio.sleep(0.1)
-        assert totals(servers)[0] == 1 and re.search(r"paused [12] s \(rate limit\)", engine.status()[0])
+        assert totals(servers)[0] == 1 and re.search(rf"paused [12] s \({told[status]}\)", engine.status()[0])
         return await asyncio.gather(first, *others), time.monotonic() - began
 
-    for scenario in ("fault-429-retry-after", "fault-503-retry-after"):
-        servers[0].control(scenario=scenario)
+    told = {"429": "rate limit", "503": "it answered 503, and said when to come back"}
+    for status in told:
+        servers[0].control(scenario=f"fault-{status}-retry-after")
         servers[0].reset()
         replies, seconds = perform(main, pool(servers[:1]))
         assert 1.0 <= seconds < 5 and totals(servers)[0] == 11
         assert [reply.usage.requests for reply in replies] == [2] + 9 * [1]
+
+
+def test_a_refusal_in_doubt_is_shown_as_what_it_is(servers: list[MockServer]):
+    async def main(engine: Pool) -> str:
+        calls = [asyncio.create_task(failed(answer(engine, number))) for number in range(2)]
+        await until(lambda: "paused" in engine.status()[0])
+        shown = engine.status()[0]
+        assert all(isinstance(failure, Misdirected) for failure in await asyncio.gather(*calls))
+        return shown
+
+    servers[0].control(scenario="fault-404", latency=0.5, skew=1.0)
+    shown = perform(main, pool(servers[:1]))
+    assert "(it answered 404, and has replied to no call yet)" in shown and "rate limit" not in shown
 
 
 def test_a_server_that_refuses_what_is_too_much_answers_all_in_the_end(servers: list[MockServer]):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,7 @@ def test_a_wrong_key_or_address_is_one_error_and_fails_no_row(tmp_path: Path, pa
         wrong, right = f"{server.root}{path}{'&' if '?' in path else '?'}{options}#m", f"{server.url}?{options}#m"
         going = finish(run(two_turns, ROWS, models=wrong, directory=tmp_path / "run", budget=10))
         assert (going.state, going.exit_code) == ("server", 2) and counts(going) == (0, 0, 60)
-        assert WRONG[path] in str(going.error) and "the key or the address" in str(going.error)
+        assert WRONG[path] in str(going.error) and "the key, the address" in str(going.error)
         assert server.stats()["total"] <= 4 + 4, "hardly anything is sent while it is in doubt"
         assert document(fold(tmp_path / "run"))["spent"]["total"] == 0.0
         assert counts(finish(resume(tmp_path / "run", workflow=two_turns, rows=ROWS, models=right))) == (60, 0, 0)
@@ -120,6 +122,26 @@ def test_the_command_says_once_that_the_key_or_the_address_is_wrong(
         errors = [line for line in said.err.splitlines() if line.startswith("weaverant: error: ")]
         assert len(errors) == 1 and "a 403 on purpose" in errors[0] and "failed 0 + left 60" in said.out
         assert main(["resume", "out", "--model", f"{server.url}#m"]) == 0
+
+
+def test_what_stopped_a_run_is_said_once_in_one_place(tmp_path: Path):
+    """On a terminal the summary has said it already; where the two go apart, each has it."""
+    (tmp_path / "w.py").write_text(
+        "from weaverant import Agent, workflow\n\nsay = Agent('say', prompt='{{ n }}')\n\n"
+        "@workflow\nasync def said(row):\n    return await say(n=row['n'])\n"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"n": 1}\n')
+    with MockServer() as server:
+        model = f"{server.scenario('fault-401')}#mistyped"
+        command = [sys.executable, "-m", "weaverant", "run", "w.py", "--input", "rows.jsonl", "--model", model]
+        apart = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        together = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        quiet = subprocess.run([*command, "--quiet"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert {apart.returncode, together.returncode, quiet.returncode} == {2}
+    for said in (apart.stdout, apart.stderr, together.stdout, quiet.stdout.decode()):
+        assert said.count("a 401 on purpose") == 1
+        assert "WEAVERANT_API_KEY" in said and "the model's name (after #)" in said
+    assert "weaverant: error" not in together.stdout and "the right name of the model" in together.stdout
 
 
 def test_a_key_that_expires_stops_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -34,6 +34,7 @@ OWN = frozenset(("stuck", "spins", "result", "value"))
 """Reasons that lie in the workflow's own code, like every exception that it raised itself."""
 
 MOVED = "--model SPEC: the same model at another address"
+NEVER_THERE = "--model SPEC: the right address, or the right name of the model"
 
 
 def next_steps(summary: Summary) -> Iterator[str]:
@@ -59,7 +60,7 @@ def _go_on(summary: Summary) -> Iterator[str]:
         yield from _with_more_money(summary)
     elif summary.state == "server":
         yield f"go on:      {_resume(summary)}"
-        yield f"            ({MOVED})"
+        yield f"            ({MOVED if summary.ledger.calls else NEVER_THERE})"
     elif summary.state == "fuse":
         again = _retry(summary)
         if again:

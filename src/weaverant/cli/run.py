@@ -109,11 +109,19 @@ def _drive(run: Run, quiet: bool) -> int:
         print(visible("\n".join(report(summary))), flush=True)
         if run.state == "pilot":
             print(visible("\n".join(forecast(estimate(run)))), flush=True)
-    if run.error is not None:
+    if run.error is not None and (quiet or not _seen_together()):  # else the summary has said it there
         complain(run.error if isinstance(run.error, WeaverantError) else repr(run.error), run.exit_code)
     own = [each for each in threading.enumerate() if each not in before and not each.daemon]
     _leave(run.exit_code, own, 0.0 if driver.signals > 1 else LAST_SECONDS)
     return run.exit_code
+
+
+def _seen_together() -> bool:
+    """Whether standard output and standard error go to one terminal or file."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
 
 
 def _leave(code: int, threads: list[threading.Thread], seconds: float) -> None:

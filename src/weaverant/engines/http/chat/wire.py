@@ -134,6 +134,8 @@ def garbled(error: Exception) -> str:
 def failure(status: int, body: bytes, key: Key | None = None) -> StepFailed:
     """What an HTTP status that is not 200 means, in the server's own words."""
     text, code = _complaint(body, key)
+    if not text.endswith(".."):
+        text = text.removesuffix(".")  # it goes on, with a hint or how often it was tried
     if status == 429:
         return StepFailed("rate_limit", f"the server is limiting us (429): {text}")
     if status >= 500 or status == 408:
@@ -194,9 +196,13 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 _REFUSED = ". A key was sent, and did not open this: is it this server's, and may it use this model?"
+_KEYLESS = (
+    ". No key was sent. It is read from the environment variable WEAVERANT_API_KEY, or from the one that the address "
+    "names: ...?key_env=NAME"
+)
 _HINTS = {
-    401: ". Name the environment variable that holds the key: ...?key_env=NAME",
-    403: ". Name the environment variable that holds the key: ...?key_env=NAME",
+    401: _KEYLESS,
+    403: _KEYLESS,
     404: ". Check the model name after # and that the address ends as the server expects, often in /v1",
 }
 

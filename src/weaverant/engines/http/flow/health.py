@@ -37,6 +37,7 @@ class Health:
         self._probe_at = now
         self._gap = 0.0
         self._paused_until = -math.inf
+        self._paused_for = ""
 
     def wait(self, now: float) -> float:
         """Seconds until a request may be sent to it; 0.0 now; inf while a probe is under way."""
@@ -77,9 +78,10 @@ class Health:
         self._probing = False
         self._plan()
 
-    def pause(self, now: float, seconds: float) -> None:
-        """The server asked everybody to come back after so many seconds. A shorter pause never ends a longer one."""
-        self._paused_until = max(self._paused_until, now + seconds)
+    def pause(self, now: float, seconds: float, why: str) -> None:
+        """Nothing is sent for so many seconds; `why` is for people. A shorter pause never ends a longer one."""
+        if now + seconds > self._paused_until:
+            self._paused_until, self._paused_for = now + seconds, why
         if self._out:  # it answers
             self._up()
         self._plan()
@@ -96,7 +98,7 @@ class Health:
             when = "being tried now" if self._probing else f"next try in {math.ceil(self.wait(now))} s"
             return f"out: {self._row} failures, {when}"
         if now < self._paused_until:
-            return f"paused {math.ceil(self._paused_until - now)} s (rate limit)"
+            return f"paused {math.ceil(self._paused_until - now)} s ({self._paused_for})"
         return ""
 
     def _up(self) -> None:

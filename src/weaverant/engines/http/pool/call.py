@@ -25,7 +25,8 @@ UNBOUNDED_TOKENS = 500
 
 
 _MISLED = (
-    "no call has been replied to: the key or the address (often .../v1) seems to be wrong; put it right and resume"
+    "no call has been replied to: the key, the address (often .../v1) or the model's name (after #) seems to be wrong; "
+    "put it right and resume"
 )
 
 

@@ -175,8 +175,8 @@ class Pool:
         return Sent(await self._send(place, call), place.replica)
 
     async def _reconsider(self, call: Call, trouble: Trouble, replica: Replica) -> None:
-        """It looks like a wrong key or address; what was sent at the same time may tell better."""
-        await self._doubt.settle(call, replica)
+        """It looks like a wrong key, address or model; what was sent at the same time may tell better."""
+        await self._doubt.settle(call, trouble, replica)
         if trouble.billed and not self._doubt.misled(trouble):
             call.unsure += self._bound(call, replica)
 

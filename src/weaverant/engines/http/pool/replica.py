@@ -163,7 +163,9 @@ class Replica:
     def _trouble(self, place: Place, trouble: Trouble, now: float, again: bool) -> None:
         if limited(trouble):
             self.window.end(now, place.began, "limited")
-            self.health.pause(now, self._pause(place, trouble.retry_after, now))
+            why = f"it answered {trouble.status}, and said when to come back"
+            why = "rate limit" if trouble.blame == "limit" else why
+            self.health.pause(now, self._pause(place, trouble.retry_after, now), why)
         elif trouble.blame == "call":
             self.window.end(now, place.began, "refused" if trouble.status else "dropped")
             if trouble.status:
