@@ -298,13 +298,39 @@ def test_rows_that_cannot_be_read_are_mended_in_the_input(say: Say):
         ("connection", ["go on:      weaverant resume out --retry failed   (once the cause is mended)",
                         "            (--model SPEC: the same model at another address; --max-failures 1: failures stop "
                         "nothing)"]),
-        ("code", ["go on:      weaverant resume out --max-failures 1   (what failed stays as it is)",
-                  "mend:       the workflow's code", NEW]),
+        ("code", ["mend:       the workflow's code", NEW,
+                  "go on:      weaverant resume out --max-failures 1   (what failed stays as it is)"]),
     ],
 )  # fmt: skip
 def test_after_the_fuse_each_thing_is_said_once(say: Say, reason: str, expected: list[str]):
     code, out = start(say, FAILING, failing(reason), 400, "--in-flight", "4")
     assert (code, advice(out)) == (4, expected)
+
+
+STEPPING = """
+from weaverant import step, workflow
+
+def count(n):
+    if n >= 20:
+        raise ValueError("no such number")
+
+@workflow
+async def counting(row):
+    return await step(count, row["n"]) or "counted"
+"""
+CHANCE = "   (where it was chance: a resume takes no changed code)"
+
+
+def test_a_fault_of_ones_own_code_in_a_step_is_mended_before_it_is_tried_again(say: Say):
+    code, out = start(say, STEPPING, failing("fine"), 25)
+    mend = ["mend:       the workflow's code", NEW]
+    assert (code, advice(out)) == (3, [*mend, f"{AGAIN}{CHANCE}"])
+    Path("w.py").write_text(STEPPING.replace("n >= 20", "n >= 0"))
+    write_rows(400)
+    more = ("--model", "scripted:model.py", "--run", "out2", "--in-flight", "4")
+    code, out, _ = say("run", "w.py", "--input", "rows.jsonl", *more)
+    assert code == 4 and "go on:      weaverant resume out2 --retry failed" + CHANCE in advice(out)[2:]
+    assert advice(out)[0] == mend[0]
 
 
 # What nobody knows the price of

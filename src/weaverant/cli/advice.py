@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 
 from weaverant.cli.allowance import allowance, rounded_up
@@ -33,6 +34,7 @@ CODE = "the workflow's code"
 OWN = frozenset(("stuck", "spins", "result", "value"))
 """Reasons that lie in the workflow's own code, like every exception that it raised itself."""
 
+CHANCE = "where it was chance: a resume takes no changed code"
 MOVED = "--model SPEC: the same model at another address"
 NEVER_THERE = "--model SPEC: the right address, or the right name of the model"
 
@@ -43,11 +45,15 @@ def next_steps(summary: Summary) -> Iterator[str]:
         yield "nothing was stored (--no-journal)"
         return
     where = shlex.quote(str(summary.directory))
-    yield from _go_on(summary)
+    mend_first = summary.state == "fuse" and _to_mend(summary)
+    if not mend_first:
+        yield from _go_on(summary)
     if summary.failures:
         yield f"look:       weaverant show {where} --task {summary.failures[0].key}"
         if summary.state != "running":
             yield from _after_failures(summary, where)
+    if mend_first:
+        yield from _go_on(summary)
     last = summary.ledger.stages[-1]
     if last.done:
         yield f"export:     weaverant export {where} --as raw --out data.jsonl"
@@ -64,7 +70,7 @@ def _go_on(summary: Summary) -> Iterator[str]:
     elif summary.state == "fuse":
         again = _retry(summary)
         if again:
-            yield f"go on:      {again}   (once the cause is mended)"
+            yield f"go on:      {again}   ({CHANCE if _to_mend(summary) else 'once the cause is mended'})"
             moved = f"{MOVED}; " if "connection" in _reasons(summary) else ""
             yield f"            ({moved}--max-failures 1: failures stop nothing)"
         else:
@@ -84,12 +90,9 @@ def _with_more_money(summary: Summary) -> Iterator[str]:
 
 
 def _after_failures(summary: Summary, where: str) -> Iterator[str]:
-    reasons = _reasons(summary)
-    again = _retry(summary)
-    if again and summary.state != "fuse":
-        yield f"try again:  {again}"
-        if "connection" in reasons:
-            yield f"            ({MOVED})"
+    reasons, to_mend = _reasons(summary), _to_mend(summary)
+    if not to_mend:
+        yield from _try_again(summary)
     for reason in sorted(reasons & ELSEWHERE.keys()):
         command = _resume(summary, retry=f"failed:{reason}", model="SPEC")
         yield f"elsewhere:  {command}   ({ELSEWHERE[reason]})"
@@ -97,6 +100,23 @@ def _after_failures(summary: Summary, where: str) -> Iterator[str]:
     if wrong:
         yield f"mend:       {'; '.join(wrong)}"
         yield f"            then a new run, which pays only for what differs: weaverant run ... --reuse {where}"
+    if to_mend:
+        yield from _try_again(summary)
+
+
+def _to_mend(summary: Summary) -> bool:
+    """Whether most of the rows that failed would only fail again: then to mend what made them is the first advice."""
+    failed = sum((stage.failed for stage in summary.ledger.stages), Counter[str]())
+    again = sum(count for reason, count in failed.items() if reason in AGAIN)
+    return 2 * again < failed.total()
+
+
+def _try_again(summary: Summary) -> Iterator[str]:
+    again = _retry(summary)
+    if again and summary.state != "fuse":
+        yield f"try again:  {again}" + (f"   ({CHANCE})" if _to_mend(summary) else "")
+        if "connection" in _reasons(summary):
+            yield f"            ({MOVED})"
 
 
 def _retry(summary: Summary) -> str:
