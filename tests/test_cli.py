@@ -491,6 +491,25 @@ def test_a_dry_run_blames_no_template_for_what_a_placeholder_lacks(folder: Path)
     assert main([*RUN, "--dry-run"]) == 0
 
 
+def test_a_dry_run_tells_of_rows_that_cannot_be_read(folder: Path, capsys: pytest.CaptureFixture[str]):
+    Path("rows.jsonl").write_text('{"n": 0\n' + '{"n": 1}\n' * 8 + "[2]\n{\n")
+    assert main([*RUN, "--dry-run"]) == 0, "the rows that can be read may be wanted all the same"
+    said = capsys.readouterr().out
+    assert "2 of the first 10 rows cannot be read and would fail:\n  rows.jsonl:1: not JSON" in said
+    assert 'first row   {"n": 1}' in said and "user | Say 1" in said
+    Path("rows.jsonl").write_text('{"n": 1}\n')
+    assert main([*RUN, "--dry-run"]) == 0 and "cannot be read" not in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_models_as_they_were_given(folder: Path, capsys: pytest.CaptureFixture[str]):
+    spec = "simulated:latency=0.25,slots=3"
+    given = ["--model", spec, "--model", "other=openai:gpt-5-mini?rpm=60"]
+    assert main(["run", "w.py", "--input", "rows.jsonl", *given, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"agent first: model 'default' -> {spec}\n" in said
+    assert "agent second: model 'other' -> openai:gpt-5-mini?rpm=60\n" in said
+
+
 def test_a_dry_run_in_which_no_row_comes_to_its_first_step_is_2(folder: Path, capsys: pytest.CaptureFixture[str]):
     Path("rows.jsonl").write_text('{"m": 1}\n{"m": 2}\n')
     assert main([*RUN, "--dry-run"]) == 2

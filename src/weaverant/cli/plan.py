@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from weaverant.cli.begun import Begun
 from weaverant.cli.text import clipped, counted, indented, message_lines
 from weaverant.export import GENERIC
 from weaverant.launch import Run
+from weaverant.protocols import Unreadable
 from weaverant.runtime.feed import as_row
 from weaverant.runtime.progress import money
 from weaverant.runtime.terminal import visible
@@ -64,15 +65,18 @@ def _plan(run: Run, directory: Path | None, wrong: list[str]) -> Iterator[str]:
         yield f"budget      {money(run.limits.budget)}: no call is made that might pass it"
     yield ""
     for bound in run.binding.all():
-        yield from _agent(bound)
+        yield from _agent(bound, config.models)
     if run.source.rereadable:
         yield from _first_rows(run, wrong)
     yield "dry run: no model was called, nothing was written"
 
 
-def _agent(bound: Bound) -> Iterator[str]:
+def _agent(bound: Bound, models: Mapping[str, str]) -> Iterator[str]:
     described = bound.describe()
-    yield f"agent {bound.agent.name}: model {bound.agent.model!r} -> {bound.identity}"
+    spec = models.get(bound.agent.model) or models.get("*", bound.identity)
+    kind, _, model = bound.identity.partition(":")
+    found = f" ({model})" if kind == "http" and model not in spec else ""  # the server was asked for its only model
+    yield f"agent {bound.agent.name}: model {bound.agent.model!r} -> {spec}{found}"
     settings = [f"{name}={value!r}" for name, value in described["sampling"].items()]
     settings += [f"tools={sorted(bound.tools)}"] if bound.tools else []
     settings += [f"output={bound.output.spec.name}"] if bound.output is not None else []
@@ -85,20 +89,25 @@ def _agent(bound: Bound) -> Iterator[str]:
 
 
 def _first_rows(run: Run, wrong: list[str]) -> Iterator[str]:
-    """What the first row asks first; of the first few, what is `wrong` before any model was asked."""
+    """What the first row asks first that can be read; of the first few, those that cannot, and what is `wrong` before
+    any model was asked."""
     limit = LOOKED_AT if run.config.limit is None else min(LOOKED_AT, run.config.limit)
     begun: list[Begun] = []
+    broken: list[Unreadable] = []
     for number, value in enumerate(islice(run.source.rows(0), limit)):
         row, unreadable = as_row(value, number * run.config.trials, run.config.trials)
-        if unreadable is None:
-            begun.append(Begun(run, row))
-        if number == 0 and unreadable is None:
+        if unreadable is not None:
+            broken.append(unreadable)
+            continue
+        begun.append(Begun(run, row))
+        if len(begun) == 1:
             yield f"first row   {clipped(json.dumps(row.value, ensure_ascii=False), 1, 400)}"
             yield from _first_step(begun[0])
-        elif number == 0 and unreadable is not None:
-            yield f"the first row cannot be read: {unreadable.text} ({unreadable.where})"
-        if number == 0:
             yield ""
+    if broken:
+        yield f"{len(broken)} of the first {counted(len(begun) + len(broken), 'row')} cannot be read and would fail:"
+        yield f"  {broken[0].where}: {broken[0].text}" + (" ..." if len(broken) > 1 else "")
+        yield ""
     if not begun:
         yield "the input has no rows that can be begun"
     wrong += _faults(begun)
