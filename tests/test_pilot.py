@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from weaverant import Agent, Reply, Request, Stages, StepFailed, Usage, UserError, reject, resume, run, workflow
+from weaverant import Agent, Reply, Request, Stages, StepFailed, Usage, UserError, group, reject, resume, run, workflow
 from weaverant.cli.forecast import forecast
 from weaverant.engines.cache import Cached
 from weaverant.engines.http import Pool
@@ -43,6 +43,16 @@ async def asked(row: dict[str, Any]) -> Any:
 @workflow
 async def doubled(row: dict[str, Any]) -> Any:
     return [await asker(n=row["n"]), await asker(n=row["n"])]
+
+
+@group(by="said")
+async def merged(rows: list[dict[str, Any]]) -> Any:
+    return {"n": len(rows), "said": await asker(n=0)}
+
+
+@workflow
+async def after(row: dict[str, Any]) -> Any:
+    return row
 
 
 class Teller:
@@ -142,6 +152,18 @@ def test_costs_of_later_stages_count_for_the_row_they_came_from(tmp_path: Path):
     # Of the first twenty rows two are rejected with one call; the others have three.
     assert found.calls.value == pytest.approx((18 * 3 + 2) * 3)
     assert found.rejected.value == 0.1
+
+
+def test_stages_of_groups_are_left_out_and_named(tmp_path: Path):
+    engine = Teller(dict.fromkeys(range(60), 1.0))
+    stages = Stages(asked, merged, after)
+    run(stages, rows(60), models=engine, directory=tmp_path / "run", pilot=20).wait()
+    found = estimate(tmp_path / "run")
+    assert (found.calls.value, found.left_out) == (60.0, ["merged", "after"])
+    assert "  without the stages merged, after: groups form" in "\n".join(forecast(found))
+    run(asked, rows(60), models=engine, directory=tmp_path / "plain", pilot=20).wait()
+    plain = estimate(tmp_path / "plain")
+    assert plain.left_out == [] and "without the stage" not in "\n".join(forecast(plain))
 
 
 def test_a_budget_holds_for_the_pilot_and_its_rest_is_told_in_rows(tmp_path: Path):

@@ -25,6 +25,7 @@ def forecast(found: Estimate) -> Iterator[str]:
         more, few, many = map(_count, (rows.value, rows.low, rows.high))
         rest = exact(max(0.0, found.budget - found.spent))
         yield f"  what is left of the budget, {rest}, pays for about {more} rows more ({few} to {many})"
+    yield from _left_out(found)
     if cap := _budget(found):
         yield ""
         yield f"with a cap: weaverant resume {shlex.quote(found.directory)}{cap}"
@@ -58,6 +59,13 @@ def _time(found: Estimate) -> Iterator[str]:
     time = found.seconds
     most = span(time.high) if time.high < math.inf else "nobody knows"
     yield f"  time left: about {span(time.value)} ({span(time.low)} to {most})"
+
+
+def _left_out(found: Estimate) -> Iterator[str]:
+    if found.left_out:
+        stages = f"{'stage' if len(found.left_out) == 1 else 'stages'} {', '.join(found.left_out)}"
+        yield f"  without the {stages}: groups form when all rows have ended, so a pilot cannot tell what they take,"
+        yield "  and no figure here has room for it"
 
 
 def _budget(found: Estimate) -> str:

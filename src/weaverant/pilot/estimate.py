@@ -17,7 +17,7 @@ from weaverant.launch import Run
 from weaverant.pilot.duration import duration
 from weaverant.pilot.intervals import Interval, mean_of, share_of, whole_of
 from weaverant.pilot.seen import Seen
-from weaverant.rundir import load_config
+from weaverant.rundir import RunConfig, load_config
 from weaverant.runtime.limits import Limits
 
 MARGIN = 1.1
@@ -57,6 +57,9 @@ class Estimate(Struct, frozen=True):
     call could have cost, because a call is sent only where that fits. Infinite where the cost may be."""
     unpriced: list[str] = []
     """Names of models whose price nobody knows: a cost of 0 tells nothing of them."""
+    left_out: list[str] = []
+    """Stages of groups, and those after them. Groups form when all rows have ended, so a pilot sees none: what these
+    stages take is in no figure, nor in the cap."""
 
 
 def estimate(run: Run | str | Path) -> Estimate:
@@ -87,8 +90,14 @@ def estimate(run: Run | str | Path) -> Estimate:
         duration(seen, rest, allowed), spent, seen.budget,
         _affordable(max(0.0, seen.budget - spent), mean_of(costs)) if seen.budget else None,
         _cap(cost.high, seen),
-        config.unpriced,
+        config.unpriced, _left_out(config),
     )  # fmt: skip
+
+
+def _left_out(config: RunConfig) -> list[str]:
+    """The first stage of groups and all after it."""
+    first = next((number for number, name in enumerate(config.stages) if name in (config.groups or ())), None)
+    return [] if first is None else config.stages[first:]
 
 
 def _affordable(left: float, each: Interval) -> Interval:
