@@ -28,6 +28,7 @@ from weaverant.journal.segment import (
     pack_trailer,
     segment_path,
 )
+from weaverant.row import stage_of
 
 ZSTD = zstandard.ZstdCompressor(level=1)
 Written = list[Any]
@@ -35,6 +36,8 @@ Written = list[Any]
 Journal = list[list[list[Written]]]
 """Events by segment and frame."""
 TASK, PATH, PRINT, OCCURRENCE = 1, 2, 3, 4
+STAGE = 2
+"""Of a beginning and an end."""
 INPUT = 8
 """Of a step. The others have their places by tag."""
 ABOUT_RUN = ("open", "agent", "source", "close")
@@ -119,6 +122,18 @@ def begun_again(journal: Journal) -> bool:
     """Whether a task begins in two segments."""
     begun = [{str(event[TASK]) for f in s for event in f if event[0] == "start" and len(event) > 1} for s in journal]
     return any(one & other for n, one in enumerate(begun) for other in begun[:n])
+
+
+def misplaced(journal: Journal) -> bool:
+    """Whether a task begins or ends in another stage than its key says."""
+    for event in (event for segment in journal for frame in segment for event in frame):
+        if event[0] in ("start", "end") and len(event) > STAGE:
+            try:
+                if stage_of(event[TASK]) != event[STAGE]:
+                    return True
+            except (ValueError, AttributeError):
+                return True
+    return False
 
 
 class Forger:
