@@ -333,6 +333,60 @@ def test_a_fault_of_ones_own_code_in_a_step_is_mended_before_it_is_tried_again(s
     assert advice(out)[0] == mend[0]
 
 
+# The table of agents
+
+RACING = """
+import asyncio
+from weaverant import Agent, step, workflow
+
+first = Agent("first", prompt="First {{ n }}")
+second = Agent("second", prompt="Second {{ n }}")
+
+def double(n):
+    return 2 * n
+
+@workflow
+async def racing(row):
+    await step(double, row["n"])
+    await second(n=row["n"])
+    calls = [asyncio.ensure_future(first(n=n)) for n in range(GIVEN_UP + 1)]
+    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    for call in calls[1:]:
+        call.cancel()
+    await asyncio.wait(calls)
+    return row["n"]
+"""
+
+SLOW = """
+import asyncio
+
+async def reply(request):
+    if request.messages[-1].text.startswith("First") and not request.messages[-1].text.endswith(" 0"):
+        await asyncio.sleep(60)
+    return "said"
+"""
+
+
+def agents_table(report: str) -> dict[str, list[str]]:
+    lines = report.splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("  agent "))
+    split = [re.split(r" {2,}", line.strip()) for line in lines[begin : lines.index("", begin)]]
+    return {name: cells for name, *cells in split}
+
+
+@pytest.mark.parametrize("given_up", [0, 2])
+def test_functions_are_no_calls_of_agents_and_cancelled_calls_are_seen(say: Say, given_up: int):
+    _, out = start(say, RACING.replace("GIVEN_UP", str(given_up)), SLOW, 3)
+    table = agents_table(out)
+    assert list(table) == ["agent", "first", "second", "all agents", "double() effect"]
+    assert table["all agents"][0] == str(3 * (2 + given_up)) and table["double() effect"][0] == "3"
+    assert ("cancelled" in table["agent"]) == bool(given_up)
+    if given_up:
+        column = table["agent"].index("cancelled")
+        assert [table[name][column] for name in list(table)[1:]] == ["6", "0", "6", "0"]
+    assert agents_table(say("show", "out")[1]) == table
+
+
 # What nobody knows the price of
 
 TWO = """
@@ -360,7 +414,8 @@ def test_only_a_known_price_of_nothing_is_told_as_0(say: Say, price: str, here: 
         code, out, _ = say("run", "w.py", "--input", "rows.jsonl", *models, "--run", "out")
     assert code == 0
     for text in (out, say("show", "out")[1]):
-        cells = {line.split()[0]: line.split()[6] for line in text.splitlines() if line.startswith("  ")}
+        lines = text.replace("all agents", "all").splitlines()
+        cells = {line.split()[0]: line.split()[6] for line in lines if line.startswith("  ")}
         for name, cost in (("here", here), ("there", there), ("all", total)):
             assert cells[name] == cost if cost != "$" else float(cells[name][1:].replace(",", "")) > 0
         assert ("cost        unknown: no price for http:m" in text) == (there == "-")

@@ -16,7 +16,9 @@ from weaverant.summary import Summary, positive
 
 REASONS_SHOWN = 10
 
-HEADS = ("agent", "calls", "reused", "failed", "tokens in", "tokens out", "cost", "p50", "p95", "p99")
+HEADS = ("agent", "calls", "reused", "failed", "cancelled", "tokens in", "tokens out", "cost", "p50", "p95", "p99")
+CANCELLED = HEADS.index("cancelled")
+"""That column is there where something was."""
 
 CUT_BY = {"length": "max_tokens", "content_filter": "content filter"}
 
@@ -85,23 +87,36 @@ def _stage(stage: StageCounts, total: int | None, named: bool) -> Iterator[str]:
 
 
 def _agents(summary: Summary) -> Iterator[str]:
-    agents = summary.ledger.agents
-    if not agents:
+    """A line for each agent, what they amount to, and lines for functions, which are no calls of a model."""
+    found = sorted(summary.ledger.agents.items())
+    if not found:
         return
     unknown = _unknown(summary)
-    rows = [
-        _agent_row(_named(kind, name), counts, kind == "model" and name in unknown)
-        for (kind, name), counts in sorted(agents.items())
-    ]
-    usage = summary.ledger.usage()
-    tokens = short(usage.prompt_tokens), short(usage.completion_tokens)
-    calls, reused = (sum(getattr(counts, field) for counts in agents.values()) for field in ("calls", "reused"))
-    failed = sum(counts.failures.total() for counts in agents.values())
-    if len(rows) > 1:
-        cost = "-" if unknown and not usage.cost else money(usage.cost) + "+" * bool(unknown)
-        rows.append(("all", f"{calls:,}", f"{reused:,}", f"{failed:,}", *tokens, cost, "", "", ""))
+    models = {name: counts for (kind, name), counts in found if kind == "model"}
+    rows = [_agent_row(name, counts, name in unknown) for name, counts in models.items()]
+    if len(models) > 1:
+        rows.append(_all_agents(summary, list(models.values()), bool(unknown)))
+    rows += [_agent_row(_named(kind, name), counts, False) for (kind, name), counts in found if kind != "model"]
+    heads = HEADS
+    if not any(counts.cancelled for _, counts in found):
+        heads, *rows = ((*row[:CANCELLED], *row[CANCELLED + 1 :]) for row in (HEADS, *rows))
     yield ""
-    yield from table(HEADS, rows)
+    yield from table(heads, rows)
+
+
+def _all_agents(summary: Summary, models: list[AgentCounts], unknown: bool) -> tuple[str, ...]:
+    usage = summary.ledger.usage()
+    return (
+        "all agents",
+        f"{sum(counts.calls for counts in models):,}",
+        f"{sum(counts.reused for counts in models):,}",
+        f"{sum(counts.failures.total() for counts in models):,}",
+        f"{sum(counts.cancelled for counts in models):,}",
+        short(usage.prompt_tokens),
+        short(usage.completion_tokens),
+        "-" if unknown and not usage.cost else money(usage.cost) + "+" * unknown,
+        *("", "", ""),
+    )
 
 
 def _named(kind: str, name: str) -> str:
@@ -178,6 +193,7 @@ def _agent_row(name: str, counts: AgentCounts, unknown: bool) -> tuple[str, ...]
         f"{counts.calls:,}",
         f"{counts.reused:,}",
         f"{counts.failures.total():,}",
+        f"{counts.cancelled:,}",
         short(usage.prompt_tokens),
         short(usage.completion_tokens),
         "-" if unknown else money(usage.cost),
