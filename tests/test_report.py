@@ -387,6 +387,18 @@ def test_functions_are_no_calls_of_agents_and_cancelled_calls_are_seen(say: Say,
     assert agents_table(say("show", "out")[1]) == table
 
 
+def test_the_packaged_model_is_called_a_toy_on_rows_of_ones_own(say: Say):
+    Path("w.py").write_text(FAILING)
+    write_rows(2)
+    toy = "(embedded:tiny: a packaged toy that knows small sums as in arithmetic:weave; all else gets nonsense)"
+    _, out, _ = say("run", "w.py", "--input", "rows.jsonl", "--model", "embedded:tiny", "--run", "out")
+    assert out.splitlines().count(toy) == say("show", "out")[1].splitlines().count(toy) == 1
+    Path("sums.py").write_text(FAILING.replace("Write {{ n }}", "{{ n }}").replace('row["n"]', 'row["question"]'))
+    sums = ("--input", "arithmetic:weave", "--limit", "2", "--model", "embedded:tiny", "--run", "sums")
+    _, out, _ = say("run", "sums.py", *sums)
+    assert "done 2" in out and "toy" not in out
+
+
 # What nobody knows the price of
 
 TWO = """

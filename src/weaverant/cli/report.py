@@ -22,6 +22,8 @@ CANCELLED = HEADS.index("cancelled")
 
 CUT_BY = {"length": "max_tokens", "content_filter": "content filter"}
 
+TOY = "a packaged toy that knows small sums as in arithmetic:weave; all else gets nonsense"
+
 STATES = {
     "finished": "finished",
     "interrupted": "stopped by a signal",
@@ -45,6 +47,8 @@ def report(summary: Summary) -> Iterator[str]:
         yield "#" * 78
         yield f"# SIMULATED MODEL ({', '.join(summary.simulated)}): the words of this run are made up and no data."
         yield "#" * 78
+    if summary.toys:
+        yield f"({', '.join(summary.toys)}: {TOY})"
     yield from _title(summary)
     for number, stage in enumerate(summary.ledger.stages):
         yield from _stage(stage, summary.rows if number == 0 else None, len(summary.ledger.stages) > 1)

@@ -69,6 +69,14 @@ class Summary(Struct):
         return sorted(name for name, what in self.config.identities.items() if what.startswith("simulated"))
 
     @property
+    def toys(self) -> list[str]:
+        """The packaged models that were asked, where the rows are others than the problems that these know."""
+        if self.config.input.startswith("arithmetic:"):
+            return []
+        embedded = {what for what in self.config.identities.values() if what.startswith("embedded:")}
+        return sorted(what.partition("@")[0] for what in embedded)
+
+    @property
     def left(self) -> int:
         """Rows that have not ended, those that never started included."""
         stages = self.ledger.stages
