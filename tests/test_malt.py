@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -536,6 +539,18 @@ def test_a_run_that_was_stopped_gives_the_same_files(tmp_path):
         assert (tmp_path / "whole-out" / name).read_bytes() == (tmp_path / "stopped-out" / name).read_bytes()
 
 
+def test_the_main_job_names_commands_that_work_where_it_was_called(tmp_path):
+    """Without the environment's folder on the PATH, as `make run` is."""
+    words = [sys.executable, "-m", "weaverant.recipes.malt", "--out", "out", "--questions", "1", "--problems", "1"]
+    env = {**os.environ, "PATH": os.defpath}
+    ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env)
+    shown = re.findall(r"^  (\S.* show runs/\S+)$", ran.stdout, re.MULTILINE)
+    assert len(shown) == 2, ran.stdout
+    for line in shown:
+        looked = subprocess.run(shlex.split(line), cwd=tmp_path, capture_output=True, text=True, env=env)
+        assert looked.returncode == 0 and "rows 1 = done 1" in looked.stdout
+
+
 def test_the_main_job_says_what_it_did(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main.main(["--out", "out", "--questions", "12", "--problems", "6"]) == 0
@@ -544,7 +559,7 @@ def test_the_main_job_says_what_it_did(tmp_path, monkeypatch, capsys):
     met = {row["name"]: row["met"] for row in told["rows"]}
     assert told["target"] == "run"
     assert met["questions woven"] and met["calls of the weave"] and met["files with samples"]
-    assert "rows 12 = done 12" in said
+    assert "rows 12 = done 12" in said and "weaverant export" not in said
     for name in main.FILES:
         assert (tmp_path / "out" / name).stat().st_size
 

@@ -40,8 +40,8 @@ STATES = {
 }
 
 
-def report(summary: Summary) -> Iterator[str]:
-    """Ledger, agents, failures, divergence, and what to do next."""
+def report(summary: Summary, advise: bool = True) -> Iterator[str]:
+    """Ledger, agents, failures, divergence, and where it is to `advise` what to do next."""
     yield ""
     if summary.simulated:
         yield "#" * 78
@@ -61,8 +61,9 @@ def report(summary: Summary) -> Iterator[str]:
     yield from _failed_calls(summary)
     yield from _divergence(summary)
     yield from _warnings(summary)
-    yield ""
-    yield from next_steps(summary)
+    if advise:
+        yield ""
+        yield from next_steps(summary)
 
 
 def _title(summary: Summary) -> Iterator[str]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
+from shutil import which
 
 from weaverant import Run, UserError, run
 from weaverant.cli.export import export
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(f"1. Weaving: {options.questions:,} questions of {SOURCE}, each grown to a tree of 39 calls and 27 leaves")
     woven = weave(models, options.questions)
     weaving = time.perf_counter() - began
-    say("\n".join(report(of_run(woven, Examples()))))
+    say("\n".join(report(of_run(woven, Examples()), advise=woven.exit_code != 0)))
     if stopped(woven):
         return woven.exit_code
 
@@ -61,13 +64,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say("\n".join(table(found.scores)))
     if MODEL in models.values():
         say("The tiny model's bad habits are planted (training/tiny): the figures show that the loop works, no more.")
-    say(f"\nwoven in {weaving:.1f} s, evaluated in {found.seconds:.1f} s; its replies are in {found.run.directory}")
+    say(f"\nwoven in {weaving:.1f} s, evaluated in {found.seconds:.1f} s. Every reply is kept; to look at them:")
+    for going in (woven, found.run):
+        say(f"  {_command()} show {going.directory}")
+    say("and for machines each figure with its goal:")
     say(document(_findings(woven, weaving, lines, found)))
     return max(woven.exit_code, found.run.exit_code)
 
 
 say = partial(print, flush=True)
 """At once, so that it stands in order with the progress lines where both go into one file."""
+
+
+def _command() -> str:
+    """How the command is called from here: nobody need have put the environment's folder on the PATH."""
+    if which("weaverant"):
+        return "weaverant"
+    python, here = Path(sys.executable), Path.cwd()
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    beside = python.with_name("weaverant")
+    return quote(str(beside)) if beside.exists() else f"{quote(str(python))} -m weaverant"
 
 
 def _folder(name: str) -> Path:
