@@ -13,7 +13,7 @@ import pytest
 
 from weaverant import Agent, resume, run, workflow
 from weaverant.cli import main
-from weaverant.errors import Unavailable
+from weaverant.errors import RunChanged, Unavailable
 from weaverant.events import CostReserved
 from weaverant.journal import JournalReader
 from weaverant.launch import Run
@@ -44,6 +44,23 @@ def counts(going: Run) -> tuple[int, int, int]:
 def port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+def test_a_mistyped_model_is_put_right_where_nothing_was_answered(tmp_path: Path):
+    """Its name is part of the run, and of each agent in it: but nothing depends on it yet."""
+    directory = tmp_path / "run"
+    wrong = finish(run(two_turns, ROWS, models=f"http://127.0.0.1:{port()}/v1?retries=0#nope", directory=directory))
+    assert (wrong.state, wrong.ledger.calls) == ("server", 0)
+    with MockServer(latency=0.05) as server:
+        again = resume(directory, workflow=two_turns, rows=ROWS, models=f"{server.url}#m", concurrency=5)
+        for ended, _ in enumerate(again):
+            if not ended:
+                again.stop()
+        assert again.state == "interrupted" and fold(directory).config.identities == {"*": "http:m"}
+        with pytest.raises(RunChanged, match=r"model '\*' \(was 'http:m', is 'http:other'\)"):
+            resume(directory, workflow=two_turns, rows=ROWS, models=f"{server.url}#other")
+        last = finish(resume(directory, workflow=two_turns, rows=ROWS))
+        assert last.exit_code == 0 and counts(last) == (60, 0, 0) and server.stats()["total"] == 120
 
 
 def test_where_nobody_was_ever_there_no_row_fails(tmp_path: Path):

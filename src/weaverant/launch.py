@@ -38,7 +38,15 @@ from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJour
 from weaverant.protocols import Clock, Engine, Journal, Source, Unreadable
 from weaverant.recipe import Recipe, is_loading, recipe_of
 from weaverant.row import source_key
-from weaverant.rundir import RunConfig, check_unchanged, default_directory, load_config, save_config
+from weaverant.rundir import (
+    RunConfig,
+    check_unchanged,
+    default_directory,
+    load_config,
+    save_config,
+    with_models_of,
+    write_config,
+)
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.collector import Collector
 from weaverant.runtime.ending import to_its_end
@@ -83,7 +91,9 @@ class Run:
         resumed: bool,
         retry: Retry | None = None,
         pilot: int | None = None,
+        fresh: bool = False,
     ) -> None:
+        """`fresh`: other models than those of its first session, none of which has answered a call."""
         self.recipe = recipe
         self.config = config
         self.directory = directory
@@ -95,6 +105,7 @@ class Run:
         self._own_engines = own_engines
         self.limits = limits
         self._retry = retry
+        self._fresh = fresh
         self._pilot = pilot
         self._budget: Budget | None = None
         self._swarm: LocalSwarm | None = None
@@ -254,6 +265,10 @@ class Run:
             self._budget = Budget(budget, clock=clock)
         if directory is not None and self.resumed:
             reader = JournalReader(directory)
+            if self._fresh:
+                if reader.calls():
+                    raise RunChanged(f"the run {str(directory)!r} went on meanwhile, with its own models: try again")
+                write_config(directory, config)
             session = sum(isinstance(event, RunOpened) for event in reader.run_events())
             recovery = Recovery(reader, blob, recipe.stages, config.trials, self.ledger, book, clock)
             if config.reuse is not None:
@@ -418,11 +433,14 @@ def resume(
         source = source_given(rows)
     binding, own, specs = bind(models if models is not None else specs_again(config), recipe, config.overrides)
     found = config_given(config.workflow, recipe, binding, specs, source, config.trials, config.limit)
+    fresh = found.identities != config.identities and not JournalReader(path).calls()
+    if fresh:
+        config = with_models_of(config, found)
     check_unchanged(path, config, found)
     bounds = limits_given({**config.limits, **_last_budget(path), **limits}, "resume", resume.__kwdefaults__)
     check_bounded(binding, bounds)
     which = None if not retry else Retry(None if retry is True else retry)
-    return Run(recipe, config, binding, own, source, bounds, path, resumed=True, retry=which, pilot=pilot)
+    return Run(recipe, config, binding, own, source, bounds, path, resumed=True, retry=which, pilot=pilot, fresh=fresh)
 
 
 def _last_budget(directory: Path) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """A run is a directory: `run.json` (what was asked for), `journal/`, `blobs/`, `exports.json`, `lock`.
 
-`run.json` is written once. No secret is ever in it: keys stay in the environment.
+`run.json` is written once, and again only where a run that has asked nobody yet goes on with other models. No secret is
+ever in it: keys stay in the environment.
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ def save_config(directory: Path, config: RunConfig) -> None:
             "weaverant.resume(DIRECTORY)), choose another directory with --run (directory=), or start a new run there "
             f"that answers from it with --reuse {directory} (reuse=)"
         )
+    write_config(directory, config)
+
+
+def write_config(directory: Path, config: RunConfig) -> None:
+    """Put `run.json` there, whole or not at all."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         unfinished = directory / "run.json.tmp"
@@ -165,6 +171,13 @@ def _parts(identity: str | None) -> dict[str, str]:
 
 def _shown(value: int | str | None) -> str:
     return "an unknown number of" if value is None else f"{int(value):,}" if str(value).isdigit() else str(value)
+
+
+def with_models_of(then: RunConfig, now: RunConfig) -> RunConfig:
+    """The run, to go on with the models and agents that it is given now: no call of theirs is recorded."""
+    return msgspec.structs.replace(
+        then, models=now.models, identities=now.identities, agents=now.agents, unpriced=now.unpriced
+    )
 
 
 def check_unchanged(directory: Path, then: RunConfig, now: RunConfig) -> None:
