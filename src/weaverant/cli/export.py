@@ -165,9 +165,10 @@ def _stories(directory: Path, reader: JournalReader, stages: range, state: str) 
     keys = [task.task for task in reader.tasks() if task.state == state and task.stage in stages]
     with sensible("the run"):  # their keys, as the index has them
         keys.sort(key=row_order)
-    places = reader.places(keys)
+        found = reader.places(keys)
+        places = {key: found[key] for key in keys}
     teller = storyteller(directory, reader)
-    for _, events in reader.histories({key: places[key] for key in keys}):
+    for _, events in reader.histories(places):
         yield teller.tell(events)
 
 
