@@ -133,7 +133,7 @@ def test_heavy_packages_are_imported_at_one_seam_each():
 BOUNDARIES = {
     "errors.py", "replay.py", "task.py", "recipe.py", "blocking.py",
     "runtime/slots.py", "runtime/arrivals.py", "runtime/effects.py", "runtime/local.py", "runtime/intake.py",
-    "runtime/feed.py", "runtime/stagebook.py",
+    "runtime/feed.py", "runtime/stagebook.py", "runtime/threads.py",
     "engines/embedded.py", "journal/writer.py",
 }  # fmt: skip
 """Where a user's code, an engine or a source ends, and what a thread must hand over to those who wait for it."""

@@ -31,6 +31,7 @@ from weaverant.pilot import estimate
 from weaverant.recipe import Recipe
 from weaverant.rundir import default_directory, load_config, resume_in_python
 from weaverant.runtime.terminal import visible
+from weaverant.runtime.threads import StepThread
 from weaverant.summary import Examples, fold, has_finished, of_run
 
 LAST_SECONDS = 1.0
@@ -111,8 +112,9 @@ def _drive(run: Run, quiet: bool) -> int:
             print(visible("\n".join(forecast(estimate(run)))), flush=True)
     if run.error is not None and (quiet or not _seen_together()):  # else the summary has said it there
         complain(run.error if isinstance(run.error, WeaverantError) else repr(run.error), run.exit_code)
-    own = [each for each in threading.enumerate() if each not in before and not each.daemon]
-    _leave(run.exit_code, own, 0.0 if driver.signals > 1 else LAST_SECONDS)
+    own = set(threading.enumerate()) - set(before)
+    waited = [each for each in own if not each.daemon or isinstance(each, StepThread)]
+    _leave(run.exit_code, waited, 0.0 if driver.signals > 1 else LAST_SECONDS)
     return run.exit_code
 
 

@@ -51,9 +51,10 @@ class Calls:
     @property
     def free(self) -> bool:
         """Whether some model could take one more call than there are for it. Models that nobody has asked yet do not
-        count: rows that are started before they are needed only delay the first results."""
+        count: rows that are started before they are needed only delay the first results, and where nothing but
+        functions is asked for, what waits for a thread uses up its deadline."""
         if not self._engines:
-            return True
+            return self._effects.free > 0
         return any(slots.free > 0 for slots in self._engines.values())
 
     def submit(self, run: TaskRun, ask: Ask) -> None:
@@ -65,6 +66,8 @@ class Calls:
             self._effects.submit(run, ask)
 
     def cancel(self, ask: Ask) -> None:
+        if isinstance(ask, EffectAsk) and ask.number < 0 and ask not in self._effects.running:
+            self._performer.passed_over(ask)
         for slots in self._all():
             slots.cancel(ask)
 
@@ -78,6 +81,7 @@ class Calls:
     def park(self) -> None:
         """Start nothing more: what waits stays unasked, and is asked again when the run is resumed."""
         self._parked = True
+        self._performer.stop()
         for slots in self._all():
             slots.park()
 

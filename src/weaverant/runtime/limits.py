@@ -17,7 +17,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in_flight: int | None = None
     """Rows in flight at once; None means four for each call in flight, and at least 64."""
     threads: int = 16
-    """`step` functions and tools that run at once."""
+    """`step` functions and tools that run at once, those apart that were given up and cannot be ended."""
     grace: float = 30.0
     """Seconds that calls in flight are given to finish when a run is stopped."""
     max_failures: float = 0.5

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 from weaverant.errors import is_users
+from weaverant.runtime.functions import functions
 from weaverant.task import TaskRun
 
 LOOK = 1.0
@@ -28,10 +29,12 @@ _CALLBACK: CodeType = Handle._run.__code__  # pyright: ignore[reportPrivateUsage
 
 class Watch:
     """Watches the running loop until it is closed; `tell` gets a line when a stall has lasted `HELD` seconds, from a
-    thread, and one when it is over, on the loop."""
+    thread, and one when it is over, on the loop, where it gets as well what is told of the loop's `functions`."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
+        self._functions = functions()
+        self._functions.tell = tell
         self._loop = asyncio.get_running_loop()
         self._watched = threading.get_ident()
         self._over = threading.Event()
@@ -45,6 +48,7 @@ class Watch:
 
     def close(self) -> None:
         self._over.set()
+        self._functions.unheard(self._tell)
 
     def _work(self) -> None:
         while not self._over.wait(LOOK):
