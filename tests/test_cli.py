@@ -291,7 +291,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_leaves_a_run_to_resume(folder: Pa
     assert once == exported()
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_second_signal_stops_at_once(folder: Path, first: signal.Signals):
     ran = begin(*RUN, "--grace", "60", delay=50)
     wait_until(lambda: journal_bytes() > 0)
@@ -304,6 +304,33 @@ def test_the_second_signal_stops_at_once(folder: Path, first: signal.Signals):
     _, err = ran.communicate(timeout=20)
     assert time.monotonic() - began < 5
     assert ran.returncode == 4 and "stopping at once" in err
+
+
+def test_a_hang_up_is_an_orderly_stop_and_a_second_one_hurries_nobody(folder: Path):
+    """The shell and the kernel both send one when a terminal is closed."""
+    Path("mended").touch()
+    write_rows(60)
+    ran = begin(*RUN, "--concurrency", "4", delay=0.3)
+    wait_until(lambda: journal_bytes() > 1500)
+    for _ in range(3):
+        ran.send_signal(signal.SIGHUP)
+        time.sleep(0.02)
+    out, err = ran.communicate(timeout=20)
+    assert ran.returncode == 4 and "calls in flight may finish" in err and "stopping at once" not in err, err
+    assert "stopped by a signal" in out
+    shown = json.loads(call("show", "out", "--json").stdout)
+    assert (shown["state"], sum(agent["cancelled"] for agent in shown["agents"])) == ("interrupted", 0)
+
+
+def test_under_nohup_a_hang_up_is_ignored(folder: Path):
+    Path("mended").touch()
+    nohup = ["nohup", *command(*RUN, "--concurrency", "4")]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    ran = subprocess.Popen(nohup, text=True, env={**os.environ, "DELAY": "0.1"}, **pipes)
+    wait_until(lambda: journal_bytes() > 0)
+    ran.send_signal(signal.SIGHUP)
+    out, err = ran.communicate(timeout=30)
+    assert ran.returncode == 0 and "rows 20 = done 18 + rejected 2 + failed 0 + left 0" in out, err
 
 
 @pytest.mark.parametrize("kind", ["step", "process_step"])
@@ -412,6 +439,25 @@ def test_on_a_terminal_a_block_is_redrawn_and_ctrl_c_is_a_key(folder: Path):
     assert " of 100 " in text and "calls in flight may finish" in text and "stopping (interrupted)" in text
     block = text.split("\x1b[J")[-1].partition("w.py:")[0]
     assert "elapsed" in block and block.count("\n") == 4  # the block, then the summary's blank line
+
+
+def test_a_closed_terminal_stops_the_run_in_order(folder: Path):
+    """Nothing can be written to it any more, the report neither."""
+    Path("mended").touch()
+    Path("nap.py").write_text(
+        "import time\nfrom weaverant import process_step, workflow\n\n"
+        "@workflow\nasync def nap(row):\n    await process_step(time.sleep, 0.5)\n"
+    )
+    nap = ["run", "nap.py", "--input", "rows.jsonl", "--model", "simulated:", "--run", "out"]
+    pid, terminal = on_terminal(*nap, delay=0, columns=100)
+    wait_until(lambda: journal_bytes() > 0)
+    time.sleep(0.7)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 4
+    shown = json.loads(call("show", "out", "--json").stdout)
+    assert shown["state"] == "interrupted" and shown["left"] > 0
+    assert sum(sum(agent["failures"].values()) + agent["cancelled"] for agent in shown["agents"]) == 0
 
 
 def test_ctrl_c_on_a_terminal_reaches_the_run_once_and_no_worker_process(folder: Path):

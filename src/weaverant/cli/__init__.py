@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from weaverant.errors import UserError, WeaverantError
 
@@ -34,11 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WeaverantError as error:
         return complain(error, COULD_NOT_GO_ON)
     except BrokenPipeError:
-        # Nobody reads any more. What Python still holds for standard output must not raise once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        unread(sys.stdout)
         return COULD_NOT_GO_ON
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def unread(*streams: TextIO) -> None:
+    """Nobody reads these any more. What Python still holds for them must not raise once more at exit."""
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(error: BaseException | str, code: int) -> int:

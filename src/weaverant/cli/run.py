@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from weaverant import launch
-from weaverant.cli import SOME_FAILED, complain
+from weaverant.cli import SOME_FAILED, complain, unread
 from weaverant.cli.advice import next_steps
 from weaverant.cli.driver import Driver
 from weaverant.cli.forecast import forecast
@@ -107,9 +109,9 @@ def _drive(run: Run, quiet: bool) -> int:
     if not quiet:
         resumed = run.resumed and run.directory is not None
         summary = fold(run.directory) if resumed and run.directory else of_run(run, examples)
-        print(visible("\n".join(report(summary))), flush=True)
+        _show(report(summary))
         if run.state == "pilot":
-            print(visible("\n".join(forecast(estimate(run)))), flush=True)
+            _show(forecast(estimate(run)))
     if run.error is not None and (quiet or not _seen_together()):  # else the summary has said it there
         complain(run.error if isinstance(run.error, WeaverantError) else repr(run.error), run.exit_code)
     own = set(threading.enumerate()) - set(before)
@@ -124,6 +126,16 @@ def _seen_together() -> bool:
         return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
     except (OSError, ValueError):
         return False
+
+
+def _show(lines: Iterable[str]) -> None:
+    """Where the terminal was closed, there is nobody to see it."""
+    try:
+        print(visible("\n".join(lines)), flush=True)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        unread(sys.stdout, sys.stderr)
 
 
 def _leave(code: int, threads: list[threading.Thread], seconds: float) -> None:

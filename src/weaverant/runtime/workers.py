@@ -165,10 +165,12 @@ def _work(pipe: Pipes) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose run was killed would wait for work for ever. One that hears Ctrl-C would die of it and fail its
-    step, or, having been forked with the loop's wake-up pipe, tell the run of the same signal a second time."""
+    """A worker whose run was killed would wait for work for ever. One that hears Ctrl-C, or that the terminal was
+    closed, would die of it and fail its step, or, having been forked with the loop's wake-up pipe, tell the run of the
+    same signal a second time."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = parent_process()
     if parent is not None:
