@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from weaverant import Agent, Reply, Run, resume, run, step, workflow
 from weaverant.engines.scripted import Scripted
 from weaverant.events import StepEnded
 from weaverant.message import Usage, assistant
+from weaverant.runtime import progress
 from weaverant.runtime.ledger import AgentCounts, Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.progress import Pace, Progress, Snapshot, StageProgress, block, fit, line, money, short, span
@@ -134,6 +137,63 @@ def test_a_resumed_run_shows_the_rows_calls_and_dollars_of_all_its_sessions(tmp_
     assert again.ledger.calls == 25, "those of the session"
     assert shown(again).startswith("40 of 40 rows")
     assert f"40 calls, 25.0/s, 50 tokens/s, $0.4000{of};" in shown(again)
+
+
+def test_nobody_knows_when_it_ends_once_nothing_ends_for_longer_than_was_reckoned():
+    run = Watched()
+    pace = Pace(0.0)
+    run.end(done=196)
+    assert pace.look(run, 200, 4.0).eta == pytest.approx(4 / 196 * 4)
+    assert pace.look(run, 200, 13.0).eta is not None
+    found = pace.look(run, 200, 14.5)
+    assert found.eta is None and "left" not in line(found)
+    run.end(done=1)
+    assert pace.look(run, 200, 20.0).eta == pytest.approx(20 / 197 * 3)
+    run = Watched()
+    pace = Pace(0.0)
+    run.end(done=10)
+    assert pace.look(run, 1000, 5.0).eta == pytest.approx(495.0)
+    assert pace.look(run, 1000, 30.0).eta == pytest.approx(2970.0), "such slow rows end seldom"
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_functions_that_all_wait_for_are_named(monkeypatch: pytest.MonkeyPatch, live: bool):
+    monkeypatch.setattr(progress, "QUIET", 0.5)
+    monkeypatch.setattr(progress, "FIRST_LINE_AFTER", 0.1)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.1)
+    released, stream = threading.Event(), io.StringIO()
+
+    @workflow
+    async def waits(row: dict[str, int]) -> int:
+        if row["n"] in (3, 5):
+            await asyncio.sleep(0.2 if row["n"] == 5 else 0.0)
+            await step(released.wait)
+        return await step(doubled, row["n"])
+
+    async def go() -> list[int]:
+        going = run(waits, [{"n": n} for n in range(8)], models="simulated:", journal=False)
+        drawing = asyncio.create_task(Progress(going, 8, stream, live).draw())
+        ended: list[int] = []
+        try:
+            async for task in going:
+                ended.append(task.row["n"])
+                if len(ended) == 6:
+                    asyncio.get_running_loop().call_later(2.5, released.set)
+        finally:
+            released.set()
+            drawing.cancel()
+        return ended
+
+    began = time.monotonic()
+    ended = asyncio.run(go())
+    assert sorted(ended[6:]) == [3, 5] and time.monotonic() - began >= 2.5
+    shots = [text for text in re.split("[\n;]", PLAIN.sub("", stream.getvalue())) if "waiting for" in text]
+    named = [
+        re.fullmatch(r" ?waiting for Event\.wait\(\) for (\d+) s, row 0\.3\.0, and \d more", text) for text in shots
+    ]
+    assert named and all(named), shots
+    assert {int(match[1]) for match in named if match} <= {0, 1, 2, 3}
+    assert "about" not in stream.getvalue().partition("waiting for")[2], "nobody knows when it ends"
 
 
 def test_nobody_knows_when_it_ends_while_the_rows_are_not_known():

@@ -14,6 +14,7 @@ from typing import Protocol, TextIO
 
 from msgspec import Struct
 
+from weaverant.runtime.functions import Functions, functions
 from weaverant.runtime.ledger import Ledger, StageCounts
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.terminal import visible
@@ -22,7 +23,9 @@ REDRAW_EVERY = 0.25
 FIRST_LINE_AFTER = 1.0
 LINE_EVERY = 5.0
 RATE_OVER = 15.0
-"""Seconds, all four. Rates are those of the last `RATE_OVER` seconds."""
+QUIET = 10.0
+"""Seconds, all five. Rates are those of the last `RATE_OVER` seconds; where no row has ended for `QUIET`, the function
+is named that has run longest, if it has for as long."""
 
 BAR = 24
 """Columns of the bar."""
@@ -70,7 +73,7 @@ class StageProgress(Struct, frozen=True):
 
 class Snapshot(Struct, frozen=True):
     """A run at one moment. Rows, calls and dollars are those of all its sessions, `elapsed` and rates are this one's.
-    Rates are per second; `eta` is seconds, or None while nothing tells or all has stopped."""
+    Rates are per second; `eta` is seconds, or None while nothing tells, or all has stopped, or hangs."""
 
     stages: tuple[StageProgress, ...]
     rows_in_flight: int
@@ -87,6 +90,8 @@ class Snapshot(Struct, frozen=True):
     """What engines have to tell."""
     priced: bool = True
     """Whether somebody knows what the calls cost."""
+    longest: str = ""
+    """The function that has run longest, where it seems to be what all wait for."""
 
 
 class Pace:
@@ -95,20 +100,25 @@ class Pace:
     def __init__(self, now: float) -> None:
         self._began = now
         self._marks: deque[tuple[float, int, int]] = deque([(now, 0, 0)])
+        self._ended: int = 0
+        self._ended_at = now
+        """When a row was last seen to have ended."""
 
-    def look(self, watched: Watched, total: int | None, now: float) -> Snapshot:
-        """`total` is how many rows the first stage will have, where that is known."""
+    def look(self, watched: Watched, total: int | None, now: float, afoot: Functions | None = None) -> Snapshot:
+        """`total` is how many rows the first stage will have, where that is known; `afoot` what functions run."""
         ledger = watched.ledger
         stages = tuple(_stage(counts, total if n == 0 else None) for n, counts in enumerate(ledger.stages))
         usage = ledger.usage()
         call_rate, token_rate = self._rates(now, ledger.calls, usage.prompt_tokens + usage.completion_tokens)
         rows_in_flight, calls_in_flight = watched.in_flight
         calls = ledger.earlier_calls + ledger.calls
-        eta = self._eta(stages, ledger.earlier, now) if watched.state == "running" else None
+        longest, eta = self._longest(stages, afoot, now), None
+        if watched.state == "running" and not longest:
+            eta = self._eta(stages, ledger.earlier, now)
         return Snapshot(
             stages, rows_in_flight, calls_in_flight, calls, call_rate, token_rate, watched.spent, now - self._began,
             eta, watched.state, watched.limits.budget, tuple(map(visible, watched.notes)),
-            watched.priced,
+            watched.priced, visible(longest),
         )  # fmt: skip
 
     def _rates(self, now: float, calls: int, tokens: int) -> tuple[float, float]:
@@ -126,7 +136,18 @@ class Pace:
         ended = first.ended - earlier
         if len(stages) > 1 or not first.known or ended <= 0 or first.ended == first.rows:
             return None
-        return (now - self._began) / ended * (first.rows - first.ended)
+        eta = (now - self._began) / ended * (first.rows - first.ended)
+        return eta if now - self._ended_at < max(QUIET, eta) else None
+
+    def _longest(self, stages: Sequence[StageProgress], afoot: Functions | None, now: float) -> str:
+        ended = sum(stage.ended for stage in stages)
+        if ended != self._ended:
+            self._ended, self._ended_at = ended, now
+        longest = None if afoot is None else afoot.longest()
+        if afoot is None or longest is None or now - max(self._ended_at, longest.since) < QUIET:
+            return ""
+        more = f", and {len(afoot) - 1:,} more" if len(afoot) > 1 else ""
+        return f"waiting for {longest.name}() for {span(now - longest.since)}, row {longest.row}{more}"
 
 
 def _stage(counts: StageCounts, total: int | None) -> StageProgress:
@@ -145,6 +166,8 @@ def block(shot: Snapshot, width: int, colour: bool = False) -> list[str]:
         f"in flight: {shot.rows_in_flight:,} rows, {shot.calls_in_flight:,} calls"
     )
     lines += _first(shot.notes, NOTES)
+    if shot.longest:
+        lines.append(shot.longest)
     ending = "" if shot.state in ("running", "ready") else f"; stopping ({shot.state})"
     left = "" if shot.eta is None else f", about {span(shot.eta)} left"
     lines.append(f"{span(shot.elapsed)} elapsed{left}{ending}")
@@ -160,7 +183,7 @@ def line(shot: Snapshot) -> str:
         for stage in shot.stages
     )
     left = "" if shot.eta is None else f", about {span(shot.eta)} left"
-    notes = "".join(f"; {text}" for text in _first(shot.notes, NOTES))
+    notes = "".join(f"; {text}" for text in (*_first(shot.notes, NOTES), shot.longest) if text)
     return (
         f"{stages}; {shot.rows_in_flight:,} rows in flight; {shot.calls:,} calls, {shot.call_rate:,.1f}/s, "
         f"{short(shot.token_rate)} tokens/s, {_cost(shot)}; {span(shot.elapsed)} elapsed{left}{notes}"
@@ -244,10 +267,12 @@ class Progress:
         self._live = live
         self._colour = live and "NO_COLOR" not in os.environ
         self._pace = Pace(time.monotonic())
+        self._functions: Functions | None = None
         self._drawn = 0
 
     async def draw(self) -> None:
         """Runs until it is cancelled; the last state is drawn by `finish`."""
+        self._functions = functions()
         if self._live:
             while True:
                 self._redraw(self._look())
@@ -274,7 +299,7 @@ class Progress:
             self._redraw(self._look())
 
     def _look(self) -> Snapshot:
-        return self._pace.look(self._watched, self._total, time.monotonic())
+        return self._pace.look(self._watched, self._total, time.monotonic(), self._functions)
 
     def _redraw(self, shot: Snapshot) -> None:
         lines = block(shot, self._width(), self._colour)
