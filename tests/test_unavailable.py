@@ -6,6 +6,8 @@ import json
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +212,29 @@ def test_what_was_set_aside_for_a_call_that_was_never_sent_is_free_again(tmp_pat
     reserved = [event for event in JournalReader(tmp_path / "run").events() if isinstance(event, CostReserved)]
     assert any(event.dollars > 0 for event in reserved), "before the first attempt to connect"
     assert document(fold(tmp_path / "run"))["spent"]["total"] == 0.0
+
+
+@pytest.mark.parametrize("price", ["", "&price=1,1"])
+def test_a_stop_while_the_server_is_down_waits_only_for_calls_that_may_have_cost_something(tmp_path: Path, price: str):
+    """Those in flight when it died may have been billed, where there is a price: they have their grace."""
+    free = port()
+    spec = f"http://127.0.0.1:{free}/v1?timeout=60&connections=4&backoff=20{price}#m"
+    stopped = 0.0
+    with MockServer(port=free, latency=0.1) as server:
+        going = run(two_turns, ROWS, models=spec, directory=tmp_path / "run", grace=3)
+
+        def stop() -> None:
+            nonlocal stopped
+            stopped = time.monotonic()
+            going.stop()
+
+        for ended, _ in enumerate(going, 1):
+            if ended == 10:
+                server.stop()
+                threading.Timer(1.5, stop).start()
+        took = time.monotonic() - stopped
+    assert going.state == "interrupted" and (took >= 2.9 if price else took < 2.0), took
+    failed = going.ledger.failed
+    with MockServer(port=free) as server:
+        again = finish(resume(tmp_path / "run", workflow=two_turns, rows=ROWS, models=spec))
+        assert again.state == "finished" and counts(again) == (60 - failed, failed, 0)

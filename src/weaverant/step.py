@@ -21,8 +21,9 @@ StepKey = tuple[str, bytes, int]
 
 
 class Turn(msgspec.Struct):
-    """Whether a call still waits inside its engine, nothing having been sent. The engine says so, and leaves it so when
-    the call is cancelled; a run that is stopped takes such calls back at once, and gives its grace to the others."""
+    """Whether a call waits inside its engine, for its turn or for another try, and cannot have cost anything. The
+    engine says so, and leaves it so when the call is cancelled; a run that is stopped takes such calls back at once,
+    and gives its grace to the others."""
 
     waiting: bool = False
     waited: float = 0.0

@@ -21,6 +21,9 @@ from weaverant.step import Ask, EffectAsk, ModelAsk, Turn
 from weaverant.task import TaskRun
 from weaverant.trace import plain
 
+PARK_EVERY = 0.25
+"""Seconds after which a run that stops looks for calls that wait by now."""
+
 
 class Calls:
     """Works on asks: each engine has slots of its own, and the effects have theirs."""
@@ -47,6 +50,7 @@ class Calls:
         self._performer = Effects(limits.threads)
         self._effects = Slots(limits.threads, self._performer.perform, _value, owner)
         self._parked = False
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def free(self) -> bool:
@@ -79,11 +83,15 @@ class Calls:
         self._effects.cancel_all()
 
     def park(self) -> None:
-        """Start nothing more: what waits stays unasked, and is asked again when the run is resumed."""
+        """Start nothing more: what waits stays unasked, and is asked again when the run is resumed; so does what comes
+        to wait for another try."""
         self._parked = True
         self._performer.stop()
         for slots in self._all():
             slots.park()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(PARK_EVERY, self.park) if self.running() else None
 
     def running(self) -> list[Ask]:
         return [ask for slots in self._all() for ask in slots.running]
@@ -97,6 +105,8 @@ class Calls:
             slots.abandon(run)
 
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._performer.close()
 
     def _all(self) -> list[Slots]:

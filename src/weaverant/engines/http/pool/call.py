@@ -14,6 +14,7 @@ from weaverant.engines.http.attempt import Trouble
 from weaverant.errors import Misdirected, StepFailed, Unavailable
 from weaverant.message import Message, Reply, Request, TextPart, Usage
 from weaverant.protocols import CallContext
+from weaverant.step import Turn
 
 if TYPE_CHECKING:
     from weaverant.engines.http.pool.replica import Place, Replica
@@ -76,6 +77,12 @@ class Call(Struct, eq=False):
     @property
     def waiting(self) -> bool:
         return self.future is not None and not self.future.done()
+
+    @property
+    def turn(self) -> Turn | None:
+        """Where it says that it waits. A stop takes such a call back, to be asked again, so one that has cost something
+        says nothing: that would be forgotten."""
+        return None if self.unsure or self.cost else self.ctx.turn
 
     def waited_until(self, now: float) -> None:
         """Until then it waited: for a place, for money, for the journal to set that aside. No part of its latency."""

@@ -64,7 +64,7 @@ class Places:
         if self._queue.head() is call:  # it need not wait for what the one before it waits for
             self._come_back(now)
         timer = loop.call_later(max(0.0, call.deadline - now), self._late, call) if call.requests else None
-        turn = None if call.requests else call.ctx.turn
+        turn = call.turn
         if turn is not None:
             turn.waiting = True
         cut_off = False
@@ -80,7 +80,7 @@ class Places:
             raise
         finally:
             if turn is not None:
-                turn.waiting = cut_off  # for good: nothing was sent
+                turn.waiting = cut_off  # for good: it has cost nothing
             if timer is not None:
                 timer.cancel()
 
@@ -91,9 +91,17 @@ class Places:
         call.future = future
         timer = loop.call_later(seconds, lambda: future.done() or future.set_result(None))
         self._asleep.add(call)
+        turn, cut_off = call.turn, False
+        if turn is not None:
+            turn.waiting = True
         try:
             await future
+        except asyncio.CancelledError:
+            cut_off = True
+            raise
         finally:
+            if turn is not None:
+                turn.waiting = cut_off
             self._asleep.discard(call)
             timer.cancel()
 
