@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from weaverant import Agent, run, workflow
 from weaverant.engines import open_engine
 from weaverant.engines.cache import Cached
 from weaverant.engines.scripted import Scripted
@@ -176,6 +177,43 @@ def test_tokens_take_their_time_and_calls_are_served_in_order():
 
     seconds, order = asyncio.run(main())
     assert 0.24 <= seconds < 2 and order == [0, 1, 2, 3, 4]
+
+
+def test_the_oldest_row_is_served_first_whoever_gave_up_between():
+    ages = [50, *(7 * n % 100 for n in range(1, 100))]
+
+    async def main() -> list[int]:
+        engine = Simulated(latency=0.001, slots=1, jitter=0)
+        order: list[int] = []
+
+        async def one(age: int) -> None:
+            await engine.generate(request(seed=age), CallContext("0", order=age))
+            order.append(age)
+
+        calls = [asyncio.ensure_future(one(age)) for age in ages]
+        await asyncio.sleep(0)
+        for call, age in zip(calls[1:], ages[1:], strict=True):
+            if age % 3:
+                call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        return order
+
+    assert asyncio.run(main()) == [50, *sorted(age for age in ages[1:] if age % 3 == 0)]
+
+
+def test_results_stream_where_rows_outnumber_the_slots():
+    """Three turns a row, 200 rows, 8 slots. First come first served, 400 calls were made before the first row ended."""
+    turns = Agent("turns", prompt="{{ n }} {{ turn }}")
+
+    @workflow
+    async def three(row: dict[str, int]) -> None:
+        for turn in range(3):
+            await turns(n=row["n"], turn=turn)
+
+    going = run(three, [{"n": n} for n in range(200)], models=Simulated(latency=0.005, slots=8), journal=False)
+    calls = [(task.row["n"], going.ledger.calls) for task in going]
+    assert calls[0][1] < 60 and calls[99][1] < 400
+    assert max(abs(n - place) for place, (n, _) in enumerate(calls)) < 40, "in about the order of the rows"
 
 
 def test_a_cancelled_call_gives_its_slot_to_the_next():

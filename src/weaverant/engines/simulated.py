@@ -10,8 +10,8 @@ import asyncio
 import math
 import time
 from asyncio import Future, TimerHandle
-from collections import deque
 from hashlib import shake_128
+from heapq import heapify, heappop, heappush
 from typing import Any, cast
 
 import msgspec
@@ -32,7 +32,7 @@ _BY_BYTE = (_WORDS.split() * 5)[:256]
 
 
 class Simulated:
-    """A server with `slots` places, first come first served.
+    """A server with `slots` places, for which the oldest row's calls go first.
 
     A call holds its place for `latency` seconds (the median; times e**(jitter * normal)) plus `tokens` over
     `tokens_per_s` (0: all tokens come at once), then gives `tokens` words, or fails with kind `server` in a
@@ -91,7 +91,7 @@ class Simulated:
         drawn = self._draw(request, tokens)
         seconds = self._seconds(drawn, tokens)
         if seconds:
-            call = _Call(asyncio.get_running_loop().create_future(), seconds, ctx.turn or Turn())
+            call = _Call(asyncio.get_running_loop().create_future(), seconds, ctx.order, ctx.turn or Turn())
             self._queue.enter(call)
             try:
                 await call.done
@@ -157,22 +157,27 @@ def _check(least: int, **numbers: float) -> None:
 class _Call:
     """A call with a place (`timer` set) or in the queue."""
 
-    __slots__ = ("came", "done", "seconds", "timer", "turn")
+    __slots__ = ("came", "done", "order", "seconds", "timer", "turn")
 
-    def __init__(self, done: Future[None], seconds: float, turn: Turn) -> None:
+    def __init__(self, done: Future[None], seconds: float, order: int, turn: Turn) -> None:
         self.done = done
         self.seconds = seconds
+        self.order = order
         self.turn = turn
         self.came = 0.0
         self.timer: TimerHandle | None = None
 
 
 class _Slots:
-    """Places and one queue. Only calls that have a place have a timer."""
+    """Places and one queue: the oldest row first, and of equally old ones who came first. Only calls that have a place
+    have a timer."""
 
     def __init__(self, slots: int) -> None:
         self._free = slots
-        self._waiting: deque[_Call] = deque()
+        self._waiting: list[tuple[int, int, _Call]] = []
+        self._count = 0
+        self._gone = 0
+        """Calls in the queue that were given up."""
         self._served: set[_Call] = set()
 
     def enter(self, call: _Call) -> None:
@@ -182,16 +187,23 @@ class _Slots:
         else:
             call.turn.waiting = True
             call.came = time.monotonic()
-            self._waiting.append(call)
+            self._count += 1
+            heappush(self._waiting, (call.order, self._count, call))
 
     def leave(self, call: _Call) -> None:
         """The caller gave up. A call in the queue stays there, cancelled, and is passed over."""
         if call.timer is not None:
             call.timer.cancel()
             self._release(call)
+        elif call.turn.waiting:
+            self._gone += 1
+            if self._gone > len(self._waiting) // 2:
+                self._waiting = [entry for entry in self._waiting if not entry[2].done.done()]
+                heapify(self._waiting)
+                self._gone = 0
 
     def close(self) -> None:
-        calls = [*self._served, *self._waiting]
+        calls = [*self._served, *(call for _, _, call in self._waiting)]
         self._waiting.clear()
         for call in calls:
             self.leave(call)
@@ -214,9 +226,10 @@ class _Slots:
         call.timer = None
         self._served.discard(call)
         while self._waiting:
-            following = self._waiting.popleft()
+            _, _, following = heappop(self._waiting)
             if not following.done.done():
                 return self._serve(following)
+            self._gone -= 1
         self._free += 1
         return None
 
