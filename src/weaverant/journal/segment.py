@@ -166,7 +166,7 @@ class Segment:
             if magic == MAGIC and major == MAJOR:
                 return True
         if self.next_frame(0, (HEADER_BYTES,)) is not None or self.trailer() is not None:
-            raise self.corrupt(0, "the file header does not match its checksum, but frames follow")
+            raise self.corrupt(0, "its header does not match its checksum, but frames follow: was it copied as text?")
         if not any(_may_be_torn(head, _header_of(minor)) for minor in range(MINOR + 1)):
             raise self.corrupt(0, "it does not begin as a segment does; was it copied as text?")
         return False
