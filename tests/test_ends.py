@@ -222,10 +222,13 @@ def test_engines_of_a_run_that_could_not_begin_are_closed(tmp_path: Path, monkey
 
 def test_whoever_looks_at_a_run_does_not_keep_it_from_being_written(tmp_path: Path):
     over = threading.Event()
+    looks = 0
 
     def look() -> None:
+        nonlocal looks
         while not over.is_set():
             is_locked(tmp_path)
+            looks += 1
 
     looking = threading.Thread(target=look)
     RunLock(tmp_path).release()
@@ -236,6 +239,7 @@ def test_whoever_looks_at_a_run_does_not_keep_it_from_being_written(tmp_path: Pa
     finally:
         over.set()
         looking.join()
+    assert looks > 100, "somebody looked meanwhile"
 
 
 # Python's collector
