@@ -1,7 +1,8 @@
 """CPU per model call over HTTP, everything included: workflow, journal with fdatasync, pool, client.
 
 Beside it, in the same run, its parts: the bare clients against the same server (aiohttp, and our own transport, with
-nothing around them), and the same workflow with the same journal but no HTTP, its replies coming from a timer.
+nothing around them), and the same workflow with the same journal but no HTTP, its replies coming from a timer. And the
+bare clients under the lean runtime of `lean.py`: a body is encoded, a reply is decoded, and there is no pool.
 Requests are 4 kB, replies 1.6 kB, 8 calls a row. CPU is that of the whole process.
 """
 
@@ -22,6 +23,8 @@ from typing import NamedTuple
 from urllib.request import urlopen
 
 import aiohttp
+import lean
+import msgspec
 import report
 
 from weaverant import Agent, Reply, Request, run, workflow
@@ -122,6 +125,40 @@ async def _drain(made) -> None:
         pass
 
 
+class Unpooled:
+    """A bare client as an engine: one server, no slots, retries, limits, gauges or secrets."""
+
+    identity = "unpooled"
+
+    def __init__(self, url: str, client: str) -> None:
+        self.url = f"{url}/v1/chat/completions"
+        self.client = client
+        self.wire = None
+
+    async def generate(self, request: Request, ctx: CallContext) -> Reply:
+        body = _encode({"model": "m", "messages": [{"role": m.role, "content": m.content} for m in request.messages]})
+        if self.wire is None:
+            self.wire = transport.acquire(self.client)
+        answer = await self.wire.send("POST", self.url, {}, body, seconds=600, most=1 << 30)
+        completion = _decode(answer.body)
+        message, usage = completion["choices"][0]["message"], completion["usage"]
+        return Reply(assistant(message["content"]), Usage(usage["prompt_tokens"], usage["completion_tokens"]), "m")
+
+    async def close(self) -> None:
+        await transport.release(self.wire)
+
+
+_encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
+
+
+def leanly(url: str, client: str, calls: int, in_flight: int) -> Measured:
+    """The same workflow and a journal in the lean runtime."""
+    rows = [{"text": "x" * 4_000, "turns": CALLS_A_ROW} for _ in range(calls // CALLS_A_ROW)]
+    hops, cpu, wall = lean.weave(lean.talk, rows, in_flight, engine=Unpooled(url, client))
+    assert hops == stats(url)["total"]
+    return Measured(1e3 * cpu / hops, hops / wall, stats(url)["most"])
+
+
 def bare(url: str, client: str, calls: int, in_flight: int) -> Measured:
     """The same of a client alone, with a worker for each request in flight."""
     if client == "aiohttp":
@@ -184,6 +221,8 @@ def main() -> None:
         for name, measure, client in (
             ("bare aiohttp", bare, "aiohttp"),
             ("bare fast", bare, "fast"),
+            ("lean runtime, fast", leanly, "fast"),
+            ("lean runtime, aiohttp", leanly, "dependable"),
             ("all included, fast", whole, "fast"),
             ("all included, dependable", whole, "dependable"),
         ):

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -36,24 +37,25 @@ PARTS = {
     "the index of the journal": "import weaverant.journal.index as m; m.SegmentIndex.note = lambda *a: None",
     "counts by agent": (
         "import weaverant.runtime.ledger as m\n"
-        "m.AgentCounts.count = lambda self, event: setattr(self, 'calls', self.calls + 1)"
+        "m.AgentCounts.count = lambda self, event: setattr(self, '_calls', self._calls + 1)"
     ),
     "the fingerprint": "import weaverant.binding as m; m.Bound.fingerprint = lambda *a: b'0123456789abcdef'",
     "the task's clock": "import weaverant.task as m; m.TaskRun.clock = lambda *a: 0.0",
     "looking an engine's reply over": "import weaverant.runtime.calls as m; m.checked = lambda reply, model: reply",
-    "its hooks for asynchronous generators": (
+    "the hooks for asynchronous generators": (
         "import weaverant.replay as m\n"
         "m.get_asyncgen_hooks = lambda: (None, None)\n"
         "m.set_asyncgen_hooks = lambda *a: None"
     ),
+    "the task's own sum of usage": "import weaverant.task as m; m.UsageSum.add = lambda *a: None",
     "asyncio's list of all tasks": "import _weakrefset as m; m.WeakSet.add = lambda *a: None",
 }
 """What each of them costs, shown by doing without it: the runs end, but could not be used."""
 
 
-def instructions(workload: str, journal: bool, first: str = "") -> float:
+def instructions(workload: str, journal: bool, first: str = "", weave: str = "weave") -> float:
     """Thousands of machine instructions a hop, after the Python statements `first`."""
-    return _per_hop(f"{first}\nimport bench_hops as b; made = b.weave({workload!r}, TASKS, {IN_FLIGHT}, {journal})")
+    return _per_hop(f"{first}\nimport bench_hops as b; made = b.{weave}({workload!r}, TASKS, {IN_FLIGHT}, {journal})")
 
 
 def _per_hop(code: str) -> float:
@@ -89,6 +91,9 @@ def _counted(code: str) -> tuple[int, int]:
     return int(found[1].replace(",", "")), int(done.stdout)
 
 
+Weave = Callable[[str, int, int, bool], bench_hops.Measured]
+
+
 class Bytecodes:
     """Counts what runs in this thread, by function."""
 
@@ -107,11 +112,11 @@ class Bytecodes:
         return self.step
 
 
-def bytecodes(workload: str, journal: bool, tasks: int = 500) -> tuple[Bytecodes, int]:
+def bytecodes(workload: str, journal: bool, tasks: int = 500, weave: Weave = bench_hops.weave) -> tuple[Bytecodes, int]:
     counted = Bytecodes()
     sys.settrace(counted.call)
     try:
-        hops, *_ = bench_hops.weave(workload, tasks, IN_FLIGHT, journal)
+        hops, *_ = weave(workload, tasks, IN_FLIGHT, journal)
     finally:
         sys.settrace(None)
     return counted, hops
@@ -124,15 +129,18 @@ def main() -> None:
     options = parser.parse_args()
     lines: list[list[Any]] = []
     rows = []
+    counts = shutil.which("valgrind") is not None
     for workload in ("w1", "w2"):
         for kind, journal in (("durable", True), ("no journal", False)):
-            counted, hops = bytecodes(workload, journal)
-            found = instructions(workload, journal) if shutil.which("valgrind") else None
-            codes, calls = counted.executed.total() / hops, counted.called.total() / hops
-            lines.append([f"{workload} {kind}", "-" if found is None else found, codes, calls])
-            rows.append(report.row(f"{workload}/{kind} thousand instructions per hop", found))
-            rows.append(report.row(f"{workload}/{kind} bytecodes per hop", codes))
-    if shutil.which("valgrind"):
+            for whose, weave in (("", "weave"), ("lean runtime, ", "leanly")):
+                counted, hops = bytecodes(workload, journal, weave=getattr(bench_hops, weave))
+                found = instructions(workload, journal, weave=weave) if counts else None
+                codes, calls = counted.executed.total() / hops, counted.called.total() / hops
+                name = f"{workload} {whose}{kind}"
+                lines.append([name, "-" if found is None else found, codes, calls])
+                rows.append(report.row(f"{name}: thousand instructions per hop", found))
+                rows.append(report.row(f"{name}: bytecodes per hop", codes))
+    if counts:
         for name, found in (
             ("w2, the least that is durable", _per_hop(f"import least; made = least.weave(TASKS, {IN_FLIGHT})")),
             ("w2, bare asyncio", _per_hop(f"import bench_hops as b; made = b.bare('w2', TASKS, {IN_FLIGHT})")),
