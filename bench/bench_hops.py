@@ -37,7 +37,7 @@ def weave(workload: str, tasks: int, in_flight: int, journal: bool) -> Measured:
             getattr(workloads, workload),
             rows,
             models=workloads.Dummy(),
-            directory=Path(folder) / "run",
+            directory=Path(folder) / "run" if journal else None,
             journal=journal,
             concurrency=in_flight,
             in_flight=in_flight,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -373,6 +376,39 @@ def test_connections_are_kept_and_bounded(server: MockServer):
     asyncio.run(main())
     stats = server.stats()
     assert stats["total"] == 200 and stats["connections"] <= 5 and stats["in_flight_max"] <= 5
+
+
+CALLS = """
+import asyncio, sys
+from weaverant import Request
+from weaverant.engines import open_engine
+from weaverant.message import user
+from weaverant.protocols import CallContext
+
+async def main():
+    engine = open_engine(sys.argv[1])
+    calls = (engine.generate(Request("a", "m", (user("hello"),), seed=n), CallContext(str(n))) for n in range(16))
+    replies = await asyncio.gather(*calls)
+    print(len(replies), sum(reply.usage.requests for reply in replies))
+    await engine.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("client", ["fast", "dependable"])
+def test_what_came_while_the_process_was_stopped_is_in_time(client: str):
+    """After SIGCONT an event loop runs its timers before it reads its sockets."""
+    with MockServer(latency=1.0) as server:
+        address = f"{server.url}?client={client}&timeout=2.5&start=16#m"
+        caller = subprocess.Popen([sys.executable, "-c", CALLS, address], stdout=subprocess.PIPE, text=True)
+        while server.stats()["in_flight_max"] < 16:
+            time.sleep(0.02)
+        caller.send_signal(signal.SIGSTOP)
+        time.sleep(5.0)
+        caller.send_signal(signal.SIGCONT)
+        out, _ = caller.communicate(timeout=60)
+        assert out.split() == ["16", "16"] and server.stats()["total"] == 16
 
 
 def test_cancelling_a_call_closes_its_request(server: MockServer):

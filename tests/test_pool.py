@@ -493,6 +493,7 @@ def test_rate_limits_are_kept_without_being_refused(servers: list[MockServer], w
             return await engine.generate(request(number, tokens=80), CallContext(str(number)))
 
         load = [asyncio.create_task(one(number)) for number in range(200)]
+        await until(lambda: "waits for its rate limit" in engine.status()[0])
         await asyncio.sleep(4.5)
         for each in load:
             each.cancel()

@@ -247,7 +247,7 @@ def test_fit_does_not_cut_an_escape_code():
 def test_the_plain_line_names_stages_where_there_are_several():
     two = (StageProgress("find", 10, True, 9, 0, 1), StageProgress("merge", 4, False, 2, 1, 0))
     assert line(shot(stages=two)).startswith(
-        "find: 10 of 10 rows (done 9, rejected 0, failed 1); merge: 3 of 4 so far rows (done 2, rejected 1, failed 0); "
+        "find: 10 of 10 rows (done 9, rejected 0, failed 1); merge: 3 of 4 rows so far (done 2, rejected 1, failed 0); "
     )
 
 

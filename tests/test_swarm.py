@@ -75,11 +75,17 @@ def rows(count: int) -> list[dict[str, int]]:
         (None, "models: .*found an object of type 'NoneType'"),
         (Scripted, "models: .*found an object of type 'type'"),
         (["simulated:", 5], "models: .*found an object of type 'list'"),
+        ("127.0.0.1:8000/v1#m", "A server's address begins with http://"),
     ],
 )
 def test_what_is_no_model_is_a_users_error(models: Any, says: str):
     with pytest.raises(UserError, match=says):
         run(twice, rows(1), models=models, journal=False)
+
+
+def test_a_run_that_stores_nothing_has_no_directory(tmp_path: Path):
+    with pytest.raises(UserError, match="leave one of the two out"):
+        run(twice, rows(1), models="simulated:", journal=False, directory=tmp_path / "run")
 
 
 @pytest.mark.parametrize(

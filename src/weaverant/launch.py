@@ -362,7 +362,7 @@ def run(
     default `runs/NAME-TIME`. `journal=False` stores nothing. `trials` runs each row so often, `limit` takes the first
     rows only. `overrides` are fields of agents by agent name, `parameters` the workflow's keyword arguments. `reuse`
     names an earlier run whose recorded steps answer where they can. `pilot` works on the first rows only and stops
-    there, to be resumed; `weaverant.pilot.estimate` says what the rest will take. `limits` are the fields of
+    there, to be resumed; `estimate` of `weaverant.pilot` says what the rest will take. `limits` are the fields of
     `weaverant.runtime.limits.Limits`, `budget=5` among them. Raises `UserError`.
     """
     if is_loading():
@@ -378,6 +378,8 @@ def run(
             f"a pilot works on one row at least, and needs a journal to go on from; found pilot={pilot}, "
             f"journal={journal}"
         )
+    if directory is not None and not journal:
+        raise UserError("journal=False stores nothing, so it has no directory=; leave one of the two out")
     bounds = limits_given(limits, "run", run.__kwdefaults__)
     source = source_given(rows)
     binding, own, specs = bind(models, recipe, overrides or {})

@@ -184,7 +184,7 @@ def check_unchanged(directory: Path, then: RunConfig, now: RunConfig) -> None:
     """`RunChanged` names what a resumed run would do differently."""
     changes: list[str] = []
     if then.code != now.code:
-        changes.append(f"the code of {then.workflow!r}")
+        changes.append(f"the code of {then.workflow!r} or of a file beside it that it imports")
     for name in sorted(then.agents.keys() | now.agents.keys()):
         if then.agents.get(name) != now.agents.get(name):
             changes.append(f"agent {name!r}")

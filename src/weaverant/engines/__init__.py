@@ -5,6 +5,7 @@ Each kind lives in a module of its own, imported only when a spec names it, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -101,10 +102,16 @@ def _hosted(word: str) -> list[str]:
     return [f"{known[model]}:{model}" for model in get_close_matches(word, known, 1, 0.75)]
 
 
+_HOST = re.compile(r"[\w.-]+:\d+(/|$|#|\?)")
+"""The beginning of an address without its scheme."""
+
+
 def _unknown(spec: str, scheme: str) -> UserError:
     examples = "\n".join(f"  {kind.example}" for kind in KINDS.values())
     near = [f"{kind}:" for kind in get_close_matches(scheme, KINDS, 1)] or ([] if ":" in spec else _hosted(spec))
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if not hint and _HOST.match(spec):
+        hint = " A server's address begins with http:// or https://."
     # What follows the colon may carry a key, so it is not shown; nor is what is no word and near to no model's name.
     word = scheme.isalpha() and len(scheme) <= 16
     known = f"no kind of model is called {scheme!r}" if word or near else "that is no model"

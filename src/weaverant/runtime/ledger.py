@@ -59,12 +59,13 @@ class StageCounts(msgspec.Struct):
         return f"{self.name}: rows {self.rows:,} = {ends}"
 
 
-_WIDTH = math.log(1.1)
+_STEP = 1.02
+_WIDTH = math.log(_STEP)
 _LEAST = math.ceil(math.log(1e-6) / _WIDTH)
 
 
 class Latencies:
-    """A histogram in logarithmic buckets 10 % wide: percentiles of any number of calls in a few hundred bytes."""
+    """A histogram in logarithmic buckets 2 % wide: percentiles of any number of calls in some kilobytes."""
 
     __slots__ = ("_buckets",)
 
@@ -75,12 +76,12 @@ class Latencies:
         self._buckets[math.ceil(math.log(seconds) / _WIDTH) if seconds > 1e-6 else _LEAST] += 1
 
     def percentile(self, share: float) -> float:
-        """Seconds below which this share of the calls stayed, to 10 %."""
+        """Seconds below which this share of the calls stayed, to 1 %."""
         wanted = share * self._buckets.total()
         for bucket in sorted(self._buckets):
             wanted -= self._buckets[bucket]
             if wanted <= 0:
-                return 1.1**bucket
+                return float(f"{_STEP ** (bucket - 0.5):.3g}")
         return 0.0
 
 

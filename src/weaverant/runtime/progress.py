@@ -178,7 +178,7 @@ def line(shot: Snapshot) -> str:
     """The same in one plain line."""
     stages = "; ".join(
         ("" if len(shot.stages) == 1 else f"{stage.name}: ")
-        + f"{stage.ended:,} of {_rows(stage)} rows (done {stage.done:,}, rejected {stage.rejected:,}, "
+        + f"{stage.ended:,} of {stage.rows:,} rows{_so_far(stage)} (done {stage.done:,}, rejected {stage.rejected:,}, "
         f"failed {stage.failed:,})"
         for stage in shot.stages
     )
@@ -202,7 +202,7 @@ def _first(notes: Sequence[str], most: int) -> list[str]:
 
 
 def _stage_line(stage: StageProgress, name_width: int, colour: bool, bar: bool) -> str:
-    counts = f"{stage.ended:,} of {_rows(stage)}"
+    counts = f"{stage.ended:,} of {stage.rows:,}{_so_far(stage)}"
     if bar and stage.known and stage.rows:
         filled = BAR * stage.ended // stage.rows
         counts = f"{'█' * filled}{'░' * (BAR - filled)} {counts} ({100 * stage.ended / stage.rows:.0f} %)"
@@ -212,8 +212,8 @@ def _stage_line(stage: StageProgress, name_width: int, colour: bool, bar: bool) 
     return f"{stage.name:<{name_width}}  {counts}  done {stage.done:,}  rejected {stage.rejected:,}  {failed}"
 
 
-def _rows(stage: StageProgress) -> str:
-    return f"{stage.rows:,}" if stage.known else f"{stage.rows:,} so far"
+def _so_far(stage: StageProgress) -> str:
+    return "" if stage.known else " so far"
 
 
 def fit(text: str, width: int) -> str:

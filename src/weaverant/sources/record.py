@@ -48,8 +48,8 @@ def decode_object(text: bytes, where: str) -> Row:
         problem = f"cannot be kept: {error}" if text.lstrip()[:1] == b"{" else "not a JSON object"
     except msgspec.DecodeError as error:
         problem = f"not JSON: {error}"
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8: {error.reason} at byte {error.start}"
+    except UnicodeDecodeError:
+        problem = "not UTF-8"
     except RecursionError:
         problem = "nested too deeply"
     return Unreadable(f"{problem}; it reads {excerpt(text)}", where)

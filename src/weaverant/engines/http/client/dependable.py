@@ -20,6 +20,7 @@ from weaverant.engines.http.client import tcp
 from weaverant.engines.http.client.body import Garbled, body_of, read_headers
 from weaverant.engines.http.client.network import ACCEPT_ENCODING, Origin, header_lines, locate, reason, trust
 from weaverant.engines.http.client.proxies import Proxy, proxy_for, refused
+from weaverant.engines.http.client.ticker import Ticker
 from weaverant.engines.http.client.transport import CLOSED, CONNECT_S, IDLE_S, MOST_HEAD, Answer, Lost
 
 AUTOMATIC = ("User-Agent", "Accept", "Content-Type")
@@ -29,9 +30,6 @@ LARGE_BODY = 1_000_000  # above 1 MiB aiohttp warns about raw bytes and wants a 
 
 ROUTES = 1_024
 """How many are remembered: there are as many as there are servers, models and keys."""
-
-TICK_S = 0.1
-"""Seconds between two looks at what has taken too long. One look for all costs less than a timer for each."""
 
 LOOK_S = 1.0
 """Seconds between two looks at whether a connection of which nothing comes still stands."""
@@ -48,7 +46,7 @@ class Dependable:
         """By the identity of their headers, which they keep alive."""
         self._limits: dict[asyncio.Timeout, float] = {}
         """When each request must have ended, on the loop's clock."""
-        self._tick: asyncio.TimerHandle | None = None
+        self._ticker = Ticker(self._look)
         self._closed = False
 
     async def send(
@@ -101,8 +99,7 @@ class Dependable:
     async def close(self) -> None:
         self._closed = True
         await self._session.close()
-        if self._tick is not None:
-            self._tick.cancel()
+        self._ticker.stop()
 
     def _route(self, method: str, url: str, headers: Mapping[str, str]) -> _Route:
         header_lines(tuple(headers.items()))
@@ -116,15 +113,13 @@ class Dependable:
 
     def _limit(self, limit: asyncio.Timeout, seconds: float) -> None:
         self._limits[limit] = self._loop.time() + seconds
-        if self._tick is None:
-            self._tick = self._loop.call_later(TICK_S, self._look)
+        self._ticker.start()
 
-    def _look(self) -> None:
-        now = self._loop.time()
+    def _look(self, now: float) -> bool:
         for limit in [one for one, end in self._limits.items() if end <= now]:
             del self._limits[limit]
             limit.reschedule(now)
-        self._tick = self._loop.call_later(TICK_S, self._look) if self._limits else None
+        return bool(self._limits)
 
 
 class _Route:

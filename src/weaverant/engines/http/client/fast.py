@@ -12,11 +12,9 @@ from weaverant.engines.http.client.connection import Connection
 from weaverant.engines.http.client.dial import dial
 from weaverant.engines.http.client.network import ACCEPT_ENCODING, Origin, header_lines, locate
 from weaverant.engines.http.client.proxies import proxy_for
+from weaverant.engines.http.client.ticker import Ticker
 from weaverant.engines.http.client.transport import CLOSED, CONNECT_S, Answer, Lost
 from weaverant.engines.http.key import ShyBytes
-
-TICK_S = 0.1
-"""Seconds between two looks at what has taken too long. One look for all costs less than a timer for each."""
 
 READ_BYTES = 262_144
 """What is read at once at most. asyncio's own reading makes that much room anew each time."""
@@ -39,7 +37,7 @@ class Fast:
         """By the identity of their headers, which they keep alive. To hash what is in them would take longer."""
         self._connections: set[Connection] = set()
         self._dials: set[asyncio.Task[Connection]] = set()
-        self._tick: asyncio.TimerHandle | None = None
+        self._ticker = Ticker(self._look)
         self._closed = False
         self._buffer = memoryview(bytearray(READ_BYTES))
 
@@ -84,8 +82,7 @@ class Fast:
             connection.abort()
         if ends:
             await asyncio.wait(ends)
-        if self._tick is not None:
-            self._tick.cancel()
+        self._ticker.stop()
 
     def _start(self, method: str, url: str, headers: Mapping[str, str]) -> _Start:
         if len(self._starts) >= STARTS:
@@ -125,15 +122,13 @@ class Fast:
                     await dial(connection, place.origin, place.proxy)
         except TimeoutError:
             raise Lost("timeout", f"no connection within {max(0.0, limit):.2g} s", sent=False) from None
-        if self._tick is None:
-            self._tick = self._loop.call_later(TICK_S, self._look)
+        self._ticker.start()
         return connection
 
-    def _look(self) -> None:
-        now = self._loop.time()
+    def _look(self, now: float) -> bool:
         for connection in [one for one in self._connections if one.until <= now]:
             connection.expire()
-        self._tick = self._loop.call_later(TICK_S, self._look) if self._connections else None
+        return bool(self._connections)
 
 
 class _Place:

@@ -78,9 +78,9 @@ def reason(error: OSError) -> tuple[str, bool]:
         return f"certificate verify failed: {error.verify_message.rstrip('.')}", True
     if isinstance(error, ssl.SSLError):
         # A connection that ends in the handshake may be a server that is starting, or has too much to do.
-        return f"TLS failed: {(error.reason or 'no reason given').lower().replace('_', ' ')}", not isinstance(
-            error, ssl.SSLEOFError
-        )
+        plainly = " (does it speak http:// and no TLS?)" if error.reason == "WRONG_VERSION_NUMBER" else ""
+        words = (error.reason or "no reason given").lower().replace("_", " ")
+        return f"TLS failed: {words}{plainly}", not isinstance(error, ssl.SSLEOFError)
     if isinstance(error, socket.gaierror):
         return f"its name is not known ({(error.strerror or 'no reason given').lower()})", False
     # Of several addresses tried, asyncio joins the errors into one text, without their numbers.

@@ -125,6 +125,11 @@ class RateLimits:
         requests = self._requests.wait(1.0, now) if self._requests else 0.0
         return max(requests, self._tokens.wait(tokens * self._share, now) if self._tokens else 0.0)
 
+    def describe(self, now: float) -> str:
+        """For people; empty while a request of the usual size may be sent."""
+        usual = self._tokens.taken / self._sent if self._tokens is not None and self._sent else 0.0
+        return "waits for its rate limit" if self.wait(usual / self._share, now) > 0.0 else ""
+
     def take(self, tokens: float, now: float) -> None:
         """It is sent."""
         if self._requests:

@@ -153,7 +153,7 @@ class Replica:
         window = self.window
         seconds = window.seconds()
         line = f"{self.name}  {window.in_flight} of {window.size} in flight" + (f", {seconds:.3g} s" if seconds else "")
-        trouble = self.health.describe(now)
+        trouble = self.health.describe(now) or (self.limits.describe(now) if self.limits.known else "")
         return f"{line}; {trouble}" if trouble else line
 
     def _learn(self, attempt: Attempt, now: float) -> None:
