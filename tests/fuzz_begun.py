@@ -120,6 +120,8 @@ async def closes(row: Any) -> Any:
 RECIPES = {"woven": weave, "split": Stages(splits, passes), "joined": Stages(splits, passes, joins, closes)}
 STOPS = {"woven": (35, 25), "split": (5, 3), "joined": (8, 5)}
 """At which of their requests its first two sessions are left."""
+IN_FLIGHT = {"woven": 2, "split": 4, "joined": 4}
+"""Of two at once not all rows have begun by then."""
 
 
 class End(NamedTuple):
@@ -151,7 +153,15 @@ def begun(folder: Path) -> tuple[Begun, ...]:
 def _begun(folder: Path, recipe: str, budget: float) -> Begun:
     directory = folder / f"begun-{recipe}-{budget:g}"
     rows = [*ROWS, LARGE] if recipe == "woven" else ROWS
-    first = run(RECIPES[recipe], rows, models=Voice(), directory=directory, budget=budget, in_flight=4, grace=0.0)
+    first = run(
+        RECIPES[recipe],
+        rows,
+        models=Voice(),
+        directory=directory,
+        budget=budget,
+        in_flight=IN_FLIGHT[recipe],
+        grace=0.0,
+    )
     go_on(first, STOPS[recipe][0])
     go_on(resumed(recipe, directory), STOPS[recipe][1])
     whole = directory.with_name(directory.name + "-whole")

@@ -28,7 +28,6 @@ from weaverant.journal.segment import (
     pack_trailer,
     segment_path,
 )
-from weaverant.row import stage_of
 
 ZSTD = zstandard.ZstdCompressor(level=1)
 Written = list[Any]
@@ -36,8 +35,6 @@ Written = list[Any]
 Journal = list[list[list[Written]]]
 """Events by segment and frame."""
 TASK, PATH, PRINT, OCCURRENCE = 1, 2, 3, 4
-STAGE = 2
-"""Of a beginning and an end."""
 INPUT = 8
 """Of a step. The others have their places by tag."""
 ABOUT_RUN = ("open", "agent", "source", "close")
@@ -118,24 +115,6 @@ def twice(journal: Journal) -> set[str]:
     return {task for (task, _), count in seen.items() if count > 1}
 
 
-def begun_again(journal: Journal) -> bool:
-    """Whether a task begins in two segments."""
-    begun = [{str(event[TASK]) for f in s for event in f if event[0] == "start" and len(event) > 1} for s in journal]
-    return any(one & other for n, one in enumerate(begun) for other in begun[:n])
-
-
-def misplaced(journal: Journal) -> bool:
-    """Whether a task begins or ends in another stage than its key says."""
-    for event in (event for segment in journal for frame in segment for event in frame):
-        if event[0] in ("start", "end") and len(event) > STAGE:
-            try:
-                if stage_of(event[TASK]) != event[STAGE]:
-                    return True
-            except (ValueError, AttributeError):
-                return True
-    return False
-
-
 class Forger:
     """Changes a journal. `touched` are the tasks whose events are not what they were."""
 
@@ -154,7 +133,7 @@ class Forger:
         """Something, drawn."""
         act: Callable[[], None] = self._odds.choice(
             (self.change, self.change, self.number, self.double, self.double, self.drop, self.move, self.turn,
-             self.rekey, self.rebase, self.invent, self.another_task, self.cut, self.retext)
+             self.rekey, self.rebase, self.invent, self.another_task, self.cut, self.retext, self.relive)
         )  # fmt: skip
         act()
 
@@ -215,6 +194,15 @@ class Forger:
         after = every[next(n for n, one in enumerate(every) if one is frame) :]
         chosen = self._odds.choice(after)
         return chosen, len(chosen)
+
+    def relive(self) -> None:
+        """A task begins again in a segment of its own, and ends again perhaps."""
+        _, _, start = self._draw("start")
+        self._mark(start, "relive")
+        every = [event for segment in self.journal for frame in segment for event in frame]
+        ends = [event for event in every if event[0] == "end" and event[1:2] == start[1:2]]
+        life = [[*event] for event in (start, *(ends if self._odds.random() < 0.5 else ()))]
+        self.journal.insert(self._odds.choice((0, len(self.journal), self._odds.randrange(len(self.journal)))), [life])
 
     def drop(self) -> None:
         frame, place, event = self._draw()

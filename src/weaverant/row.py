@@ -43,6 +43,16 @@ def stage_of(key: str) -> int:
     return len(children) + (int(stage) if at else 0)
 
 
+def belongs(key: str, stage: int) -> bool:
+    """Whether this is the stage of the key's task."""
+    if "@" not in key:
+        return key.count("/") == stage
+    try:
+        return stage_of(key) == stage
+    except ValueError:
+        return False
+
+
 def source_place(key: str) -> tuple[int, int, int] | None:
     """(source, index, trial) of the source row a key goes back to; None for a group and what came of one."""
     if "@" in key:

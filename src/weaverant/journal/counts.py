@@ -58,7 +58,11 @@ def check_counts(directory: Path, parts: list[Part], table: Mapping[int, StageCo
     least = min((count for stage in table.values() for count in astuple(stage)), default=0)
     superseded = ended - again - sum(counts[DONE:SUPERSEDED])
     if least < 0 or begun != sum(counts) or not 0 <= superseded <= counts[SUPERSEDED]:
-        raise JournalCorrupt(
-            f"the journal {str(directory)!r} contradicts itself: {begun} tasks begin, {ended} end and "
-            f"{again} are taken up again; by state they are {counts}. Put the run back from a copy"
+        raise contradiction(
+            directory,
+            f"{begun} tasks begin, {ended} end and {again} are taken up again; by state they are {counts}",
         )
+
+
+def contradiction(directory: Path, what: str) -> JournalCorrupt:
+    return JournalCorrupt(f"the journal {str(directory)!r} contradicts itself: {what}. Put the run back from a copy")

@@ -31,6 +31,7 @@ from weaverant.events import (
 )
 from weaverant.journal.codec import events_of, tag_of
 from weaverant.journal.reserved import Reservations
+from weaverant.journal.roll import Roll
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment
 from weaverant.message import Usage, total
 
@@ -97,6 +98,9 @@ class Summary(Struct, array_like=True, frozen=True):
     version wrote this."""
     number: int = 0
     """The segment's. 0: an older version wrote this, or it is not sealed."""
+    roll: dict[int, tuple[int, int]] | None = None
+    """By stage, groups apart: sums of the marks of the rows that began here, and of those that results here are. None:
+    an older version wrote this."""
 
     def offsets(self) -> list[int]:
         """Where each frame of events begins."""
@@ -175,7 +179,7 @@ class SegmentIndex:
             events[tag_of(StepEnded)] = self._steps
         return Summary(
             events, stages, unfinished, late, self._usage, self._about_run, self._first, self._last, self.sizes, maps,
-            self._reserved.tasks(), self._calls, made, number,
+            self._reserved.tasks(), self._calls, made, number, roll_of(self.tasks.values()),
         )  # fmt: skip
 
     def map_payloads(self) -> Iterator[bytes]:
@@ -242,6 +246,14 @@ class SegmentIndex:
     def _tick(self, time: float) -> None:
         self._first = self._first or time
         self._last = time
+
+
+def roll_of(entries: Iterable[TaskEntry]) -> dict[int, tuple[int, int]]:
+    """What a summary says of them as its `roll`."""
+    roll = Roll()
+    for entry in entries:
+        roll.count(entry.task, bool(entry.flags & BEGAN), max(0, entry.made) if entry.state == DONE else 0)
+    return roll.sums()
 
 
 def rebuild(segment: Segment) -> tuple[SegmentIndex, int]:

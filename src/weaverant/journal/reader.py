@@ -22,10 +22,11 @@ from weaverant.events import (
     TaskEvent,
 )
 from weaverant.journal.codec import EventHead, events_of, tag_of
-from weaverant.journal.counts import StageCounts, check_counts, counts_by_summaries
-from weaverant.journal.index import BEGAN, DONE, OPEN, UNTOLD, Late, later_state
+from weaverant.journal.counts import StageCounts, check_counts, contradiction, counts_by_summaries
+from weaverant.journal.index import BEGAN, DONE, OPEN, SUPERSEDED, UNTOLD, Late, later_state, roll_of
 from weaverant.journal.parts import Part, Parts, Place, read_summary
 from weaverant.journal.reserved import Reservations
+from weaverant.journal.roll import Roll
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment, segment_numbers, segment_path
 from weaverant.journal.store import require_sealed
 from weaverant.message import Usage
@@ -103,12 +104,14 @@ class JournalReader:
 
     def unfinished(self) -> dict[str, list[Place]]:
         """Tasks that began and are not terminal, in order of their start, with the frames that hold their events.
+        `JournalCorrupt` where one has events in an earlier segment than it began in.
 
         Reads the summaries of sealed segments and scans an open one; the maps only where a task was reopened in a
         later segment than it began in.
         """
         parts = self._parts.now()
         live: dict[str, list[Place]] = {}
+        strays: set[str] = set()
         reopened = False
         for part in parts:
             for late in part.summary.late:
@@ -117,8 +120,12 @@ class JournalReader:
             for entry in part.summary.unfinished:
                 begins_again = entry.state == OPEN and not entry.flags & BEGAN
                 reopened |= begins_again
+                if entry.flags & BEGAN and entry.task in strays:
+                    raise contradiction(self._directory, f"task {entry.task!r} has events before it begins")
                 if entry.state == OPEN or entry.task in live:
                     live.setdefault(entry.task, []).extend(part.places(entry.frames))
+                else:
+                    strays.add(entry.task)
         return _reopened_too(parts, live) if reopened else live
 
     def places(self, tasks: Collection[str]) -> dict[str, list[Place]]:
@@ -174,6 +181,20 @@ class JournalReader:
             for stage, rows in part.summary.made.items():
                 totals[stage] = totals.get(stage, 0) + rows
         return totals
+
+    def ended_late(self) -> Iterator[Late]:
+        """The tasks that ended in a later segment than they began in. Reads summaries."""
+        for part in self._parts.now():
+            yield from (late for late in part.summary.late if DONE <= late.state < SUPERSEDED)
+
+    def roll(self) -> Roll:
+        """Which tasks began, and which results there are. Reads summaries, and the maps of segments that an older
+        version sealed."""
+        found = Roll()
+        for part in self._parts.now():
+            sums = part.summary.roll
+            found.add(roll_of(part.entries()) if sums is None else sums)
+        return found
 
     def usage(self) -> dict[str, Usage]:
         """What all steps cost, by model; reused steps cost nothing. Reads summaries."""

@@ -20,8 +20,9 @@ from weaverant.journal import JournalReader, Place
 from weaverant.journal.index import UNTOLD
 from weaverant.past import Blob, Past
 from weaverant.protocols import Clock
-from weaverant.row import child_key, parent_key, source_place, stage_of
+from weaverant.row import belongs, child_key, parent_key, source_place, stage_of
 from weaverant.runtime.ledger import Ledger
+from weaverant.runtime.rollcall import call_roll, check_stages
 from weaverant.runtime.stagebook import Refused, StageBook, key_of
 from weaverant.story import Storyteller
 from weaverant.task import Row
@@ -106,6 +107,7 @@ class Recovery:
         places = self._reader.unfinished()
         if len(places) != waiting:
             raise ValueError(f"{waiting} tasks began and have not ended, and {len(places)} are unfinished")
+        check_stages(self._reader)
         retried: dict[str, TaskReopened] = {}
         if retry is not None:
             places |= self._retried(retry, left, retried)
@@ -113,11 +115,12 @@ class Recovery:
             self._walk_results(left, places)
             left.rows = [got for got in left.rows if key_of(got) not in left.known]
             self._hold(left, retried)
-        for event in retried.values():
-            reopen(event)
         mine = {task: places[task] for task in sorted(places, key=self._order) if "@" not in task}
         if (last := max(map(self._order, mine), default=-1)) >= left.started:
             raise ValueError(f"row {last} is unfinished, and {left.started} were started")
+        call_roll(self._reader, self._stages, self._trials, left.started, list(map(key_of, left.rows)))
+        for event in retried.values():
+            reopen(event)
         left.restored = self._restored(mine, retried)
         return left
 
@@ -203,6 +206,10 @@ class Recovery:
         """All tasks with a result for a next stage: a group needs them. It counts their rows itself."""
         parents: dict[str, int] = {}
         for task in self._reader.tasks():
+            if any(task.task in seen for seen in (left.known, left.held, left.superseded)):
+                raise ValueError(f"task {task.task!r} begins twice")
+            if not belongs(task.task, task.stage):
+                raise ValueError(f"task {task.task!r} is in stage {task.stage}, which is not its own")
             if task.state == "superseded":
                 left.superseded.add(task.task)
                 continue
