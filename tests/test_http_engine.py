@@ -375,7 +375,8 @@ def test_connections_are_kept_and_bounded(server: MockServer):
 
     asyncio.run(main())
     stats = server.stats()
-    assert stats["total"] == 200 and stats["connections"] <= 5 and stats["in_flight_max"] <= 5
+    assert stats["total"] == 200 and stats["in_flight_max"] <= 5
+    assert stats["connections"] <= 5 + 1, "calls have five, and the look at /metrics may come while all are busy"
 
 
 CALLS = """

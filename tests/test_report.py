@@ -514,6 +514,9 @@ def test_a_fuse_with_nothing_left_is_no_stop(say: Say, in_flight: int, source: s
     assert (run.state, run.exit_code, left) == ("finished", 3, 0)
     code, _, err = say("export", "out", "--state", "failed", "--out", "failed.jsonl")
     assert (code, err.splitlines()) == (0, ["failed.jsonl: 60 samples"])
+    code, _, err = say("export", "out", "--out", "done.jsonl")
+    none = "--as raw made no sample from the tasks of the last stage that are done"
+    assert (code, err.splitlines()) == (0, ["done.jsonl: 0 samples", none])
 
 
 def test_a_fuse_with_rows_left_is_one(say: Say):

@@ -70,6 +70,8 @@ def export_command(options: argparse.Namespace) -> int:
     )
     for line in _told(exported, options.form):
         print(visible(line), file=sys.stderr)
+    if not any(exported.files.values()) and not exported.left_out:
+        print(_nothing(options), file=sys.stderr)
     if not has_finished(directory):
         print(f"the run has not finished: export again after `weaverant resume {directory}`", file=sys.stderr)
     return 0
@@ -85,6 +87,12 @@ def _told(exported: Exported, form: str) -> Iterator[str]:
     for why, count in exported.cut.items():
         whose = "--as raw keeps them" if form == "raw" else f"to leave them out is up to --as {form}"
         yield f"{counted(count, 'task')} with replies that were {why}: {whose}"
+
+
+def _nothing(options: argparse.Namespace) -> str:
+    whose = f" of agent {options.agent!r}" if options.agent else ""
+    stage = "" if options.form == "messages" else " of the last stage"
+    return f"--as {options.form} made no sample{whose} from the tasks{stage} that are {options.state}"
 
 
 def _ranked(counts: Counter[str]) -> str:
