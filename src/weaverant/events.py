@@ -153,11 +153,13 @@ class SourceEnded(Struct, frozen=True, array_like=True, tag="source"):
 
 class Capacity(Struct, frozen=True, array_like=True):
     """How much an engine was found to take: so many `calls` at once now, growing to `most` where that is not settled,
-    and so many `per_minute` by rate limits, each as large as those so far; 0 for no limit."""
+    and so many `per_minute` by rate limits, each as large as those so far; 0 for no limit. `hourly` is the price of its
+    servers that are paid by the hour, all of them together, in US dollars."""
 
     calls: int
     most: int
     per_minute: float = 0.0
+    hourly: Dollars = 0.0
 
 
 class Shortfall(Struct, frozen=True, array_like=True):

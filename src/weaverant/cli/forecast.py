@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator
 
-from weaverant.cli.text import exact, table
+from weaverant.cli.text import counted, exact, table
 from weaverant.pilot import Estimate, Interval
 from weaverant.runtime.progress import short, span
 
@@ -20,6 +20,7 @@ def forecast(found: Estimate) -> Iterator[str]:
         yield f"  ({found.unfinished:,} that were begun and have not ended are left out)"
     yield from table(("", "likely", "95 % from", "to"), list(_rows(found)))
     yield from _time(found)
+    yield from _answered(found)
     if found.affordable is not None:
         rows = found.affordable
         more, few, many = map(_count, (rows.value, rows.low, rows.high))
@@ -32,7 +33,7 @@ def forecast(found: Estimate) -> Iterator[str]:
 
 
 def _rows(found: Estimate) -> Iterator[tuple[str, ...]]:
-    known = found.cost.high or not found.unpriced
+    known = found.cost.value < math.inf and (found.cost.high or not found.unpriced)
     yield _row("cost", found.cost, exact) if known else ("cost", "?", "?", "?")
     yield _row("calls", found.calls, _count)
     yield _row("tokens in", found.prompt_tokens, short)
@@ -59,6 +60,25 @@ def _time(found: Estimate) -> Iterator[str]:
     time = found.seconds
     most = span(time.high) if time.high < math.inf else "nobody knows"
     yield f"  time left: about {span(time.value)} ({span(time.low)} to {most})"
+    if found.hourly:
+        yield "  servers that are paid by the hour cost that time, and their part of the cost is no surer than it"
+
+
+def _answered(found: Estimate) -> Iterator[str]:
+    """Calls that cost nothing here, and what the figures make of that."""
+    if not found.reused and not found.cached:
+        return
+    by = [(found.reused, f"the earlier run {found.earlier}"), (found.cached, "a cache")]
+    asked = " and ".join(f"{counted(calls, 'call')} by {whom}" for calls, whom in by if calls)
+    yield f"  answered at no cost: {asked}"
+    left = "the rows that are left" if found.total is None else f"the {found.total - found.rows:,} rows that are left"
+    if found.known:
+        yield f"  of {left} it has {found.known:,} at most, which are taken to go as its rows did here"
+        left = "the others"
+    if found.cost.value < math.inf:
+        yield f"  {left} are taken to have no answers yet, and to be paid for"
+    else:
+        yield f"  {left} may have no answers yet: what they cost then nobody knows, as all rows so far had some"
 
 
 def _left_out(found: Estimate) -> Iterator[str]:

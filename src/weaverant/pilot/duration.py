@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from weaverant.events import Capacity
-from weaverant.pilot.intervals import Interval, total_of
+from weaverant.pilot.intervals import Interval
 from weaverant.pilot.seen import Load, Seen
 
 ROUND = 2.0
@@ -27,23 +27,18 @@ class Part(NamedTuple):
     capacity: Capacity
 
 
-def duration(seen: Seen, rest: int | None, allowed: int) -> Interval | None:
-    """Seconds for `rest` further rows, with `allowed` calls at once of each engine; None where nobody knows how many
-    rows, or no model was called.
+def duration(seen: Seen, calls: Interval, work: Interval, allowed: int) -> Interval | None:
+    """Seconds for so many `calls` that are left, of `work` seconds together, with `allowed` at once of each engine;
+    None where no model was called.
 
     At least: as the engines need that tell what they take; others take all that is allowed. Most likely: as fast as
     in the last half of the time so far. At most: as in all of it, start-up included, and the longest row behind that.
     """
-    rows = seen.ended
     late, whole = seen.pace(0.5), seen.pace(0.0)
-    if rest is None or not whole:
+    if not whole or not seen.loads or not calls.value:
         return None
-    calls = total_of([row.calls for row in rows], rest)
-    work = total_of([row.seconds for row in rows], rest)
-    if not calls.value:
-        return Interval(0.0, 0.0, 0.0) if not rest else None
     parts = list(_parts(seen, allowed))
-    clocks = [row.clock for row in rows]
+    clocks = [row.clock for row in seen.ended.values()]
     working = max(_working(part.seconds * work.low, part) for part in parts)
     limited = [max(_limited(part.calls * count, part) for part in parts) for count in (calls.low, calls.high)]
     least = max(min(clocks), working, limited[0] - BURST_S)

@@ -37,8 +37,9 @@ def mean_of(values: Sequence[float]) -> Interval:
     return Interval(mean, max(0.0, mean - below * scale), mean + above * scale)
 
 
-def total_of(values: Sequence[float], rest: int) -> Interval:
-    """The sum of `rest` further rows: that of the mean, and what so many rows differ from their mean themselves."""
+def total_of(values: Sequence[float], rest: float) -> Interval:
+    """The sum of `rest` further rows, which may be a part of one, too: that of the mean, and what so many rows
+    differ from their mean themselves."""
     if not rest:
         return Interval(0.0, 0.0, 0.0)
     total = rest * fmean(values)
@@ -47,16 +48,8 @@ def total_of(values: Sequence[float], rest: int) -> Interval:
     return Interval(total, max(0.0, total - below * scale), total + above * scale)
 
 
-def whole_of(values: Sequence[float], rest: int | None) -> Interval:
-    """The sum of these and of `rest` further rows; the mean of one where nobody knows how many."""
-    if rest is None:
-        return mean_of(values)
-    more, done = total_of(values, rest), math.fsum(values)
-    return Interval(done + more.value, done + more.low, done + more.high)
-
-
-def share_of(some: int, of: int) -> Interval:
-    """A share of which `some` were seen among so many: Wilson's interval."""
+def share_of(some: float, of: float) -> Interval:
+    """A share of which `some` were seen among so many independent ones: Wilson's interval."""
     share = some / of
     centre = (share + Z * Z / (2 * of)) / (1 + Z * Z / of)
     half = Z / (1 + Z * Z / of) * math.sqrt(share * (1 - share) / of + Z * Z / (4 * of * of))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from weaverant.events import (
     AgentBound,
@@ -17,21 +19,37 @@ from weaverant.events import (
 )
 
 
+class Kept(NamedTuple):
+    """A call that an earlier run (`reused`) or a cache answered for nothing."""
+
+    fingerprint: bytes
+    model: str
+    """The name its engine is given for."""
+    prompt_tokens: int
+    completion_tokens: int
+    reused: bool
+
+
 class Row:
-    """What one row of the source took, with all that was made of it."""
+    """What one trial of a row of the source took, with all that was made of it."""
 
     __slots__ = (
-        "calls", "clock", "completion_tokens", "cost", "failed", "open", "prompt_tokens", "rejected", "seconds",
+        "by_hour", "calls", "clock", "completion_tokens", "cost", "digest", "failed", "kept", "open", "prompt_tokens",
+        "rejected", "seconds",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.open = 0
         """Tasks that have not ended."""
+        self.digest = b""
         self.failed = self.rejected = False
         self.clock = 0.0
         """Seconds of its longest task from start to end."""
-        self.cost = self.seconds = 0.0
+        self.cost = self.by_hour = self.seconds = 0.0
+        """`by_hour` is the part of the cost that is for servers' time."""
         self.calls = self.prompt_tokens = self.completion_tokens = 0
+        self.kept: tuple[Kept, ...] = ()
+        """Calls that are in none of the sums."""
 
 
 class Load:
@@ -47,7 +65,9 @@ class Load:
 class Seen:
     """What the events say that it was told of."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacities: Mapping[str, Capacity | None], identities: Mapping[str, str]) -> None:
+        """`capacities` by the name an engine is given for: empty where nobody noted them, None where the engine does
+        not tell. `identities`: what answers, by the same names."""
         self.rows: dict[str, Row] = {}
         self.budget = 0.0
         self.apart = 0.0
@@ -56,31 +76,43 @@ class Seen:
         """Dollars of one call."""
         self.bound = 0.0
         """Dollars that one call could have cost at most; 0 where nobody noted it."""
-        self.capacities: dict[str, Capacity | None] = {}
-        """By the name an engine is given for; empty where nobody noted them, None where the engine does not tell."""
-        self._by_model: dict[str, Load] = {}
+        self.capacities = capacities
+        self.loads: dict[str, Load] = {}
+        """By the name an engine is given for: the model's own, or `*`."""
+        self.asked: set[str] = set()
+        """The names of engines whose calls are in some row, those that were answered without them included."""
+        self._identities = identities
         self._models: dict[str, str] = {}
         self._ends = array("d")
         self._before = self._opened = self._last = 0.0
 
     @property
-    def ended(self) -> list[Row]:
-        return [row for row in self.rows.values() if not row.open]
+    def ended(self) -> dict[str, Row]:
+        return {key: row for key, row in self.rows.items() if not row.open}
 
     @property
-    def loads(self) -> dict[str, Load]:
-        """By the name an engine is given for: the model's own, or `*`."""
-        found: dict[str, Load] = {}
-        for model, load in self._by_model.items():
-            whole = found.setdefault(model if model in self.capacities else "*", Load())
-            whole.calls += load.calls
-            whole.seconds += load.seconds
-        return found
+    def hourly(self) -> float:
+        """Dollars an hour of all servers that are needed and are paid by the hour."""
+        return sum(map(self.hourly_of, self.asked))
+
+    @property
+    def latency(self) -> float:
+        """Seconds of a call, on average."""
+        calls = sum(load.calls for load in self.loads.values())
+        return sum(load.seconds for load in self.loads.values()) / calls if calls else 0.0
 
     @property
     def wall(self) -> float:
         """Seconds from the start of each session to the end of its last call, all of them together."""
         return self._before + self._last - self._opened
+
+    def hourly_of(self, model: str) -> float:
+        told = self.capacities.get(model)
+        return 0.0 if told is None else told.hourly
+
+    def free(self, model: str) -> bool:
+        """Whether it is one that runs in this process, which takes no request and costs nothing."""
+        return self._identities.get(model, "").startswith("embedded:")
 
     def pace(self, since: float) -> float:
         """Calls a second from that share of the wall time on."""
@@ -95,9 +127,9 @@ class Seen:
                 self.budget = event.budget
             case RunClosed():
                 self.bound = max(self.bound, event.bound)
-                self.capacities = event.capacities or self.capacities
             case AgentBound():
-                self._models[event.spec] = str(event.agent.get("model", ""))
+                model = str(event.agent.get("model", ""))
+                self._models[event.spec] = model if model in self._identities else "*"
             case StepEnded():
                 self._step(event)
             case TaskStarted() | TaskEnded() | TaskReopened():
@@ -115,23 +147,44 @@ class Seen:
             row.clock = max(row.clock, event.clock)
         elif isinstance(event, TaskReopened):
             row.failed = False
+        elif not event.stage:
+            row.digest = event.digest
 
     def _step(self, event: StepEnded) -> None:
         self._last = event.time
-        if event.kind != "model" or event.reused:
+        if event.kind != "model":
             return
-        self._ends.append(self.wall)
-        self.dearest = max(self.dearest, event.usage.cost)
+        model, usage = self._models.get(event.spec, "*"), event.usage
+        kept = event.reused or self._from_cache(event, model)
+        self.dearest = max(self.dearest, usage.cost)
         if "@" in event.task:
-            self.apart += event.usage.cost
+            self.apart += usage.cost
+            if not kept:
+                self._ends.append(self.wall)
             return
-        seconds = event.clock - event.started
-        load = self._by_model.setdefault(self._models.get(event.spec, ""), Load())
+        self.asked.add(model)
+        row = self.rows[event.task.partition("/")[0]]
+        if kept:
+            tokens = (usage.prompt_tokens, usage.completion_tokens)
+            row.kept += (Kept(event.fingerprint, model, *tokens, event.reused),)
+        else:
+            self._took(row, event, model)
+
+    def _took(self, row: Row, event: StepEnded, model: str) -> None:
+        seconds, usage = event.clock - event.started, event.usage
+        self._ends.append(self.wall)
+        load = self.loads.setdefault(model if model in self.capacities else "*", Load())
         load.calls += 1
         load.seconds += seconds
-        row = self.rows[event.task.partition("/")[0]]
         row.calls += 1
         row.seconds += seconds
-        row.cost += event.usage.cost
-        row.prompt_tokens += event.usage.prompt_tokens
-        row.completion_tokens += event.usage.completion_tokens
+        row.cost += usage.cost
+        row.by_hour += usage.cost if self.hourly_of(model) else 0.0
+        row.prompt_tokens += usage.prompt_tokens
+        row.completion_tokens += usage.completion_tokens
+
+    def _from_cache(self, event: StepEnded, model: str) -> bool:
+        """Whether a reply cost no request. A model in this process takes none either."""
+        usage = event.usage
+        asked = usage.requests or usage.cost or event.outcome != "reply"
+        return not asked and not self.free(model)

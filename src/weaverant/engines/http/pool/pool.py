@@ -122,6 +122,7 @@ class Pool:
             sum(window.size for window in windows),
             sum(window.reach for window in windows),
             per_minute if per_minute < math.inf else 0.0,
+            sum(replica.address.options.hourly for replica in replicas),
         )
 
     def status(self) -> list[str]:
