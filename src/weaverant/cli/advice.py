@@ -83,8 +83,9 @@ def _with_more_money(summary: Summary) -> Iterator[str]:
     found = allowance(summary)
     rows = sum(stage.left for stage in summary.ledger.stages)
     under_way = f"for {counted(rows, 'row')} under way" if rows else "for another row"
-    if not summary.ledger.ended_rows:
-        under_way = "no row has ended, so nobody knows what one takes"
+    if not found.known:
+        which = " without answers of an earlier run or a cache" if summary.ledger.ended_rows else ""
+        under_way = f"no row has ended{which}, so nobody knows what one takes"
     whole = "" if found.whole is None else f"; about {exact(found.whole)} for all {summary.rows or 0:,} rows"
     yield f"go on:      {_resume(summary, budget=rounded_up(found.enough))}   ({under_way}{whole})"
 

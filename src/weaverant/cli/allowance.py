@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 from weaverant.events import Shortfall
-from weaverant.summary import Summary
+from weaverant.summary import Summary, row_costs
 
 
 class Allowance(NamedTuple):
     """Budgets in US dollars, what was spent included."""
 
-    least: float
-    """The first call that waits can be sent."""
     enough: float
     """For one more row at least: all that were begun can be finished, if they cost what others did."""
     whole: float | None
     """For all rows, if they cost what others did; None where nobody knows."""
+    known: bool = True
+    """Whether a row has ended that tells what one takes."""
+
+
+def least(summary: Summary) -> float:
+    """The budget in US dollars with which the first call that waits can be sent."""
+    first = 0.0 if summary.short is None else summary.short.first
+    return max(summary.ledger.spent().total + first, summary.budget)
 
 
 def allowance(summary: Summary) -> Allowance:
-    """Going by the rows that have ended, and by the call that may cost most of those that waited for money."""
+    """Going by the rows that have ended, and by the call that may cost most of those that waited for money. What was
+    set aside for calls that a stop or a kill cut off is spent, and no other row's price. Reads the journal, which
+    there must be."""
     ledger = summary.ledger
-    spent, short, ended = ledger.spent().total, summary.short or Shortfall(0, 0.0, 0.0), ledger.ended_rows
-    least, call = max(spent + short.first, summary.budget), short.most
-    if not ended:  # nobody knows what a row takes
-        return Allowance(least, max(2 * summary.budget, spent + 2 * call), None)
+    spent, call, ended = ledger.spent().total, (summary.short or Shortfall(0, 0.0, 0.0)).most, ledger.ended_rows
+    costs = row_costs(Path(summary.directory or ""))
+    if not ended or costs.each is None:  # nobody knows what a row takes
+        return Allowance(max(2 * summary.budget, spent + 2 * call), None, known=False)
     begun = sum(stage.left for stage in ledger.stages)
-    row = spent / ended
     calls = math.ceil(ledger.calls / ended)
-    enough = max(least, spent + max(max(begun, 1) * row, calls * call) + call)
-    known = summary.rows is not None and len(ledger.stages) == 1
-    return Allowance(least, enough, max(enough, spent + summary.left * row + call) if known else None)
+    one = max(begun * costs.each - costs.begun, 0.0 if begun else costs.each, calls * call)
+    enough = max(least(summary), spent + one + call)
+    if summary.rows is None or len(ledger.stages) > 1:
+        return Allowance(enough, None)
+    return Allowance(enough, max(enough, spent + max(0.0, summary.left * costs.each - costs.begun) + call))
 
 
 def rounded_up(dollars: float) -> str:

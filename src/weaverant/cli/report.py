@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import groupby
 
 from weaverant.cli.advice import next_steps
-from weaverant.cli.allowance import allowance, rounded_up
+from weaverant.cli.allowance import least, rounded_up
 from weaverant.cli.text import clipped, counted, exact, table
 from weaverant.runtime.ledger import AgentCounts, StageCounts
 from weaverant.runtime.progress import money, short
@@ -186,8 +186,8 @@ def _short(summary: Summary) -> Iterator[str]:
     short = summary.short
     if summary.state == "budget" and short is not None:
         waits = "call waits for money; it" if short.calls == 1 else "calls wait for money; the first"
-        least = f"which takes a budget of ${rounded_up(allowance(summary).least)}"
-        yield f"short       {short.calls:,} {waits} may cost {exact(short.first)}, {least}"
+        takes = f"which takes a budget of ${rounded_up(least(summary))}"
+        yield f"short       {short.calls:,} {waits} may cost {exact(short.first)}, {takes}"
 
 
 def _agent_row(name: str, counts: AgentCounts, unknown: bool) -> tuple[str, ...]:
