@@ -101,6 +101,7 @@ class Run:
         self.binding = binding
         self.source = source
         self.ledger = Ledger([stage.name for stage in recipe.stages])
+        self.ledger.total = config.rows
         self.unfinished = Unfinished()
         self._own_engines = own_engines
         self.limits = limits
@@ -211,6 +212,8 @@ class Run:
                 finally:
                     await tasks.aclose()
                     self.unfinished.count_held(self.ledger)
+                    if not self._swarm.stopped:  # the source has ended, whatever it had promised
+                        self.ledger.total = None
                     if watch is not None:
                         watch.close()
             finally:

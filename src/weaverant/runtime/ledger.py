@@ -207,6 +207,8 @@ class Ledger:
 
     def __init__(self, stages: list[str]) -> None:
         self.stages = [StageCounts(name) for name in stages]
+        self.total: int | None = None
+        """Rows of the first stage in all, where they can be counted beforehand."""
         self.earlier = 0
         """Rows of the first stage that had ended before this session."""
         self.earlier_calls = 0
@@ -219,10 +221,16 @@ class Ledger:
         """Told of every model call that its server refused, by agent."""
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.stages))
+        return "\n".join(self._lines())
 
     def __repr__(self) -> str:
-        return f"Ledger({'; '.join(map(str, self.stages))})"
+        return f"Ledger({'; '.join(self._lines())})"
+
+    def _lines(self) -> list[str]:
+        """Rows that have not begun are left, too."""
+        first, *others = self.stages
+        whole = msgspec.structs.replace(first, rows=max(first.rows, self.total or 0))
+        return list(map(str, (whole, *others)))
 
     def ended(self, event: TaskEnded) -> None:
         self.stages[event.stage].count(event.state, event.reason, null=event.value is None)
