@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from weaverant import Agent, Reply, Request, Stages, StepFailed, Usage, UserError, group, reject, resume, run, workflow
+from weaverant.cli.advice import next_steps
 from weaverant.cli.forecast import forecast
+from weaverant.cli.report import report
 from weaverant.engines.cache import Cached
 from weaverant.engines.http import Pool
 from weaverant.events import RunClosed
@@ -27,6 +29,7 @@ from weaverant.message import Sampling, assistant, user
 from weaverant.pilot import Estimate, Interval, estimate
 from weaverant.pilot.intervals import mean_of, share_of, student, total_of
 from weaverant.protocols import CallContext
+from weaverant.summary import fold
 from weaverant.testing.server import MockServer
 
 asker = Agent("asker", prompt="{{ n }}", max_tokens=5)
@@ -201,6 +204,178 @@ def test_trials_of_a_row_belong_to_it(tmp_path: Path):
     done = run(asked, rows(9), models=engine, directory=tmp_path / "run", pilot=2, trials=3).wait()
     assert sorted(engine.asked) == [0, 0, 0, 1, 1, 1] and done.state == "pilot"
     assert estimate(done).total == 27
+
+
+def far_by_hall(found: Interval, likely: float, seen: list[float], rest: int) -> None:
+    """Both ends lie where Hall's cubic of the distance, in standard errors, is Student's quantile."""
+    count, mean = len(seen), statistics.fmean(seen)
+    error = statistics.stdev(seen) * rest * math.sqrt(1 / count + 1 / rest)
+    skew = statistics.fmean([(one - mean) ** 3 for one in seen]) / statistics.pstdev(seen) ** 3
+    for end in (found.low, found.high):
+        far = (likely - end) / error
+        cubic = far + skew / math.sqrt(count) * (far**2 / 3 + 1 / 6) + skew**2 / count * far**3 / 27
+        assert abs(cubic) == pytest.approx({20: 2.0930}[count], rel=1e-3)
+
+
+def test_trials_of_a_row_are_one_observation(tmp_path: Path):
+    """All trials of a row cost the same here, so four of each tell no more than one."""
+    costs = skewed(60)
+    engine = Teller(costs, broken=frozenset((3, 4)))
+    run(asked, rows(60), models=engine, directory=tmp_path / "run", pilot=20, trials=4, max_failures=1).wait()
+    found = estimate(tmp_path / "run")
+    assert (found.rows, found.total) == (80, 240)
+    seen = [4 * costs[n] for n in range(20)]
+    likely = math.fsum(seen) + 40 * statistics.fmean(seen)
+    assert found.cost.value == pytest.approx(likely)
+    far_by_hall(found.cost, likely, seen, 40)
+    assert found.calls == Interval(240, 240, 240)
+    assert found.failed.value == pytest.approx(0.1)
+    assert (found.failed.low, found.failed.high) == pytest.approx((0.02787, 0.30103), abs=1e-4)  # Wilson, 2 of 20
+
+
+def test_of_a_row_in_part_the_other_trials_count_as_those_that_ended(tmp_path: Path):
+    """The budget ends it after three trials of a row at $1 each, and two of one at $2 each."""
+    limits: dict[str, Any] = {"budget": 6, "in_flight": 1, "concurrency": 1}
+    engine = Teller({0: 1.0, 1: 2.0, 2: 9.0, 3: 9.0})
+    stopped = run(asked, rows(4), models=engine, directory=tmp_path / "run", trials=3, **limits).wait()
+    found = estimate(stopped)
+    assert (stopped.state, found.rows, found.total) == ("budget", 5, 12)
+    assert found.cost.value == pytest.approx(7 + 7 / 3 * (3 + 6) / 2)
+
+
+def test_failures_of_trials_that_are_no_kin_count_one_by_one(tmp_path: Path):
+    """Of each row two trials of four fail, so a row's trials are no more alike than those of two rows."""
+
+    @workflow
+    async def halves(row: dict[str, Any]) -> Any:
+        failed.append(row["n"])
+        if failed.count(row["n"]) % 2:
+            raise StepFailed("server", "every other one")
+        return await asker(n=row["n"])
+
+    failed: list[int] = []
+    engine = Teller(dict.fromkeys(range(30), 1.0))
+    run(halves, rows(30), models=engine, directory=tmp_path / "run", pilot=10, trials=4, max_failures=1).wait()
+    found = estimate(tmp_path / "run").failed
+    assert found.value == 0.5
+    assert (found.low, found.high) == pytest.approx((0.35200, 0.64800), abs=1e-4)  # Wilson, 20 of 40
+
+
+judge = Agent("judge", prompt="{{ n }}", max_tokens=7)
+
+
+@workflow
+async def judged(row: dict[str, Any]) -> Any:
+    return [await asker(n=row["n"]), await judge(n=row["n"])]
+
+
+def test_rows_that_an_earlier_run_answered_are_no_measure_of_those_that_it_does_not_have(tmp_path: Path):
+    costs = skewed(60)
+    run(asked, rows(15), models=Teller(costs), directory=tmp_path / "small").wait()
+    reused: dict[str, Any] = {"pilot": 20, "reuse": tmp_path / "small"}
+    run(asked, rows(60), models=Teller(costs), directory=tmp_path / "run", **reused).wait()
+    found = estimate(tmp_path / "run")
+    seen, paid = [costs[n] for n in range(20)], math.fsum(costs[n] for n in range(15, 20))
+    assert (found.reused, found.cached, found.known, found.spent) == (15, 0, 0, pytest.approx(paid))
+    assert found.cost.value == pytest.approx(paid + 40 * statistics.fmean(seen))
+    far_by_hall(found.cost, found.cost.value, seen, 40)
+    assert found.calls.value == 5 + 40 and found.prompt_tokens.value == pytest.approx(10 * (85 + 40 * 9.5))
+    printed = "\n".join(forecast(found))
+    assert f"answered at no cost: 15 calls by the earlier run {tmp_path / 'small'}" in printed
+    assert "the 40 rows that are left are taken to have no answers yet" in printed
+    # Where that run was answered itself, the price is found in the one before; where all are gone, nowhere.
+    run(asked, rows(60), models=Teller(costs), directory=tmp_path / "again", pilot=15, reuse=tmp_path / "run").wait()
+    again = estimate(tmp_path / "again")
+    assert (again.spent, again.reused, again.known) == (0, 15, 5)
+    assert again.cost.value == pytest.approx(40 * statistics.fmean(seen[:15]))
+    (tmp_path / "small").rename(tmp_path / "moved")
+    nobody = estimate(tmp_path / "again")
+    assert nobody.cost.value == nobody.cost.high == nobody.cap == math.inf
+    printed = "\n".join(forecast(nobody))
+    assert "what they cost then nobody knows" in printed and "--budget" not in printed
+
+
+def test_rows_that_the_earlier_run_has_go_as_such_rows_went(tmp_path: Path):
+    """The judge has changed since; of 60 rows the earlier run has the first 30."""
+    costs = skewed(60)
+    run(judged, rows(30), models=Teller(costs), directory=tmp_path / "small").wait()
+    reused: dict[str, Any] = {"pilot": 20, "reuse": tmp_path / "small", "overrides": {"judge": {"max_tokens": 8}}}
+    piloted = run(judged, rows(60), models=Teller(costs), directory=tmp_path / "run", **reused).wait()
+    found = estimate(piloted)
+    seen = [costs[n] for n in range(20)]
+    assert (found.reused, found.known, piloted.spent) == (20, 10, pytest.approx(math.fsum(seen)))
+    assert found.cost.value == pytest.approx(math.fsum(seen) + (10 + 2 * 30) * statistics.fmean(seen))
+    assert found.calls.value == pytest.approx(20 + 10 + 2 * 30)
+    assert "of the 40 rows that are left it has 10 at most" in "\n".join(forecast(found))
+
+
+def test_rows_that_a_cache_answered_are_no_measure_of_others(tmp_path: Path):
+    costs = skewed(60)
+
+    def cached() -> Cached:
+        return Cached(Teller(costs), tmp_path / "cache")
+
+    def piloted(count: int, name: str) -> Estimate:
+        return estimate(run(asked, rows(60), models=cached(), directory=tmp_path / name, pilot=count).wait())
+
+    run(asked, rows(15), models=cached(), directory=tmp_path / "small").wait()
+    warm = piloted(15, "warm")
+    assert (warm.cached, warm.reused, warm.spent, warm.cost.value) == (15, 0, 0, math.inf)
+    printed = "\n".join(forecast(warm)).splitlines()
+    assert [line.split()[1:] for line in printed if line.startswith("  cost")] == [["?", "?", "?"]]
+    assert "  answered at no cost: 15 calls by a cache" in printed
+    some = piloted(25, "some")
+    paid = [costs[n] for n in range(15, 25)]
+    assert some.cached == 15 and some.cost.value == pytest.approx(math.fsum(paid) + 35 * statistics.fmean(paid))
+
+
+def test_a_server_that_is_paid_by_the_hour_costs_the_time_that_is_left(tmp_path: Path):
+    """A dollar a second."""
+    with MockServer(latency=0.1) as server:
+        spec = f"{server.url}?hourly=3600&start=4&connections=4#m"
+        piloted = run(says, rows(120), models=spec, directory=tmp_path / "run", pilot=40).wait()
+        found = estimate(piloted)
+        done = resume(tmp_path / "run", workflow=says, rows=rows(120), models=spec).wait()
+    told = found.seconds
+    assert told is not None and told.low >= 80 * 0.1 / 4, "four calls at once"
+    for cost, seconds in zip(
+        (found.cost.value, found.cost.low, found.cost.high), (told.value, told.low, told.high), strict=True
+    ):
+        assert cost == pytest.approx(piloted.spent + seconds)
+    assert piloted.spent + 0.7 * told.low <= done.spent <= found.cost.high + NOISE_S
+    assert "servers that are paid by the hour cost that time" in "\n".join(forecast(found))
+
+
+def test_the_budget_for_all_rows_goes_by_what_rows_cost_and_not_by_what_was_cut_off(tmp_path: Path):
+    """Replies of 20 tokens at $100 a million, of which 8,000 are allowed: a call that is cut off is charged $0.80."""
+    again: dict[str, Any] = {"workflow": promises, "rows": rows(24)}
+    with MockServer(price="0,100", tokens=20, latency=0.3) as server:
+        spec = f"{server.url}?price=0,100&start=8&connections=8#m"
+        first = run(promises, rows(24), models=spec, directory=tmp_path / "run", budget=20, grace=0.0, in_flight=8)
+        for number, _ in enumerate(first):
+            if number == 7:
+                while server.stats()["in_flight"] < 4:
+                    time.sleep(0.01)
+                first.stop()
+        short = resume(tmp_path / "run", models=spec, budget=fold(tmp_path / "run").ledger.spent().total, **again)
+        assert short.wait().state == "budget"
+        summary = fold(tmp_path / "run")
+        spent = summary.ledger.spent()
+        assert spent.reserved >= 0.8 and 8 <= summary.ledger.ended_rows < 24
+        (advice,) = [line for line in next_steps(summary) if "for all 24 rows" in line]
+        whole = float(advice.partition("about $")[2].split()[0])
+        done = resume(tmp_path / "run", models=spec, budget=whole + 1e-4, **again).wait()
+    assert done.state == "finished" and done.spent == pytest.approx(spent.reserved + 24 * 0.002)
+    assert done.spent <= whole <= done.spent + 2 * 0.81, "and room for the bounds of a row and of a call"
+
+
+def test_the_ledger_of_a_pilot_counts_the_rows_that_have_not_begun(tmp_path: Path):
+    piloted = run(says, rows(12), models="simulated:latency=0", directory=tmp_path / "run", pilot=4).wait()
+    told = "says: rows 12 = done 4 + rejected 0 + failed 0 + left 8"
+    assert (str(piloted.ledger), repr(piloted.ledger)) == (told, f"Ledger({told})")
+    assert f"  {told.removeprefix('says: ')}" in report(fold(tmp_path / "run"))
+    done = resume(tmp_path / "run", workflow=says, rows=rows(12), models="simulated:latency=0").wait()
+    assert str(done.ledger) == "says: rows 12 = done 12 + rejected 0 + failed 0 + left 0"
 
 
 def test_nothing_is_said_of_a_run_without_rows(tmp_path: Path):
