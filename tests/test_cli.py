@@ -134,7 +134,7 @@ def test_failed_rows_are_3_and_a_retry_mends_them(folder: Path):
     assert (again.returncode, "nothing to do" in again.stderr) == (3, True)
     Path("mended").touch()
     other = call("resume", "out", "--retry", "failed:timeout")
-    assert (other.returncode, "server (1)" in other.stderr) == (2, True)
+    assert (other.returncode, "server (1)" in other.stderr, other.stderr.count("\n")) == (2, True, 1)
     mended = call("resume", "out", "--retry", "failed:server")
     assert mended.returncode == 0, mended.stderr
     assert "taking up 1 failed row again: server 1" in mended.stderr
@@ -152,7 +152,7 @@ def test_a_run_that_another_process_writes_is_1(folder: Path):
     finally:
         lock.release()
     assert ran.returncode == 1
-    assert "is being written by process" in ran.stderr and "Traceback" not in ran.stderr
+    assert "is being written by process" in ran.stderr and ran.stderr.count("\n") == 1
     assert json.loads(shown.stdout)["state"] == "finished"
 
 
@@ -181,6 +181,7 @@ def test_the_error_fuse_is_4(folder: Path):
 MISTAKES = [
     (["run"], "WORKFLOW"),
     (["run", "nope.py"], "there is no workflow 'nope.py'"),
+    (["run", "rows.jsonl", "--input", "rows.jsonl", "--model", "simulated:"], "'rows.jsonl' does not end in .py"),
     (["run", "w.py", "--input", "rows.jsonl"], "no model was given"),
     (["run", "w.py", "--model", "scripted:echo.py"], "no rows were given"),
     (["run", "w.py", "--input", "row.jsonl", "--model", "scripted:echo.py"], "rows.jsonl"),
@@ -222,6 +223,23 @@ def test_a_broken_workflow_file_is_2_with_its_place(folder: Path, capsys: pytest
     assert "ZeroDivisionError" in (text := capsys.readouterr().err) and "bad.py:2" in text
 
 
+def test_a_workflow_file_that_ends_the_process_is_2_with_its_place(folder: Path):
+    Path("script.py").write_text("import sys\n\nsys.exit(3)\n")
+    ran = call("run", "script.py", "--input", "rows.jsonl", "--model", "simulated:")
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1
+    assert "script.py:3" in ran.stderr and "__main__" in ran.stderr
+
+
+def test_a_run_takes_no_directory_that_others_have_files_in(folder: Path):
+    for flags in ((), ("--dry-run",)):
+        ran = call("run", "w.py", "--input", "rows.jsonl", "--model", "simulated:", "--run", ".", *flags)
+        assert ran.returncode == 2 and "neither new nor empty: it has echo.py, rows.jsonl, w.py" in ran.stderr
+    assert sorted(each.name for each in folder.iterdir()) == ["echo.py", "rows.jsonl", "w.py"]
+    Path("new").mkdir()
+    Path("new/.gitignore").write_text("*")
+    assert call("run", "w.py", "--input", "rows.jsonl", "--model", "simulated:", "--run", "new").returncode == 0
+
+
 def test_changed_prompts_are_refused_with_the_way_out(folder: Path, capsys: pytest.CaptureFixture[str]):
     call(*RUN)
     Path("w.py").write_text(WORKFLOW.replace("Again:", "Once more:"))
@@ -241,14 +259,23 @@ def test_changed_prompts_are_refused_with_the_way_out(folder: Path, capsys: pyte
 # Stops
 
 
-def little_room() -> None:
+def little_room(most: int = 20_000) -> None:
     """As on a full disk: no file may grow beyond so many bytes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def write_long_rows() -> None:
+    Path("rows.jsonl").write_text("".join(json.dumps({"n": n, "x": os.urandom(800).hex()}) + "\n" for n in range(60)))
+
+
+def call_in(most: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60,
+                          preexec_fn=lambda: little_room(most), check=False)  # fmt: skip
 
 
 def test_show_says_again_that_the_disk_was_full_and_how_to_go_on(folder: Path):
     Path("mended").touch()
-    Path("rows.jsonl").write_text("".join(json.dumps({"n": n, "x": os.urandom(800).hex()}) + "\n" for n in range(60)))
+    write_long_rows()
     ran = subprocess.run(command(*RUN, "--in-flight", "4"), capture_output=True, text=True, timeout=60,
                          preexec_fn=little_room, check=False)  # fmt: skip
     assert ran.returncode == 4 and "File too large" in ran.stderr
@@ -259,6 +286,31 @@ def test_show_says_again_that_the_disk_was_full_and_how_to_go_on(folder: Path):
     assert call("resume", "out").returncode == 0
     shown = json.loads(call("show", "out", "--json").stdout)
     assert (shown["state"], shown["why"], shown["left"]) == ("finished", None, 0)
+
+
+def test_a_disk_that_is_still_full_leaves_a_run_to_resume(folder: Path):
+    Path("mended").touch()
+    write_long_rows()
+    assert call_in(20_000, *RUN, "--in-flight", "4").returncode == 4
+    left = json.loads(call("show", "out", "--json").stdout)["left"]
+    for most in (5_000, 100):
+        for flags in ((), ("--quiet",)):
+            again = call_in(most, "resume", "out", *flags)
+            assert again.returncode == 4 and "File too large" in again.stderr and "Traceback" not in again.stderr
+            assert " of 60 rows (done 0" not in again.stderr
+    assert 0 < json.loads(call("show", "out", "--json").stdout)["left"] <= left < 60
+    assert call("resume", "out").returncode == 0
+    assert len(exported()) == 54
+
+
+@pytest.mark.parametrize(("room", "code"), [(100, 1), (2_500, 4)])
+def test_a_run_that_begins_on_a_full_disk_is_resumable_where_it_is_there(folder: Path, room: int, code: int):
+    """Its `run.json` takes less than the larger room, the lock beside it more."""
+    Path("mended").touch()
+    ran = call_in(room, *RUN)
+    assert ran.returncode == code and ran.stderr.count("\n") == 1 and "File too large" in ran.stderr
+    assert Path("out").exists() == (code == 4) == ("weaverant resume out" in ran.stderr)
+    assert call(*(("resume", "out") if code == 4 else RUN)).returncode == 0
 
 
 def test_show_says_again_what_stopped_a_run_at_its_server_and_how_to_go_on(folder: Path):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,42 @@ def test_groups_are_not_found_but_name_their_members(folder: Path, capsys: pytes
     assert [line[:5] for line in found] == ["0.1.0", "0.3.0"]
     (group,) = (str(each["key"]) for each in raw(capsys) if each["result"] == {"n": [1, 3]})
     assert group.startswith("1@") and "made from 0.1.0, 0.3.0" in printed(capsys, "show", "out", "--task", group)
+
+
+def shell(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "weaverant", *arguments]
+
+
+def test_a_run_inside_its_own_input_is_no_input(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """It is killed, resumed, and exported into its directory; the next one reads the same rows as it did."""
+    Path("data").mkdir()
+    Path("data/rows.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(20)))
+    os.chdir("data")
+    begin = ("run", "../w.py:say", "--input", ".", "--run", "runs/one", "--quiet")
+    ran = subprocess.Popen(shell(*begin, "--model", "simulated:latency=0.2,slots=4,jitter=0"))
+    until = time.monotonic() + 30
+    while not (files := list(Path("runs/one/journal").glob("*"))) or files[0].stat().st_size < 1_500:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    ran.kill()
+    ran.wait()
+    assert main(["resume", "runs/one", "--quiet"]) == 0
+    assert main(["export", "runs/one", "--out", "runs/one/data.jsonl"]) == 0
+    assert main(["run", "../w.py:say", "--input", ".", "--run", "runs/two", *MODEL]) == 0
+    for name in ("runs/one", "runs/two"):
+        found = json.loads(printed(capsys, "show", name, "--json"))
+        assert (found["rows"], found["stages"][0]["done"], found["stages"][0]["failed"]) == (20, 20, {})
+    assert main(["run", "../w.py:say", "--input", "runs/one", *MODEL]) == 2
+    assert "is the directory of a run" in capsys.readouterr().err
+
+
+def test_a_run_that_has_only_begun_is_no_input_either(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """Its process ended between its `run.json` and its journal."""
+    assert go("rows.jsonl", b'{"n": 1}') == 0
+    Path("data/begun").mkdir(parents=True)
+    Path("out/run.json").rename("data/begun/run.json")
+    Path("data/run.json").write_text('[{"n": 7}]')
+    assert main(["run", "w.py:say", "--input", "data", "--run", "other", *MODEL]) == 0
+    assert [json.loads(line)["row"] for line in printed(capsys, "export", "other", "--out", "-").splitlines()] == [
+        {"n": 7}
+    ]

@@ -14,6 +14,7 @@ from random import Random
 
 import pytest
 
+from weaverant import run
 from weaverant.errors import UserError
 from weaverant.protocols import Source, Unreadable
 from weaverant.sources import Files, MemoryRows, StandardInput, open_source
@@ -166,6 +167,12 @@ def test_memory_rows():
     assert read(source) == read(source)
 
 
+def test_rows_that_are_none_are_a_users_error():
+    for given in (None, 7):
+        with pytest.raises(UserError, match="found an object of type"):
+            run("malt", given, models="simulated:")
+
+
 def test_a_generator_is_read_once_and_lazily():
     taken = []
 
@@ -200,6 +207,14 @@ def test_arithmetic():
     assert read(source, 10)[0] == read(source)[10] and source.count() > 1000
     with pytest.raises(UserError, match="no arithmetic pool 'wave'; expected one of weave"):
         open_source("arithmetic:wave")
+
+
+def test_a_pipe_is_refused_at_once_and_left_out_of_folders(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(UserError, match=r"--input - < .*pipe\.jsonl"):
+        open_source(str(tmp_path / "pipe.jsonl"))
+    write(tmp_path / "rows.jsonl", LINES)
+    assert read(open_source(str(tmp_path))) == ROWS
 
 
 def test_an_input_that_is_not_there_is_a_users_error(tmp_path: Path):

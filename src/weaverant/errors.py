@@ -16,6 +16,7 @@ Messages say what happened, what was expected, what was found, and the way out.
 
 from __future__ import annotations
 
+import errno
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,6 +87,14 @@ class JournalCorrupt(JournalError):
 
 class RunLocked(WeaverantError):
     """Another living process holds the run directory."""
+
+
+_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a disk, a quota or a file had no room: with some more, the same command goes on."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def failure_of(error: BaseException, row: Any = None) -> tuple[StepFailed, str]:

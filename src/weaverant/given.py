@@ -76,6 +76,11 @@ def source_given(rows: Rows) -> Source:
         return open_source(str(rows))
     if hasattr(rows, "rows") and hasattr(rows, "rereadable"):
         return rows  # pyright: ignore[reportReturnType]
+    if not hasattr(rows, "__iter__") and not hasattr(rows, "__getitem__"):
+        raise UserError(
+            "rows: expected a list or another iterable of mappings, or what --input takes, such as a file's path; "
+            f"found an object of type {type(rows).__name__!r}"
+        )
     return MemoryRows(rows)  # pyright: ignore[reportArgumentType]
 
 

@@ -126,6 +126,11 @@ class Run:
         return self._swarm.stopped or ("running" if self._loop is not None else "finished")
 
     @property
+    def began(self) -> bool:
+        """Whether it has been prepared and knows what it takes up again."""
+        return self._swarm is not None
+
+    @property
     def error(self) -> BaseException | None:
         """What stopped it, where it was an error."""
         return None if self._swarm is None or self.state == "finished" else self._swarm.error

@@ -20,7 +20,7 @@ from typing import Any, cast, get_type_hints
 import msgspec
 
 from weaverant.agent import Agent
-from weaverant.errors import UserError, WeaverantError, failure_of
+from weaverant.errors import UserError, WeaverantError, failure_of, place_of
 from weaverant.message import digest
 from weaverant.story import Story
 from weaverant.workflow import Group, Stages, Workflow
@@ -96,10 +96,11 @@ def find_recipe(name: str) -> Path:
     """The file of `WORKFLOW.py`, of a folder with `recipe.py`, or of a packaged recipe."""
     path = Path(name)
     for candidate in (path, path / "recipe.py", RECIPES / name / "recipe.py"):
-        if candidate.is_file():
+        if candidate.is_file() and candidate.suffix == ".py":
             return candidate.resolve()
+    found = f"the file {name!r} does not end in .py" if path.is_file() else f"there is no workflow {name!r}"
     raise UserError(
-        f"there is no workflow {name!r}. Expected a Python file, a folder with recipe.py, or one of the recipes: "
+        f"{found}. Expected a Python file, a folder with recipe.py, or one of the recipes: "
         f"{', '.join(recipe_names())}. `weaverant init` writes an example"
     )
 
@@ -115,9 +116,8 @@ def load_recipe(given: str) -> Recipe:
     module = load_module(file)
     stages = _stages(module, file, chosen or None)
     defined = vars(module).items()
-    title = file.parent.name if file.name == "recipe.py" else file.stem
     return Recipe(
-        title,
+        file.parent.name if file.name == "recipe.py" else file.stem,
         file,
         stages,
         tuple(value for _, value in defined if isinstance(value, Agent)),
@@ -184,6 +184,9 @@ def load_module(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except UserError:
         raise
+    except SystemExit as error:
+        where, way_out = place_of(error) or "at its top", "put that under: if __name__ == '__main__':"
+        raise UserError(f"{str(file)!r} cannot be loaded: it ends the process ({where}); {way_out}") from error
     except Exception as error:  # the boundary to a user's file: any line of it may raise anything
         failure, where = failure_of(error)
         raise UserError(f"{str(file)!r} cannot be loaded: {failure} ({where or 'at its top'})") from error

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
 
-from weaverant.errors import RunChanged, UserError
+from weaverant.errors import JournalError, RunChanged, UserError, is_full
 from weaverant.message import digest
 
 FEW_DIGITS = 3
@@ -86,33 +87,53 @@ def resume_in_python(directory: str | Path, objects: Sequence[str], more: str = 
 
 
 def save_config(directory: Path, config: RunConfig) -> None:
-    """Write `run.json`; whole or not at all. `UserError` where a key would get into it."""
+    """Write `run.json` of a new run; whole or not at all. `UserError` where a key would get into it."""
     for name, value in {**config.parameters, **config.overrides}.items():
         if _holds_key(value):
             raise UserError(
                 f"what was given for {name!r} looks like a key, and the run's directory would hold it. Put it into an "
                 "environment variable, and let the workflow or the model's address (?key_env=NAME) name that"
             )
+    check_free(directory)
+    write_config(directory, config)
+
+
+def check_free(directory: Path) -> None:
+    """`UserError` where a new run cannot have the directory to itself: it is new or, hidden files apart, empty."""
     if (directory / "run.json").exists():
         raise UserError(
             f"{str(directory)!r} already holds a run. Continue it with `weaverant resume {directory}` (in Python "
             "weaverant.resume(DIRECTORY)), choose another directory with --run (directory=), or start a new run there "
             f"that answers from it with --reuse {directory} (reuse=)"
         )
-    write_config(directory, config)
+    found = sorted(each.name for each in directory.iterdir()) if directory.is_dir() else []
+    others = [name for name in found if not name.startswith(".") and name != "run.json.tmp"]
+    if others:
+        raise UserError(
+            f"the run directory {str(directory)!r} is neither new nor empty: it has {', '.join(others[:3])}"
+            f"{' ...' * (len(others) > 3)}. Choose another with --run (directory=), such as "
+            f"{str(directory / 'run')!r}"
+        )
 
 
 def write_config(directory: Path, config: RunConfig) -> None:
     """Put `run.json` there, whole or not at all."""
+    unfinished, new = directory / "run.json.tmp", not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        unfinished = directory / "run.json.tmp"
         unfinished.unlink(missing_ok=True)
         with unfinished.open("x") as file:  # never through a link, which may lead anywhere
             file.write(json.dumps(msgspec.to_builtins(config), indent=2) + "\n")
         unfinished.replace(directory / "run.json")
     except OSError as error:
-        raise UserError(f"the run directory {str(directory)!r} cannot be written: {error.strerror}") from None
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+            if new:
+                directory.rmdir()
+        text = f"the run directory {str(directory)!r} cannot be written: {error.strerror}"
+        if is_full(error):
+            raise JournalError(f"{text}. Nothing was stored or asked: free some room, and try again") from error
+        raise UserError(text) from None
 
 
 def _holds_key(value: object) -> bool:

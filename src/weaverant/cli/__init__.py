@@ -7,11 +7,10 @@ no traceback.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
 
+from weaverant.cli.streams import prepare, put, settle, tell
 from weaverant.errors import UserError, WeaverantError
 
 COULD_NOT_GO_ON = 1
@@ -23,33 +22,34 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code."""
-    from weaverant.cli.arguments import parse
-
+    prepare()
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
-        code: int = options.command(options)
-        sys.stdout.flush()
-        return code
+        return _command(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         return complain(error, BAD_USAGE)
     except WeaverantError as error:
         return complain(error, COULD_NOT_GO_ON)
-    except BrokenPipeError:
-        unread(sys.stdout)
+    except BrokenPipeError:  # as in `weaverant show DIR | head`: whoever reads has enough
         return COULD_NOT_GO_ON
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        settle()
 
 
-def unread(*streams: TextIO) -> None:
-    """Nobody reads these any more. What Python still holds for them must not raise once more at exit."""
-    for stream in streams:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def _command(arguments: Sequence[str]) -> int:
+    from weaverant.cli.arguments import parse
+
+    try:
+        options = parse(arguments)
+    except SystemExit:  # --help and --version
+        put("", end="")
+        raise
+    code: int = options.command(options)
+    return code
 
 
 def complain(error: BaseException | str, code: int) -> int:
     """Tell what went wrong; gives the code back."""
-    from weaverant.runtime.terminal import visible
-
-    print(visible(f"weaverant: error: {error}"), file=sys.stderr)
+    tell(f"weaverant: error: {error}")
     return code

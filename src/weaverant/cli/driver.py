@@ -28,6 +28,7 @@ class Driver:
         self._seen = seen
         self._quiet = quiet
         self._progress = Progress(run, run.config.rows, sys.stderr, is_live(sys.stderr) and not quiet)
+        self._drawing: asyncio.Task[None] | None = None
         run.tell = self._progress.say
 
     @property
@@ -45,20 +46,19 @@ class Driver:
         self._signals.listen()
         # The run prepares itself before the loop gets its next turn, and knows then what it takes up again.
         loop.call_soon(self._announce)
-        drawing = None if self._quiet else loop.create_task(self._progress.draw())
         try:
             async for task in self._run:
                 self._seen(task)
         finally:
-            if drawing is not None:
-                drawing.cancel()
+            if self._drawing is not None:
+                self._drawing.cancel()
                 with suppress(asyncio.CancelledError):
-                    await drawing
-                if self._run.state != "ready":
-                    self._progress.finish()
+                    await self._drawing
+            if self._run.began and not self._quiet:
+                self._progress.finish()
 
     def _announce(self) -> None:
-        if self._run.state == "ready":
+        if not self._run.began:
             return  # it could not begin; the error says why
         if self._run.state == "budget":
             self._say(
@@ -71,6 +71,8 @@ class Driver:
             self._say(f"taking up {counted(sum(again.values()), 'failed row')} again: {reasons}")
         if self._run.directory is not None:
             self._say(f"run directory: {self._run.directory}")
+        if not self._quiet:
+            self._drawing = asyncio.get_running_loop().create_task(self._progress.draw())
 
     def _stop(self) -> None:
         calls = self._run.sent
@@ -96,7 +98,8 @@ class Driver:
         if self._run.directory is not None:
             where, name = shlex.quote(str(self._run.directory)), self._run.config.workflow
             text += f": weaverant resume {where}, or once the code is mended weaverant run {name} ... --reuse {where}"
-        os.write(2, f"{text}\n".encode())
+        with suppress(OSError):  # nobody may read it
+            os.write(2, f"{text}\n".encode())
         os._exit(EXIT_CODES["interrupted"])
 
     def _say(self, text: str) -> None:

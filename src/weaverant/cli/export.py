@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +18,7 @@ from msgspec import Struct, field
 
 from weaverant.cli.options import named, near
 from weaverant.cli.show import storyteller
+from weaverant.cli.streams import tell
 from weaverant.cli.text import counted
 from weaverant.errors import UserError
 from weaverant.export import (
@@ -41,7 +41,6 @@ from weaverant.history import sensible
 from weaverant.journal import JournalReader
 from weaverant.recipe import StoryExporter, recipe_names, samples_of
 from weaverant.rundir import RunConfig, load_config
-from weaverant.runtime.terminal import visible
 from weaverant.story import Story
 from weaverant.summary import has_finished
 
@@ -69,11 +68,11 @@ def export_command(options: argparse.Namespace) -> int:
         force=options.force,
     )
     for line in _told(exported, options.form):
-        print(visible(line), file=sys.stderr)
+        tell(line)
     if not any(exported.files.values()) and not exported.left_out:
-        print(_nothing(options), file=sys.stderr)
+        tell(_nothing(options))
     if not has_finished(directory):
-        print(f"the run has not finished: export again after `weaverant resume {directory}`", file=sys.stderr)
+        tell(f"the run has not finished: export again after `weaverant resume {directory}`")
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from weaverant.cli.streams import put
 from weaverant.errors import UserError
 
 EXAMPLE = Path(__file__).parent / "example"
@@ -26,8 +27,8 @@ def init_command(options: argparse.Namespace) -> int:
             shutil.copyfile(path, folder / path.name)
     except OSError as error:
         raise UserError(f"the folder {str(folder)!r} cannot be written: {error.strerror}") from None
-    print(f"wrote {', '.join(path.name for path in files)} to {str(folder)!r}. Try it:")
+    put(f"wrote {', '.join(path.name for path in files)} to {str(folder)!r}. Try it:")
     into = "" if folder == Path() else f"{folder}/"
-    print(f"  weaverant run {into}workflow.py --run {into}run")
-    print(f"  weaverant export {into}run --as raw --out {into}data.jsonl")
+    put(f"  weaverant run {into}workflow.py --run {into}run")
+    put(f"  weaverant export {into}run --as raw --out {into}data.jsonl")
     return 0

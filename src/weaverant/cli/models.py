@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from weaverant.cli.options import named, near
+from weaverant.cli.streams import put
 from weaverant.cli.text import table
 from weaverant.engines.http.address import Address, find_key, parse
 from weaverant.engines.http.key import is_set
@@ -16,7 +17,6 @@ from weaverant.engines.http.money import openrouter
 from weaverant.engines.http.money.prices import Price, listed, tables
 from weaverant.engines.http.presets import PRESETS, Preset
 from weaverant.errors import UserError, WeaverantError
-from weaverant.runtime.terminal import visible
 
 _PRICED_IN = "Dollars for a million tokens"
 
@@ -25,15 +25,12 @@ def models_command(options: argparse.Namespace) -> int:
     where: str | None = options.where
     rows, note = _listed(where)
     if options.json:
-        print(
-            visible(json.dumps({"models" if where else "providers": rows, "note": note}, ensure_ascii=False, indent=2))
-        )
+        put(json.dumps({"models" if where else "providers": rows, "note": note}, ensure_ascii=False, indent=2))
         return 0
     if rows:
         heads = list(rows[0])
-        for line in table(heads, [[_cell(row[head]) for head in heads] for row in rows]):
-            print(visible(line))
-    print(visible(note))
+        put("\n".join(table(heads, [[_cell(row[head]) for head in heads] for row in rows])))
+    put(note)
     return 0
 
 

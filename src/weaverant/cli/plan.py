@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -16,13 +15,13 @@ from pathlib import Path
 from weaverant.binding import Bound
 from weaverant.cli import BAD_USAGE, complain
 from weaverant.cli.begun import Begun
+from weaverant.cli.streams import put
 from weaverant.cli.text import clipped, counted, indented, message_lines
 from weaverant.export import GENERIC
 from weaverant.launch import Run
 from weaverant.protocols import Unreadable
 from weaverant.runtime.feed import as_row
 from weaverant.runtime.progress import money
-from weaverant.runtime.terminal import visible
 from weaverant.step import ModelAsk
 
 PROMPT_LINES = 3
@@ -36,12 +35,11 @@ def print_plan(run: Run, directory: Path | None, missing: Sequence[str]) -> int:
     show a mistake in the workflow."""
     wrong: list[str] = []
     try:
-        print(visible("\n".join(_plan(run, directory, wrong))))
+        put("\n".join(_plan(run, directory, wrong)))
         for text in dict.fromkeys(missing):
-            print(visible(f"warning: {text}"))
+            put(f"warning: {text}")
     finally:
         asyncio.run(run.close_engines())
-    sys.stdout.flush()
     for text in wrong:
         complain(text, BAD_USAGE)
     return BAD_USAGE if wrong else 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
+import shlex
 import sys
 import threading
 import time
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from weaverant import launch
-from weaverant.cli import SOME_FAILED, complain, unread
+from weaverant.cli import SOME_FAILED, complain
 from weaverant.cli.advice import next_steps
 from weaverant.cli.driver import Driver
 from weaverant.cli.forecast import forecast
@@ -27,12 +27,12 @@ from weaverant.cli.options import (
 )
 from weaverant.cli.plan import print_plan
 from weaverant.cli.report import report
-from weaverant.errors import UserError, WeaverantError
-from weaverant.launch import Run
+from weaverant.cli.streams import Unwritten, put, settle, tell
+from weaverant.errors import JournalError, UserError, WeaverantError, is_full
+from weaverant.launch import EXIT_CODES, Run
 from weaverant.pilot import estimate
 from weaverant.recipe import Recipe
-from weaverant.rundir import default_directory, load_config, resume_in_python
-from weaverant.runtime.terminal import visible
+from weaverant.rundir import check_free, default_directory, load_config, resume_in_python
 from weaverant.runtime.threads import StepThread
 from weaverant.summary import Examples, fold, has_finished, of_run
 
@@ -45,8 +45,8 @@ def run_command(options: argparse.Namespace) -> int:
     directory: str | None = options.run
     if options.no_journal and directory is not None:
         raise UserError("--no-journal stores nothing, so it has no --run directory; leave one of the two out")
-    if options.dry_run and directory is not None and (Path(directory) / "run.json").exists():
-        raise UserError(f"{directory!r} already holds a run; choose another directory with --run")
+    if options.dry_run and directory is not None:
+        check_free(Path(directory))
     if options.dry_run:
         from weaverant.engines.http.key import keyless
 
@@ -81,9 +81,9 @@ def resume_command(options: argparse.Namespace) -> int:
     retry = retry_of(options.retry)
     if retry is None and has_finished(path):
         summary = fold(path)
-        print(f"{options.directory}: this run has finished, there is nothing to do.", file=sys.stderr)
+        tell(f"{options.directory}: this run has finished, there is nothing to do.")
         if not options.quiet:
-            print(visible("\n".join(next_steps(summary))))
+            _show(next_steps(summary), path)
         return SOME_FAILED if summary.ledger.failed else 0
     models = {**config.models, **models_of(options.model)}
     given = {
@@ -105,14 +105,21 @@ def _drive(run: Run, quiet: bool) -> int:
     """Go on to the end; print the summary; give the exit code."""
     examples, before = Examples(), threading.enumerate()
     driver = Driver(run, examples.add, quiet)
-    driver.go_on()
+    try:
+        driver.go_on()
+    except JournalError as error:
+        if run.directory is None or not is_full(error.__cause__):
+            raise
+        again = f"weaverant resume {shlex.quote(str(run.directory))}"
+        return complain(f"{error}. Nothing was asked; go on with: {again}", EXIT_CODES["journal"])
+    seen = False
     if not quiet:
         resumed = run.resumed and run.directory is not None
         summary = fold(run.directory) if resumed and run.directory else of_run(run, examples)
-        _show(report(summary))
+        seen = _show(report(summary), run.directory)
         if run.state == "pilot":
-            _show(forecast(estimate(run)))
-    if run.error is not None and (quiet or not _seen_together()):  # else the summary has said it there
+            _show(forecast(estimate(run)), run.directory)
+    if run.error is not None and not (seen and _seen_together()):  # else the summary has said it there
         complain(run.error if isinstance(run.error, WeaverantError) else repr(run.error), run.exit_code)
     own = set(threading.enumerate()) - set(before)
     waited = [each for each in own if not each.daemon or isinstance(each, StepThread)]
@@ -128,14 +135,17 @@ def _seen_together() -> bool:
         return False
 
 
-def _show(lines: Iterable[str]) -> None:
-    """Where the terminal was closed, there is nobody to see it."""
+def _show(lines: Iterable[str], directory: Path | None) -> bool:
+    """Whether it could be: what has become of the rows does not hang on it."""
     try:
-        print(visible("\n".join(lines)), flush=True)
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        unread(sys.stdout, sys.stderr)
+        put("\n".join(lines))
+    except BrokenPipeError:
+        return False
+    except Unwritten as error:
+        again = "" if directory is None else f". The run is not touched by it: weaverant show {directory}"
+        tell(f"weaverant: warning: {str(error).partition('. ')[0]}{again}")
+        return False
+    return True
 
 
 def _leave(code: int, threads: list[threading.Thread], seconds: float) -> None:
@@ -144,6 +154,5 @@ def _leave(code: int, threads: list[threading.Thread], seconds: float) -> None:
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
     if any(thread.is_alive() for thread in threads):
-        sys.stdout.flush()
-        sys.stderr.flush()
+        settle()
         os._exit(code)

@@ -14,6 +14,7 @@ import msgspec
 
 from weaverant.cli.find import find, found_lines
 from weaverant.cli.report import report, seconds
+from weaverant.cli.streams import put
 from weaverant.cli.text import as_text, clipped, counted, indented, message_lines
 from weaverant.errors import UserError
 from weaverant.events import AgentBound
@@ -21,7 +22,6 @@ from weaverant.history import sensible
 from weaverant.journal import BlobStore, JournalReader
 from weaverant.rundir import load_config
 from weaverant.runtime.progress import money
-from weaverant.runtime.terminal import visible
 from weaverant.story import Step, Story, Storyteller
 from weaverant.summary import document, failure_text, fold
 
@@ -46,7 +46,7 @@ def show_command(options: argparse.Namespace) -> int:
         summary = fold(directory)
         with sensible(f"the run {str(directory)!r}"):
             text = _document(document(summary)) if options.json else "\n".join(report(summary))
-    print(visible(text))
+    put(text)
     return 0
 
 

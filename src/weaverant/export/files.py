@@ -6,12 +6,13 @@ import gzip
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, cast
 
-from weaverant.errors import UserError
+from weaverant.errors import UserError, WeaverantError, is_full
 from weaverant.export.samples import Sample, decode, encode
 
 FILE_FIELD = "_file"
@@ -32,7 +33,7 @@ class Writer(Protocol):
         ...
 
     def give_up(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind but what has been finished."""
         ...
 
 
@@ -57,13 +58,18 @@ class Lines:
         self._unfinished.replace(self._path)
 
     def give_up(self) -> None:
-        self._close()
-        self._unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            try:
+                self._close()
+            finally:
+                self._unfinished.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        if self._file is not self._raw:
-            self._file.close()
-        self._raw.close()
+        try:
+            if self._file is not self._raw:
+                self._file.close()
+        finally:
+            self._raw.close()
 
 
 class Parquet:
@@ -99,7 +105,8 @@ class Parquet:
 
     def give_up(self) -> None:
         self._lines.give_up()
-        self._unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._unfinished.unlink(missing_ok=True)
 
     def _widen(self) -> None:
         """Let the schema hold the samples of the batch, too."""
@@ -158,7 +165,10 @@ class Sink:
         writer = self._writers.get(name)
         if writer is None:
             writer = self._writers[name] = self._open(name)
-        writer.add(line)
+        try:
+            writer.add(line)
+        except OSError as error:
+            raise _unwritten(name, error) from error
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def _name(self, sample: Sample, where: str) -> str:
@@ -180,8 +190,15 @@ class Sink:
         if not self._writers and (self._out == "-" or self._out.endswith(SUFFIXES)):
             self._writers[self._out] = self._open(self._out)
             self.counts[self._out] = 0
-        for writer in self._writers.values():
-            writer.finish()
+        try:
+            for name, writer in self._writers.items():
+                try:
+                    writer.finish()
+                except OSError as error:
+                    raise _unwritten(name, error) from error
+        finally:
+            for writer in self._writers.values():
+                writer.give_up()
 
     def _open(self, name: str) -> Writer:
         if name == "-":
@@ -208,7 +225,22 @@ def _new_file(path: Path) -> Writer:
             raise PermissionError(13, "no permission to write there")
         return Parquet(path) if path.suffix == ".parquet" else Lines(path)
     except OSError as error:
+        if is_full(error):
+            raise _unwritten(str(path), error) from error
         raise UserError(f"the file {str(path)!r} cannot be written: {error.strerror}") from None
+
+
+def _unwritten(name: str, error: OSError) -> Exception:
+    """What to raise. A pipe that nobody reads any more is nothing to tell of, and stays as it is."""
+    if isinstance(error, BrokenPipeError):
+        return error
+    why = error.strerror or error
+    if name == "-":
+        return WeaverantError(f"standard output cannot be written: {why}. What came before is no whole export")
+    return WeaverantError(
+        f"the file {name!r} cannot be written: {why}. Nothing of it was kept: free some room, or choose another place "
+        "with --out"
+    )
 
 
 def _pyarrow(path: Path) -> tuple[Any, Any]:

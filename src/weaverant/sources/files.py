@@ -24,13 +24,17 @@ SUFFIXES: dict[str, Format] = {
     ".parquet": Parquet(),
 }
 END_BYTES = 1 << 20
+RUN_BEGINS = b'{\n  "workflow": '
+"""What the `run.json` of a run's directory begins with."""
+
 _EXPECTED = (
     f"expected a file ending in {', '.join(SUFFIXES)}, a folder or a glob of such files, or - for standard input"
 )
 
 
 class Files:
-    """The rows of the files that `spec` names when it is opened; hidden files are left out of folders."""
+    """The rows of the files that `spec` names when it is opened; hidden files and the directories of runs are
+    left out of folders."""
 
     def __init__(self, spec: str) -> None:
         self._spec = spec
@@ -88,12 +92,19 @@ def _ends(path: str) -> tuple[int, bytes, bytes]:
 
 def _find(spec: str) -> list[str]:
     if os.path.isdir(spec):
+        if _is_run(spec):
+            raise UserError(f"{spec!r} is the directory of a run; give the file that `weaverant export` made of it")
         paths = sorted(_inside(spec))
         if not paths:
             raise UserError(f"the folder {spec!r} has no file we can read; expected some in {', '.join(SUFFIXES)}")
         return paths
-    if os.path.exists(spec):
+    if os.path.isfile(spec):
         return [spec]
+    if os.path.exists(spec):
+        raise UserError(
+            f"{spec!r} is no regular file, and rows are read more than once; expected a file on disk, or JSON lines on "
+            f"standard input: --input - < {spec}"
+        )
     if has_magic(spec):
         paths = sorted(path for path in glob(spec, recursive=True) if os.path.isfile(path))
         if not paths:
@@ -104,10 +115,20 @@ def _find(spec: str) -> list[str]:
 
 def _inside(folder: str) -> Iterator[str]:
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [n for n in folders if not n.startswith(".") and not _is_run(os.path.join(parent, n))]
         for name in names:
-            if not name.startswith(".") and name.endswith(tuple(SUFFIXES)):
-                yield os.path.join(parent, name)
+            path = os.path.join(parent, name)
+            if not name.startswith(".") and name.endswith(tuple(SUFFIXES)) and os.path.isfile(path):
+                yield path
+
+
+def _is_run(folder: str) -> bool:
+    """Whether a run stores itself there: its files are no rows, and come and go while it goes on."""
+    try:
+        with open(os.path.join(folder, "run.json"), "rb") as file:
+            return file.read(len(RUN_BEGINS)) == RUN_BEGINS
+    except OSError:
+        return False
 
 
 def _format(path: str) -> Format:
