@@ -1,8 +1,8 @@
 """The command line: `weaverant run | resume | show | export | recipes | models | init`.
 
-Exit codes: 0 all finished; 1 the run could not go on; 2 bad usage; 3 finished but some rows failed; 4 stopped and
-resumable; 5 the budget is used up, resumable with a larger one. A user's mistake is one message on standard error and
-no traceback.
+Exit codes: 0 all finished; 1 the run could not go on, or an output could not be written; 2 bad usage; 3 finished but
+some rows failed; 4 stopped and resumable; 5 the budget is used up, resumable with a larger one. A user's mistake is one
+message on standard error and no traceback.
 """
 
 from __future__ import annotations
