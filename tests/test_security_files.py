@@ -163,10 +163,11 @@ def test_a_blob_is_written_through_no_link(tmp_path: Path):
     (blob,) = (tmp_path / "a" / "blobs").glob("*/*.zst")
     victim = tmp_path / "victim"
     victim.write_text("precious")
+    run = weaverant.run(said, [{"n": long}], models=Scripted("hi"), directory=tmp_path / "b")
     planted = tmp_path / "b" / "blobs" / blob.parent.name / f"{blob.stem}.tmp"
     planted.parent.mkdir(parents=True)
     planted.symlink_to(victim)
-    run = weaverant.run(said, [{"n": long}], models=Scripted("hi"), directory=tmp_path / "b").wait()
+    run.wait()
     assert isinstance(run.error, JournalError) and victim.read_text() == "precious"
 
 
