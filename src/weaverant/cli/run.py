@@ -63,7 +63,7 @@ def _prepared(options: argparse.Namespace) -> Run:
         recipe,
         input_for(options.input, recipe),
         models=models_for(options.model, recipe),
-        directory=options.run,
+        directory=None if options.dry_run else options.run,
         journal=not (options.no_journal or options.dry_run),
         trials=options.trials,
         limit=options.limit,
