@@ -58,7 +58,7 @@ PLANTED = {
     ),
     "show: control characters go to the terminal": (
         "forgery",
-        "import weaverant.cli.show as m; m.visible = lambda text: text + chr(27)",
+        "import weaverant.cli.streams as m; m.visible = lambda text: text + chr(27)",
     ),
     "replies: the last of two keys wins": (
         "replies",
