@@ -35,8 +35,9 @@ PART = 500
 """Rows."""
 YOUNG = 10_000
 """Rows of a young run."""
-EVERY = 20_000
-"""Rows from one young run to the next."""
+TURNS = 50
+"""Young runs; fewer where they would come more often than every `LEAST` rows."""
+LEAST = 5_000
 GOAL = 0.10
 
 
@@ -115,7 +116,7 @@ def parts(process: subprocess.Popen[str]) -> Iterator[Part]:
 def in_turns(rows: int) -> tuple[list[Part], list[tuple[int, list[Part]]]]:
     """The parts of the long run; and those of the young runs, each with how far the long one was. It stands still
     while a young one goes."""
-    old, young, due = [], [], YOUNG
+    old, young, due = [], [], LEAST
     process = begin(rows)
     for part in parts(process):
         old.append(part)
@@ -125,7 +126,7 @@ def in_turns(rows: int) -> tuple[list[Part], list[tuple[int, list[Part]]]]:
                 young.append((part.rows, [each for each in parts(begin(YOUNG + IN_FLIGHT)) if each.rows <= YOUNG]))
             finally:
                 process.send_signal(signal.SIGCONT)
-            due += EVERY
+            due += max(LEAST, rows // TURNS)
     return old, young
 
 
