@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 from msgspec.msgpack import Ext
 
-from fuzz_begun import Begun, begun, ends_of, go_on, resumed
-from fuzz_events import Journal, Written, read, write
+from forging import Edit, forged, left_off
+from fuzz_begun import Begun, ends_of, go_on, resumed
+from fuzz_events import Journal, Written
 from weaverant import Agent, Reply, run, workflow
 from weaverant.cli import main
 from weaverant.cli.show import storyteller
@@ -26,22 +24,10 @@ from weaverant.message import Request, Usage, assistant
 from weaverant.protocols import CallContext
 from weaverant.summary import fold
 
-Edit = Callable[[Journal], None]
-
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Begun]:
-    """Runs without a budget, left before their end, by recipe."""
-    return {one.recipe: one for one in begun(tmp_path_factory.mktemp("begun")) if one.directory.name.endswith("-0")}
-
-
-def forged(one: Begun, folder: Path, edit: Edit) -> Path:
-    directory = folder / "forged"
-    shutil.copytree(one.directory, directory)
-    journal = read(directory)
-    edit(journal)
-    write(directory, journal, Random(0), lies=False, sealed=True)
-    return directory
+    return left_off(tmp_path_factory.mktemp("begun"))
 
 
 def told(one: Begun, directory: Path, retry: bool = False) -> str:

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
 import msgspec
 import pytest
 
-from fuzz_begun import Begun, Voice, begun, ends_of, go_on, resumed
-from fuzz_events import Journal, Written, read, write
+from forging import forged, left_off
+from fuzz_begun import Begun, Voice, ends_of, go_on, resumed
+from fuzz_events import Journal, Written
 from weaverant import Agent, Stages, resume, run, workflow
 from weaverant.errors import JournalCorrupt
 from weaverant.journal import JournalReader
 from weaverant.journal.index import SegmentIndex
 from weaverant.summary import fold
 
-Edit = Callable[[Journal], None]
-
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Begun]:
-    """Runs without a budget, left before their end, by recipe."""
-    return {one.recipe: one for one in begun(tmp_path_factory.mktemp("begun")) if one.directory.name.endswith("-0")}
-
-
-def forged(one: Begun, folder: Path, edit: Edit, sealed: bool = True) -> Path:
-    directory = folder / "forged"
-    shutil.copytree(one.directory, directory)
-    journal = read(directory)
-    edit(journal)
-    write(directory, journal, Random(0), lies=False, sealed=sealed)
-    return directory
+    return left_off(tmp_path_factory.mktemp("begun"))
 
 
 def refusal(one: Begun, directory: Path, retry: bool = False) -> str:

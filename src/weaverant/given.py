@@ -84,6 +84,19 @@ def source_given(rows: Rows) -> Source:
     return MemoryRows(rows)  # pyright: ignore[reportArgumentType]
 
 
+def check_asked(trials: int, limit: int | None, pilot: int | None, journal: bool, directory: str | Path | None) -> None:
+    """`UserError` where these arguments of a new run cannot be meant, or not together."""
+    if trials < 1 or (limit is not None and limit < 0):
+        raise UserError(f"trials must be at least 1 and limit not negative; found trials={trials}, limit={limit}")
+    if pilot is not None and (pilot < 1 or not journal):
+        raise UserError(
+            f"a pilot works on one row at least, and needs a journal to go on from; found pilot={pilot}, "
+            f"journal={journal}"
+        )
+    if directory is not None and not journal:
+        raise UserError("journal=False stores nothing, so it has no directory=; leave one of the two out")
+
+
 def limits_given(values: Mapping[str, Any], function: str, known: Iterable[str] | None) -> Limits:
     """The limits among the keywords of `run` or `resume`, of which it knows the `known` itself."""
     fields = Limits.__struct_fields__

@@ -25,6 +25,7 @@ from weaverant.given import (
     Models,
     Rows,
     bind,
+    check_asked,
     check_bounded,
     config_given,
     limits_given,
@@ -379,15 +380,7 @@ def run(
             "Put run(...) under: if __name__ == '__main__':"
         )
     recipe = recipe_given(workflow).with_parameters(dict(parameters or {}))
-    if trials < 1 or (limit is not None and limit < 0):
-        raise UserError(f"trials must be at least 1 and limit not negative; found trials={trials}, limit={limit}")
-    if pilot is not None and (pilot < 1 or not journal):
-        raise UserError(
-            f"a pilot works on one row at least, and needs a journal to go on from; found pilot={pilot}, "
-            f"journal={journal}"
-        )
-    if directory is not None and not journal:
-        raise UserError("journal=False stores nothing, so it has no directory=; leave one of the two out")
+    check_asked(trials, limit, pilot, journal, directory)
     bounds = limits_given(limits, "run", run.__kwdefaults__)
     source = source_given(rows)
     binding, own, specs = bind(models, recipe, overrides or {})
