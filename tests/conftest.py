@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from weaverant.testing.server import MockServer
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands behave here as they do at users'
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,11 @@ import fcntl
 import json
 import os
 import pty
+import py_compile
 import re
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -311,6 +313,20 @@ def test_a_run_that_begins_on_a_full_disk_is_resumable_where_it_is_there(folder:
     assert ran.returncode == code and ran.stderr.count("\n") == 1 and "File too large" in ran.stderr
     assert Path("out").exists() == (code == 4) == ("weaverant resume out" in ran.stderr)
     assert call(*(("resume", "out") if code == 4 else RUN)).returncode == 0
+
+
+def test_bytecode_that_a_full_disk_cut_short_is_told_with_the_way_out(folder: Path):
+    """Python writes less than all of it, without an error, and takes it for whole."""
+    Path("beside.py").write_text("LONG = 'a text'\n")
+    Path("w.py").write_text("import beside\n" + WORKFLOW)
+    kept = Path(py_compile.compile("beside.py") or "")
+    kept.write_bytes(kept.read_bytes()[:40])
+    ran = call(*RUN)
+    assert ran.returncode == 2 and "delete __pycache__" in ran.stderr and ran.stderr.count("\n") == 1
+    shutil.rmtree("__pycache__")
+    Path("mended").touch()
+    assert call(*RUN).returncode == 0
+    assert [each.name for each in Path("__pycache__").iterdir()] == [kept.name], "that of the workflow's file is kept"
 
 
 def test_show_says_again_what_stopped_a_run_at_its_server_and_how_to_go_on(folder: Path):

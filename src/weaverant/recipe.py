@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast, get_type_hints
+from typing import Any, NoReturn, cast, get_type_hints
 
 import msgspec
 
@@ -167,12 +168,21 @@ def is_loading() -> bool:
     return bool(_loading)
 
 
+class _Uncached(SourceFileLoader):
+    """Compiles the source every time: what Python keeps of a file's bytecode is cut short where the disk is full, and
+    the file could not be loaded any more until somebody deletes that."""
+
+    def path_stats(self, path: str) -> NoReturn:
+        """Without them Python neither reads nor writes bytecode."""
+        raise OSError
+
+
 def load_module(file: Path) -> ModuleType:
     """Import a file, under a name of ours: what it has under `if __name__ == "__main__":` does not run."""
     if file.is_relative_to(RECIPES):
         return importlib.import_module(f"weaverant.recipes.{file.parent.name}.recipe")
     name = f"weaverant_user_{digest(str(file).encode()).hex()[:8]}_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_Uncached(name, str(file)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -189,7 +199,9 @@ def load_module(file: Path) -> ModuleType:
         raise UserError(f"{str(file)!r} cannot be loaded: it ends the process ({where}); {way_out}") from error
     except Exception as error:  # the boundary to a user's file: any line of it may raise anything
         failure, where = failure_of(error)
-        raise UserError(f"{str(file)!r} cannot be loaded: {failure} ({where or 'at its top'})") from error
+        cut = isinstance(error, EOFError) and "marshal" in str(error)
+        hint = ". The disk was full when Python kept the bytecode of a file beside it: delete __pycache__" * cut
+        raise UserError(f"{str(file)!r} cannot be loaded: {failure} ({where or 'at its top'}){hint}") from error
     finally:
         _loading.pop()
     return module
