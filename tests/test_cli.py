@@ -25,6 +25,7 @@ import pytest
 from weaverant.cli import main
 from weaverant.engines.http.money.prices import tables
 from weaverant.journal import RunLock
+from weaverant.testing.server import MockServer
 
 WORKFLOW = '''
 """Two questions a row."""
@@ -327,6 +328,39 @@ def test_bytecode_that_a_full_disk_cut_short_is_told_with_the_way_out(folder: Pa
     Path("mended").touch()
     assert call(*RUN).returncode == 0
     assert [each.name for each in Path("__pycache__").iterdir()] == [kept.name], "that of the workflow's file is kept"
+
+
+def test_calls_that_a_kill_or_a_stop_cut_off_are_told_beside_the_cost(folder: Path):
+    """Without a budget nothing was set aside for them: no cost counts what a bill may."""
+    write_rows(20)
+    with MockServer(latency=30.0, price="1,1") as server:
+        given = ("run", "w.py", "--input", "rows.jsonl", "--model", f"{server.url}?price=1,1#m", "--concurrency", "5")
+        killed = begin(*given, "--run", "out", delay=0.0)
+        wait_until(lambda: server.stats()["total"] == 5)
+        killed.kill()
+        killed.communicate(timeout=20)
+        assert (
+            "\ncut off     what was in flight when 1 session ended by a kill: a bill may have"
+            in call("show", "out").stdout
+        )
+        server.reset()
+        stopped = begin(*given, "--run", "stopped", delay=0.0)
+        wait_until(lambda: server.stats()["total"] == 5)
+        stopped.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        stopped.send_signal(signal.SIGINT)
+        out, _ = stopped.communicate(timeout=20)
+        for said in (out, call("show", "stopped").stdout):
+            assert "\ncut off     5 calls when it stopped: a bill may have them" in said
+        told = json.loads(call("show", "stopped", "--json").stdout)
+        assert told["cut_off"] == {"calls": 5, "sessions": 0} and told["spent"]["total"] == 0.0
+        bounded = [word for agent in ("first", "second") for word in ("--set", f"{agent}.max_tokens=100")]
+        paid = begin(*given, *bounded, "--run", "paid", "--budget", "1", delay=0.0)
+        wait_until(lambda: server.stats()["total"] == 10)
+        paid.kill()
+        paid.communicate(timeout=20)
+        said = call("show", "paid").stdout
+        assert "cut off" not in said and "5 calls whose bill nobody knows" in said
 
 
 def test_show_says_again_what_stopped_a_run_at_its_server_and_how_to_go_on(folder: Path):
@@ -633,6 +667,9 @@ def test_a_dry_run_in_which_no_row_comes_to_its_first_step_is_2(folder: Path, ca
     )
     Path("rows.jsonl").write_text('{"m": 1}\n{"n": 2}\n')
     assert main([*RUN, "--dry-run"]) == 0, "one bad row is no mistake in the workflow"
+    said = capsys.readouterr().out
+    assert "it ends before its first step, failed: KeyError: 'n'; the row has: 'm'" in said
+    assert "1 of the first 2 rows fails before a first step:\n  KeyError: 'n'; the row has: 'm'" in said
 
 
 def test_parameters_are_flags(folder: Path):
@@ -658,6 +695,31 @@ def test_rows_from_standard_input_and_no_journal(folder: Path):
     assert ran.returncode == 0, ran.stderr
     assert "rows 3 = done 3" in ran.stdout and "nothing was stored" in ran.stdout
     assert not Path("runs").exists()
+
+
+def test_a_run_from_standard_input_goes_on_with_the_rows_that_it_had_read(folder: Path):
+    """Of a pipe there is nothing more to read: not after a pilot, not after a stop."""
+    Path("mended").touch()
+    rows = "".join(json.dumps({"n": n}) + "\n" for n in range(30))
+    given = ("run", "w.py", "--input", "-", "--model", "scripted:echo.py", "--run", "out")
+    pilot = call(*given, "--pilot", "2", stdin=rows)
+    assert pilot.returncode == 0 and "of '-' the run has kept the 30 rows that were read" in pilot.stderr
+    resumed = call("resume", "out")
+    assert resumed.returncode == 0 and "rows 30 = done 27 + rejected 3 + failed 0 + left 0" in resumed.stdout
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    again = (*given[:-1], "stopped", "--concurrency", "2", "--in-flight", "2")
+    ran = subprocess.Popen(command(*again), text=True, env={**os.environ, "DELAY": "0.2"}, **pipes)  # pyright: ignore
+    assert ran.stdin is not None
+    ran.stdin.write(rows)
+    ran.stdin.close()
+    ran.stdin = None
+    wait_until(lambda: any(path.stat().st_size > 1500 for path in Path("stopped/journal").glob("*.wvj")))
+    ran.send_signal(signal.SIGINT)
+    _, err = ran.communicate(timeout=20)
+    assert ran.returncode == 4, err
+    resumed = call("resume", "stopped")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "rows 30 = done 27 + rejected 3 + failed 0 + left 0" in resumed.stdout
 
 
 def test_one_tasks_story(folder: Path):

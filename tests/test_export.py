@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, Field
 
 from weaverant import Agent, Request, Story, UserError, group, resume, run, workflow
 from weaverant.cli.export import export
@@ -441,3 +442,29 @@ def test_datasets_loads_all_forms_and_parquet_is_the_same(tmp_path: Path):
             export(directory, form, str(out))
             loaded = datasets.load_dataset(kind, data_files=str(out), split="train", cache_dir=str(tmp_path / "cache"))
             assert list(loaded) == lines(tmp_path / f"{form}.jsonl")
+
+
+class Verdict(BaseModel):
+    score: int = Field(le=5)
+
+
+grader = Agent("grader", prompt="Grade {{ n }}", output=Verdict)
+
+
+@workflow
+async def graded(row: dict[str, Any]):
+    return {"score": (await grader(n=row["n"])).score}
+
+
+def test_replies_that_did_not_fit_the_output_are_no_samples(tmp_path: Path):
+    """Of every other row the first reply is refused, and the second is good."""
+
+    def answer(request: Request) -> Reply:
+        odd = request.messages[0].text.endswith(("1", "3"))
+        return Reply(assistant('{"score": 9}' if odd and len(request.messages) == 1 else '{"score": 3}'))
+
+    run(graded, [{"n": n} for n in range(5)], models=Scripted(answer), directory=tmp_path / "run").wait()
+    exported = export(tmp_path / "run", "messages", str(tmp_path / "out.jsonl"))
+    assert exported.left_out == {"that did not fit the output and were asked again": 2}
+    samples = lines(tmp_path / "out.jsonl")
+    assert [sample["messages"][-1]["content"] for sample in samples] == ['{"score": 3}'] * 5

@@ -100,11 +100,13 @@ def drive(
     changes: tuple[tuple[float, float], ...] = (),
     failing: float = 0.0,
     first: int = 0,
+    refusing: float = 0.0,
 ) -> Seen:
-    """A client with `demand(now)` requests at hand, reading gauges every so often; rejections take 2 ms, and the
-    server's slowness becomes, at some times, another."""
+    """A client with `demand(now)` requests at hand, reading gauges every so often; rejections take 2 ms, that share of
+    requests is rejected for no reason, and the server's slowness becomes, at some times, another."""
     seen = Seen(window := Window(most, 0.0, first))
-    rejections: deque[tuple[float, float]] = deque()
+    rejections: deque[tuple[float, float, int]] = deque()
+    among: dict[float, deque[int]] = {}
     news = deque((*changes, (math.inf, 1.0)))
     dice = random.Random(1)
     now, area, at_settle, next_gauge = 0.0, 0.0, (0.0, 0.0), gauges
@@ -116,11 +118,12 @@ def drive(
             at_settle, area, seen.replies, seen.rejected = (server.done_work, server.most_work), 0.0, 0, 0
         area, now = area + window.in_flight * (then - now), then
         if now == rejected:
-            window.end(now, rejections.popleft()[1], "limited")
+            _, began, level = rejections.popleft()
+            window.end(now, began, "limited", level)
             seen.rejected += 1
         elif now == ends:
             began = server.end_one(now)
-            window.end(now, began, "failed" if dice.random() < failing else "reply")
+            window.end(now, began, "failed" if dice.random() < failing else "reply", among[began].popleft())
             seen.replies += 1
         elif now == next_gauge:
             window.gauge(now, Gauges(len(server.jobs), len(server.queue)))
@@ -129,9 +132,11 @@ def drive(
             server.pass_time(now)
             server.slow = news.popleft()[1]
         while window.room and window.in_flight < demand(now):
-            window.begin(now)
-            if not server.send(now):
-                rejections.append((now + 0.002, now))
+            level = window.begin(now)
+            if (refusing and dice.random() < refusing) or not server.send(now):
+                rejections.append((now + 0.002, now, level))
+            else:
+                among.setdefault(now, deque()).append(level)
         seen.sizes.append((now, window.size))
     server.pass_time(now)
     seen.in_flight = area / (now - settle) / server.slots
@@ -650,3 +655,17 @@ def test_a_replica_that_was_out_and_asks_for_a_pause_is_up_after_it():
 )
 def test_the_metrics_pages_of_four_servers_are_understood(page: str, gauges: Gauges | None):
     assert parse_gauges(page) == gauges
+
+
+@pytest.mark.parametrize(("share", "busy"), [(0.01, 0.5), (0.02, 0.5), (0.05, 0.05)])
+def test_refusals_for_no_reason_do_not_close_the_window(share: float, busy: float):
+    """The server takes 400 at once, and refuses one request in so many whatever their number: that is no ceiling. By
+    ceilings alone one request at a time was left: 0.0025."""
+    seen = drive(Server(400, 0.2, 0.2, seed=5), 200.0, 40.0, refusing=share)
+    assert seen.busy >= busy and abs(seen.rejects - share) < 0.2 * share
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01])
+def test_a_ceiling_is_found_beside_refusals_for_no_reason(share: float):
+    seen = drive(Server(100, 0.2, 0.2, seed=6, reject=True), 300.0, 60.0, refusing=share)
+    assert seen.busy >= 0.85 and seen.rejects < share + 0.01

@@ -68,7 +68,10 @@ def test_a_server_whose_every_reply_is_cut_gives_no_samples_in_silence(say: Say)
     with MockServer(tokens=50) as server:
         code, out, _ = say("run", "w.py", "--input", "rows.jsonl", "--model", f"{server.url}#m", "--run", "out")
     assert code == 0
-    assert "cut short   writer 9 of 9 (max_tokens); exports leave these replies out" in out.splitlines()
+    assert (
+        "cut short   writer 9 of 9 (max_tokens); exports as messages or preference leave these replies out"
+        in out.splitlines()
+    )
     assert shown(say)["agents"][0]["cut"] == {"length": 9}
     code, _, err = say("export", "out", "--as", "messages", "--out", "sft.jsonl")
     assert (code, err.splitlines()) == (

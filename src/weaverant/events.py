@@ -175,7 +175,8 @@ class RunClosed(Struct, frozen=True, array_like=True, tag="close"):
     """The process stopped writing in order. `state` is `finished`, or why it stopped. Of a pilot, `bound` is the most
     that any one of its calls could have cost, in US dollars, 0 where no engine tells; `capacities` are those of its
     engines, by the name of the model they are given for, None for one that does not tell. `why` is the error that
-    stopped it, shortened; `short` what a run that stopped for money lacked."""
+    stopped it, shortened; `short` what a run that stopped for money lacked; `cut` how many calls were cut off that may
+    be on a bill, where no money had been set aside for them."""
 
     state: str
     time: Seconds
@@ -183,6 +184,7 @@ class RunClosed(Struct, frozen=True, array_like=True, tag="close"):
     capacities: dict[str, Capacity | None] = {}
     why: str = ""
     short: Shortfall | None = None
+    cut: Count = 0
 
 
 TaskEvent = TaskStarted | CostReserved | StepEnded | TimerFired | TaskEnded | TaskReopened | TaskSuperseded

@@ -86,8 +86,10 @@ def source_given(rows: Rows) -> Source:
 
 def check_asked(trials: int, limit: int | None, pilot: int | None, journal: bool, directory: str | Path | None) -> None:
     """`UserError` where these arguments of a new run cannot be meant, or not together."""
-    if trials < 1 or (limit is not None and limit < 0):
-        raise UserError(f"trials must be at least 1 and limit not negative; found trials={trials}, limit={limit}")
+    if trials < 1:
+        raise UserError(f"trials must be at least 1, found {trials}")
+    if limit is not None and limit < 0:
+        raise UserError(f"limit is a number of rows, not negative; found {limit}")
     if pilot is not None and (pilot < 1 or not journal):
         raise UserError(
             f"a pilot works on one row at least, and needs a journal to go on from; found pilot={pilot}, "

@@ -152,6 +152,11 @@ class Run:
         return 0 if self._swarm is None else self._swarm.sent
 
     @property
+    def cut(self) -> int:
+        """Calls that were cut off when it stopped and may be on a bill: no money had been set aside for them."""
+        return 0 if self._swarm is None else self._swarm.cut
+
+    @property
     def spent(self) -> float:
         """US dollars, those of all sessions."""
         return self.ledger.earlier_cost + self.ledger.usage().cost if self._budget is None else self._budget.spent
@@ -431,7 +436,7 @@ def resume(
         if "rows" in config.objects:
             raise UserError(f"the run {str(path)!r} was made from rows in memory: give them again, rows=...")
         # What standard input brought is in the journal; there is nothing more to read.
-        source = MemoryRows([], "-") if config.input == "-" else open_source(config.input)
+        source = MemoryRows(iter(()), "-") if config.input == "-" else open_source(config.input)
     else:
         source = source_given(rows)
     binding, own, specs = bind(models if models is not None else specs_again(config), recipe, config.overrides)

@@ -64,6 +64,9 @@ class Step(Struct):
     started: float = 0.0
     ended: float = 0.0
     """On the task's clock, in seconds."""
+    follows: int | None = None
+    """The step whose reply it goes on from within one call of its agent: with the results of tools, or, where its last
+    message is the user's, because that reply did not fit the output."""
 
 
 MOST_SAID = 1 << 27
@@ -146,6 +149,7 @@ class Storyteller:
         )  # fmt: skip
         if event.kind == "model":
             step.messages = self._messages(event, asked, numbered)
+            step.follows = asked[0] if isinstance(asked, list) and isinstance(asked[0], int) else None
             self._said += len(step.messages)
             if self._said > MOST_SAID:
                 raise ValueError(f"its steps send more than {MOST_SAID:,} messages in all")

@@ -44,7 +44,7 @@ def models_for(given: Sequence[str], recipe: Recipe) -> dict[str, str]:
     raise UserError(
         f"no model was given, and {recipe.given!r} names none. Its agents ask for "
         f"{', '.join(map(repr, names)) or 'some'}: give them one with --model {prefix}http://HOST:8000/v1#NAME, "
-        f"or try it offline with --model embedded:tiny or --model simulated:"
+        f"or try it offline, with pretended replies, with --model simulated:"
     )
 
 

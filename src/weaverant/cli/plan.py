@@ -108,6 +108,12 @@ def _first_rows(run: Run, wrong: list[str]) -> Iterator[str]:
         yield ""
     if not begun:
         yield "the input has no rows that can be begun"
+    stillborn = [one.stillborn for one in begun if one.stillborn]
+    if 0 < len(stillborn) < len(begun):
+        verb = "fails" if len(stillborn) == 1 else "fail"
+        yield f"{len(stillborn)} of the first {counted(len(begun), 'row')} {verb} before a first step:"
+        yield f"  {stillborn[0]}" + (" ..." if len(stillborn) > 1 else "")
+        yield ""
     wrong += _faults(begun)
 
 
@@ -120,7 +126,8 @@ def _first_step(begun: Begun) -> Iterator[str]:
     elif first is not None:
         yield f"its first step is {first.name}(...), which a dry run does not call"
     elif end is not None:
-        yield f"it ends before its first step, {end.state}{f': {end.reason}' if end.reason else ''}"
+        why = begun.stillborn or end.reason
+        yield f"it ends before its first step, {end.state}{f': {why}' if why else ''}"
 
 
 def _faults(begun: Sequence[Begun]) -> Iterator[str]:

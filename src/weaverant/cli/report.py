@@ -56,6 +56,7 @@ def report(summary: Summary, advise: bool = True) -> Iterator[str]:
     yield from _requests(summary)
     yield from _cut_short(summary)
     yield from _cost(summary)
+    yield from _cut_off(summary)
     yield from _short(summary)
     yield from _failures(summary)
     yield from _failed_calls(summary)
@@ -144,18 +145,28 @@ def _requests(summary: Summary) -> Iterator[str]:
     asked = sum(counts.calls - counts.reused for (kind, _), counts in agents.items() if kind == "model")
     requests = summary.ledger.usage().requests
     if requests > asked:
-        yield f"requests    {requests:,} for {counted(asked, 'call')}: the others were sent again, or twice"
+        yield f"requests    {requests:,} for {counted(asked, 'call')}: the others were sent again or twice"
 
 
 def _cut_short(summary: Summary) -> Iterator[str]:
-    """`cut short   writer 9 of 12 (max_tokens); exports leave these replies out`."""
+    """`cut short   writer 9 of 12 (max_tokens); `messages` and `preference` leave these replies out`."""
     found = [
         f"{name} {count:,} of {counts.calls:,} ({CUT_BY[how]})"
         for (_, name), counts in sorted(summary.ledger.agents.items())
         for how, count in positive(counts.cut).items()
     ]
     if found:
-        yield f"cut short   {', '.join(found)}; exports leave these replies out"
+        yield f"cut short   {', '.join(found)}; exports as messages or preference leave these replies out"
+
+
+def _cut_off(summary: Summary) -> Iterator[str]:
+    """`cut off     16 calls when it stopped: a bill may have them, and no cost here does`."""
+    found = [f"{counted(summary.cut, 'call')} when it stopped"] * (summary.cut > 0)
+    if summary.killed:
+        found.append(f"what was in flight when {counted(summary.killed, 'session')} ended by a kill")
+    if found and any(what.startswith("http") for what in summary.config.identities.values()):
+        them = "a bill may have them, and no cost here does; with --budget it would"
+        yield f"cut off     {' and '.join(found)}: {them}"
 
 
 def _cost(summary: Summary) -> Iterator[str]:

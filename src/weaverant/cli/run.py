@@ -28,6 +28,7 @@ from weaverant.cli.options import (
 from weaverant.cli.plan import print_plan
 from weaverant.cli.report import report
 from weaverant.cli.streams import Unwritten, put, settle, tell
+from weaverant.cli.text import counted
 from weaverant.errors import JournalError, UserError, WeaverantError, is_full
 from weaverant.launch import EXIT_CODES, Run
 from weaverant.pilot import estimate
@@ -119,6 +120,9 @@ def _drive(run: Run, quiet: bool) -> int:
         seen = _show(report(summary), run.directory)
         if run.state == "pilot":
             _show(forecast(estimate(run)), run.directory)
+        if run.directory is not None and not run.resumed and not run.source.rereadable and run.state != "finished":
+            rows = counted(run.ledger.stages[0].rows, "row")
+            tell(f"of {run.source.name!r} the run has kept the {rows} that were read; what came after them is gone")
     if run.error is not None and not (seen and _seen_together()):  # else the summary has said it there
         complain(run.error if isinstance(run.error, WeaverantError) else repr(run.error), run.exit_code)
     own = set(threading.enumerate()) - set(before)

@@ -19,6 +19,7 @@ Sample = dict[str, Any]
 LEFT_OUT = "_left_out"
 """The field of a sample that says why it is left out: the export counts it by that, and does not write it."""
 
+MISFIT = "that did not fit the output and were asked again"
 SAME = "with chosen the same as rejected"
 
 HOW_TO_PREFER = (
@@ -38,7 +39,9 @@ def raw(story: Story) -> Iterator[Sample]:
 def messages(story: Story) -> Iterator[Sample]:
     """A chat sample of each step in which a model answered: `{"messages", "agent", "task", "model"}`, in OpenAI's
     form, the reply last; with `tools` where the agent has some. Suits TRL's SFT and any chat template. Of several
-    replies (`n`) it is the first: which ones are good only the workflow knows. One that was cut short is left out."""
+    replies (`n`) it is the first: which ones are good only the workflow knows. One that was cut short is left out, and
+    one that did not fit the output, so that its agent was asked again."""
+    misfits = {step.follows for step in story.model_steps if step.messages and step.messages[-1].role == "user"}
     for step in story.model_steps:
         assert step.reply is not None
         said = (*step.messages, step.reply.message)
@@ -52,6 +55,8 @@ def messages(story: Story) -> Iterator[Sample]:
             sample["tools"] = [{"type": "function", "function": tool} for tool in step.tools]
         if step.reply.finish in CUT_SHORT:
             sample[LEFT_OUT] = CUT_SHORT[step.reply.finish]
+        elif step.number in misfits:
+            sample[LEFT_OUT] = MISFIT
         yield sample
 
 

@@ -119,6 +119,8 @@ class LocalSwarm:
         self._timers: list[asyncio.TimerHandle] = []
         self._hurried = False
         """Calls in flight have been given so much time and no more."""
+        self.cut = 0
+        """Calls that were cut off when the run stopped, sent and with no money set aside for them."""
 
     # What the caller does
 
@@ -369,7 +371,12 @@ class LocalSwarm:
     def _contradiction(self) -> JournalCorrupt:
         return JournalCorrupt(f"nothing is left to do, but by what the journal told there is: {self.ledger!r}")
 
+    def _count_cut(self) -> None:
+        if self._budget is None:
+            self.cut = max(self.cut, self.sent)
+
     def _cancel_calls(self) -> None:
+        self._count_cut()
         self._calls.cancel_all()
         self._later(CANCEL_SECONDS, self._give_up)
         self._wake.set()
@@ -391,6 +398,7 @@ class LocalSwarm:
         if not self.stopped and not self._over():
             self.stop("closed", 0.0)
         self._park()
+        self._count_cut()
         self._calls.cancel_all()
         if running := [ask.handle for ask in self._calls.running() if ask.handle is not None]:
             await asyncio.wait(running, timeout=CANCEL_SECONDS)
@@ -409,7 +417,7 @@ class LocalSwarm:
         bound, capacities = (0.0, {}) if self._outlook is None else (self._outlook.bound, self._outlook.capacities())
         why = shown(self.error)[:MOST_WHY] if self.error is not None and self.stopped else ""
         short = None if self._budget is None or self.stopped != "budget" else self._budget.short
-        close = RunClosed(self.stopped or "finished", self.clock.time(), bound, capacities, why, short)
+        close = RunClosed(self.stopped or "finished", self.clock.time(), bound, capacities, why, short, self.cut)
         self.write(close, None, None)
 
     def _keep_what_was_read(self) -> None:

@@ -62,6 +62,10 @@ class Summary(Struct):
     """What it lacked, where it stopped for money."""
     unpriced: list[str] = []
     """Agents that ask a model whose price nobody knows: a cost of 0 tells nothing of them."""
+    cut: int = 0
+    """Calls that were cut off when sessions without a budget stopped: no cost counts them, and a bill may."""
+    killed: int = 0
+    """Sessions without a budget that were killed, of whose calls in flight nothing is known."""
 
     @property
     def simulated(self) -> list[str]:
@@ -113,7 +117,7 @@ def of_run(run: Run, examples: Examples) -> Summary:
     return Summary(
         run.config, run.state, run.ledger, rows, examples.failures, directory, budget=run.limits.budget,
         why="" if run.error is None else shown(run.error), short=run.short,
-        unpriced=unpriced_agents(run.config, asked),
+        unpriced=unpriced_agents(run.config, asked), cut=run.cut,
     )  # fmt: skip
 
 

@@ -26,7 +26,9 @@ def document(summary: Summary) -> dict[str, Any]:
     (`{tasks, first_task, first_step}`), `spent` (US dollars: `{total, known, unsure, unsure_calls, reserved,
     reserved_calls}`, total = known + unsure + reserved),
     `budget` (null for none), `why` (the error that stopped the last session; null for none), `short` (of a run that
-    stopped for money, `{calls, first, most}`: calls that waited for it, what the first and any of them may cost).
+    stopped for money, `{calls, first, most}`: calls that waited for it, what the first and any of them may cost),
+    `cut_off` (`{calls, sessions}`: of sessions without a budget, calls in flight when they stopped, and how many were
+    killed with nobody knows how many in flight: a bill may have them, and no cost here).
     """
     config = summary.config
     reserved = summary.ledger.reserved.by_agent()
@@ -61,6 +63,7 @@ def document(summary: Summary) -> dict[str, Any]:
         "spent": _spent_document(summary.ledger.spent()),
         "budget": summary.budget or None,
         "why": summary.why or None,
+        "cut_off": {"calls": summary.cut, "sessions": summary.killed},
         "short": msgspec.to_builtins(summary.short and msgspec.structs.asdict(summary.short)),
     }
 

@@ -52,7 +52,8 @@ def fold(directory: Path) -> Summary:
         examples.add(teller.tell(events))
     return Summary(
         config, state, ledger, rows, examples.failures, str(directory), folded.sessions, folded.divergence,
-        folded.budget, why, folded.short, unpriced_agents(config, folded.asked),
+        folded.budget, why, folded.short, unpriced_agents(config, folded.asked), folded.cut,
+        folded.killed + (state in ("killed", "journal") and not folded.budget),
     )  # fmt: skip
 
 
@@ -89,6 +90,7 @@ class _Fold:
         self.budget = 0.0
         self.why = ""
         self.short: Shortfall | None = None
+        self.cut = self.killed = 0
         self.source_rows: int | None = None
         self.asked: set[tuple[str, str]] = set()
         """Agents and the models that they ask."""
@@ -115,6 +117,7 @@ class _Fold:
             case TaskSuperseded():
                 self._superseded(event.task)
             case RunOpened():
+                self.killed += self.sessions > 0 and not self.state and not self.budget
                 self.sessions += 1
                 self.state = self.why = ""
                 self.budget = event.budget
@@ -123,6 +126,7 @@ class _Fold:
             case RunClosed():
                 self.state, self.why = event.state, event.why
                 self.short = event.short or self.short
+                self.cut += event.cut
             case SourceEnded():
                 self.source_rows = event.rows
             case AgentBound():

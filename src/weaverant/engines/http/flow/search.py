@@ -78,6 +78,10 @@ class Search:
         if follows or self._here.level > most:
             self._look_again(now)
 
+    def lift(self, most: int) -> None:
+        """The bound is higher. What is being measured goes on."""
+        self._most = most
+
     def unbound(self, most: int, level: int, now: float) -> None:
         """The last bound was none, and `most` holds again: go on from the level before."""
         self._most = most

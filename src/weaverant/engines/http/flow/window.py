@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Literal
 
 from weaverant.engines.http.flow.gauges import Gauges
@@ -20,6 +21,15 @@ FRESH_S = 10.0
 
 FAILING = 0.5
 """That share of the last ten or so requests, and the load is halved: overload, not an odd failure."""
+
+REMEMBERED = 48
+WITNESSES = 4
+"""A rejected request says nothing of the window where so many of that many last replies were to requests that found as
+many in flight: the server takes more, and refuses one now and then for another reason."""
+
+LIFT_S, LONGEST_LIFT_S = 2.0, 600.0
+"""Seconds after which such a refusal lifts the ceiling to twice as many, and how long that gets where the ceiling turns
+out to have been one: four times as long with each."""
 
 SMALL_QUEUE = 0.1
 """Waiting requests at a server that tells, for each running one: more are too many."""
@@ -52,6 +62,12 @@ class Window:
         self._full = 0
         self._waited = False
         self._hold = now
+        self._taken: deque[int] = deque(maxlen=REMEMBERED)
+        """What the last requests that were replied to found in flight, themselves included."""
+        self._lifted = 0
+        """The ceiling that was tried because of a refusal for no reason, until it is known whether there is one."""
+        self._lift_gap, self._lift_at = LIFT_S, now
+        self._strikes = 0
 
     @property
     def size(self) -> int:
@@ -69,22 +85,30 @@ class Window:
         in_flight = self.in_flight
         return not in_flight or (in_flight < self._ceiling and in_flight < (self._told or self._search.level))
 
-    def begin(self, now: float) -> None:
-        """A request is sent."""
+    def begin(self, now: float) -> int:
+        """A request is sent. Gives how many are in flight with it."""
         self.in_flight = in_flight = self.in_flight + 1
         if in_flight > self._full:
             self._full = in_flight
         if not self._told:
             self._search.begin(now, in_flight)
+        return in_flight
 
-    def end(self, now: float, began: float, how: How) -> None:
-        """It is over; `began` is when it was sent."""
+    def end(self, now: float, began: float, how: How, among: int = 0) -> None:
+        """It is over; `began` is when it was sent, `among` what `begin` gave."""
         self.in_flight -= 1
         reply = how == "reply"
         if reply:
+            self._taken.append(among)
             self._reply(now, began)
         elif how == "limited":
-            self._limit(now, began)
+            if among and sum(taken >= among for taken in self._taken) >= WITNESSES:
+                self._strikes = 0
+                self._lift(now)
+            else:
+                self._strikes += 1
+                if not self._lifted or self._strikes > 1:
+                    self._limit(now, began)
         elif how == "failed":
             self._fail(now, began)
         if self._told and now - self._told_at > FRESH_S:
@@ -149,7 +173,19 @@ class Window:
             self._changed_at, self._floor = now, self.size // 2
         self._ceiling = max(1, self._floor, min(self._ceiling, held))
         self._quiet, self._limited_at, self._step = 0, now, 1
+        if self._ceiling < 0.75 * self._lifted:
+            self._lift_gap = min(4 * self._lift_gap, LONGEST_LIFT_S)
+            self._lifted, self._lift_at = 0, now + self._lift_gap
         self._search.bound(self._ceiling, now)
+
+    def _lift(self, now: float) -> None:
+        """Refused though the server takes as many: what was taken for a ceiling may be none either."""
+        if self._ceiling < self._most and now >= self._lift_at:
+            if self._lifted:
+                self._lift_gap = LIFT_S
+            self._ceiling = self._lifted = min(2 * self._ceiling, self._most)
+            self._lift_at = now + self._lift_gap
+            self._search.lift(self._ceiling)
 
     def _prove(self, now: float, began: float) -> None:
         """A ceiling that was found by rejections is one if the server answered others of the same round. Where it

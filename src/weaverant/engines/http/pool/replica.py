@@ -100,16 +100,16 @@ class Replica:
 
     def take(self, call: Call, now: float) -> Place:
         """A place for one request of the call."""
-        self.window.begin(now)
+        among = self.window.begin(now)
         if self.limits.known:
             self.limits.take(call.tokens, now)
         mark = 0.0 if self._meter is None else self._meter.begin(now)
-        return Place(self, now, mark, self.health.begin())
+        return Place(self, now, among, mark, self.health.begin())
 
     def restart(self, place: Place, now: float) -> None:
         """The request is sent only now: what its place was held for before is no part of the server's latency."""
         self.window.end(now, place.began, "dropped")
-        self.window.begin(now)
+        place.among = self.window.begin(now)
         place.began = now
 
     def give_back(self, place: Place, call: Call, attempt: Attempt | None, now: float) -> float:
@@ -123,7 +123,7 @@ class Replica:
         elif isinstance(outcome := attempt.outcome, Reply):
             self._limited_in_a_row = 0
             self._heard_at = now
-            self.window.end(now, place.began, "reply")
+            self.window.end(now, place.began, "reply", place.among)
             self.health.reply(now)
             if self.limits.known:
                 used = outcome.usage.prompt_tokens + outcome.usage.completion_tokens
@@ -162,7 +162,7 @@ class Replica:
 
     def _trouble(self, place: Place, trouble: Trouble, now: float, again: bool) -> None:
         if limited(trouble):
-            self.window.end(now, place.began, "limited")
+            self.window.end(now, place.began, "limited", place.among)
             why = f"it answered {trouble.status}, and said when to come back"
             why = "rate limit" if trouble.blame == "limit" else why
             self.health.pause(now, self._pause(place, trouble.retry_after, now), why)
@@ -195,6 +195,8 @@ class Place(Struct, eq=False):
 
     replica: Replica
     began: float
+    among: int
+    """How many the replica had in flight with it."""
     mark: float
     """What the meter wants back."""
     probe: bool
