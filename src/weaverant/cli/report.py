@@ -149,7 +149,7 @@ def _requests(summary: Summary) -> Iterator[str]:
 
 
 def _cut_short(summary: Summary) -> Iterator[str]:
-    """`cut short   writer 9 of 12 (max_tokens); `messages` and `preference` leave these replies out`."""
+    """`cut short   writer 9 of 12 (max_tokens); exports as messages or preference leave these replies out`."""
     found = [
         f"{name} {count:,} of {counts.calls:,} ({CUT_BY[how]})"
         for (_, name), counts in sorted(summary.ledger.agents.items())

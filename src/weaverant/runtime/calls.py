@@ -100,6 +100,10 @@ class Calls:
         """How many of them do not wait inside their engine."""
         return sum(not waits(ask) for ask in self.running())
 
+    def billable(self) -> int:
+        """How many of those are model calls."""
+        return sum(isinstance(ask, ModelAsk) and not waits(ask) for ask in self.running())
+
     def abandon(self, run: TaskRun) -> None:
         for slots in self._all():
             slots.abandon(run)

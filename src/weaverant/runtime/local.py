@@ -42,7 +42,7 @@ from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.outlook import Outlook
 from weaverant.runtime.recovery import Unfinished, started_of
-from weaverant.runtime.slots import Owner, waits
+from weaverant.runtime.slots import Owner
 from weaverant.runtime.stagebook import Refused, StageBook
 from weaverant.step import Ask, ModelAsk
 from weaverant.task import Reusable, Row, Task, TaskRun
@@ -373,8 +373,7 @@ class LocalSwarm:
 
     def _count_cut(self) -> None:
         if self._budget is None:
-            asked = (ask for ask in self._calls.running() if isinstance(ask, ModelAsk))
-            self.cut = max(self.cut, sum(not waits(ask) for ask in asked))
+            self.cut = max(self.cut, self._calls.billable())
 
     def _cancel_calls(self) -> None:
         self._count_cut()

@@ -28,7 +28,7 @@ def document(summary: Summary) -> dict[str, Any]:
     `budget` (null for none), `why` (the error that stopped the last session; null for none), `short` (of a run that
     stopped for money, `{calls, first, most}`: calls that waited for it, what the first and any of them may cost),
     `cut_off` (`{calls, sessions}`: of sessions without a budget, calls in flight when they stopped, and how many were
-    killed with nobody knows how many in flight: a bill may have them, and no cost here).
+    killed with an unknown number in flight; a bill may have these, and no cost here does).
     """
     config = summary.config
     reserved = summary.ledger.reserved.by_agent()

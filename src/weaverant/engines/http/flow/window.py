@@ -27,6 +27,9 @@ WITNESSES = 4
 """A rejected request says nothing of the window where so many of that many last replies were to requests that found as
 many in flight: the server takes more, and refuses one now and then for another reason."""
 
+FOUND = 0.75
+"""A ceiling that falls below that share of what it was lifted to is one."""
+
 LIFT_S, LONGEST_LIFT_S = 2.0, 600.0
 """Seconds after which such a refusal lifts the ceiling to twice as many, and how long that gets where the ceiling turns
 out to have been one: four times as long with each."""
@@ -68,6 +71,7 @@ class Window:
         """The ceiling that was tried because of a refusal for no reason, until it is known whether there is one."""
         self._lift_gap, self._lift_at = LIFT_S, now
         self._strikes = 0
+        """Rejections that may be about the window, since the last that was not."""
 
     @property
     def size(self) -> int:
@@ -102,13 +106,7 @@ class Window:
             self._taken.append(among)
             self._reply(now, began)
         elif how == "limited":
-            if among and sum(taken >= among for taken in self._taken) >= WITNESSES:
-                self._strikes = 0
-                self._lift(now)
-            else:
-                self._strikes += 1
-                if not self._lifted or self._strikes > 1:
-                    self._limit(now, began)
+            self._reject(now, began, among)
         elif how == "failed":
             self._fail(now, began)
         if self._told and now - self._told_at > FRESH_S:
@@ -159,6 +157,16 @@ class Window:
             self._step *= 2
             self._quiet = QUIET_REPLIES - max(10, self._ceiling)
 
+    def _reject(self, now: float, began: float, among: int) -> None:
+        """About the window, or for no reason. Once one was for none, a single other one tells nothing either."""
+        if among and sum(taken >= among for taken in self._taken) >= WITNESSES:
+            self._strikes = 0
+            self._lift(now)
+        else:
+            self._strikes += 1
+            if not self._lifted or self._strikes > 1:
+                self._limit(now, began)
+
     def _limit(self, now: float, began: float) -> None:
         """Rejected while `in_flight` others were not: if that is about the window, it is the server's ceiling.
 
@@ -173,7 +181,7 @@ class Window:
             self._changed_at, self._floor = now, self.size // 2
         self._ceiling = max(1, self._floor, min(self._ceiling, held))
         self._quiet, self._limited_at, self._step = 0, now, 1
-        if self._ceiling < 0.75 * self._lifted:
+        if self._ceiling < FOUND * self._lifted:
             self._lift_gap = min(4 * self._lift_gap, LONGEST_LIFT_S)
             self._lifted, self._lift_at = 0, now + self._lift_gap
         self._search.bound(self._ceiling, now)
