@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-slow hostile faults faults-mutants fuzz audit check format bench bench-installed-peers train-tiny clean
+.PHONY: help install run test test-all test-slow hostile faults faults-mutants fuzz audit check format bench bench-others bench-peers sim-peers chaos test-ray train-tiny clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -38,7 +38,7 @@ test: install  ## all tests that need no extra
 	$(BIN)/python -m pytest
 
 test-all: check test audit $(VENV)-heavy/.installed  ## format, lint, types, dependencies, all tests, and those that need the heavy extras
-	$(VENV)-heavy/bin/python -m pytest -m heavy
+	$(VENV)-heavy/bin/python -m pytest -m "heavy and not slow"
 
 test-slow: install  ## the long forms: 2,000 random workflows, 200 crash trials, a million rows
 	$(BIN)/python -m pytest -m slow --timeout 3600 -rA
@@ -75,11 +75,24 @@ bench: install  ## the benchmark tables (bench/README.md)
 	@for bench in bench/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 	@$(BIN)/python bench/report.py
 
-bench-installed-peers: install  ## other libraries beside ours, each installed into an environment of its own (20 minutes, 3 GB)
-	@$(BIN)/python bench/installed_peers.py
+bench-others: install  ## other libraries beside ours, each installed into an environment of its own (20 minutes, 3 GB)
+	@$(BIN)/python bench/installed_others.py
+
+bench-peers: install  ## runs on peers: hops, scaling, the lease book, drains, bytes on the wire
+	@for bench in bench/peers_*.py; do $(BIN)/python $$bench || exit 1; done
+
+sim-peers: install  ## a simulated swarm of 1,000 peers weaves 100,000,000 rows, for four sizes of leases (15 minutes)
+	@$(BIN)/python bench/sim_peers.py
+
+TRIALS ?= 30
+chaos: install  ## 5,000 rows on two hosts made of network namespaces, a fault in each of TRIALS=30 trials (needs root)
+	@cd tests && ../$(BIN)/python -m chaos --trials $(TRIALS) $(if $(SEED),--seed $(SEED))
+
+test-ray: $(VENV)-heavy/.installed  ## peers on real Ray clusters of this machine, nodes killed
+	$(VENV)-heavy/bin/python -m pytest -m heavy tests/test_swarm_ray.py
 
 train-tiny: $(VENV)-heavy/.installed  ## train the packaged model anew (under 30 minutes on 2 cores)
 	$(VENV)-heavy/bin/python training/tiny/train.py
 
 clean:  ## remove environments and caches, never runs
-	rm -rf $(VENV) $(VENV)-heavy $(VENV)-peers $(VENV)-audit .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-heavy $(VENV)-others $(VENV)-audit .pytest_cache .ruff_cache

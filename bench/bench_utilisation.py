@@ -3,8 +3,8 @@
 A call takes as long as its row and stage say, whoever asks (`slots_server.py`): lognormal, so that some rows are slow.
 Everything is worked out from the server's own log, beside a list schedule of the same calls with nothing in between.
 The end of a run, where fewer rows are left than places, is counted: the ideal has it too. It knows nothing of how long
-a call will take, as nobody does, and is no bound: another order may end earlier by luck. `--peers` runs distilabel,
-Data Designer and sdg_hub as well, where `make bench-installed-peers` has installed them.
+a call will take, as nobody does, and is no bound: another order may end earlier by luck. `--others` runs distilabel,
+Data Designer and sdg_hub as well, where `make bench-others` has installed them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import report
-from peers.asked import STAGES as PROMPTS
-from peers.asked import texts
-from peers.environments import PEERS, drive, drive_ours, install
+from others.asked import STAGES as PROMPTS
+from others.asked import texts
+from others.environments import PEERS, drive, drive_ours, install
 from serving import serving, told
 from slots_server import STAGES, seconds
 
@@ -134,24 +134,24 @@ def barriers(rows: int) -> tuple[Used | None, str]:
 Measure = Callable[[], tuple[Used | None, str]]
 
 
-def kinds(rows: int, peers: bool) -> dict[str, tuple[Measure, str | None]]:
+def kinds(rows: int, others: bool) -> dict[str, tuple[Measure, str | None]]:
     """Who is measured, how, and the goal."""
     found: dict[str, tuple[Measure, str | None]] = {
         f"weaverant, told of the places (start={AT_ONCE})": (lambda: ours(rows, f"?start={AT_ONCE}"), f">= {GOAL}"),
         "weaverant, finding out by itself": (lambda: ours(rows, ""), None),
         "barrier (simulated: batches, stage by stage)": (lambda: barriers(rows), None),
     }
-    return found | {name: (partial(peer, name, rows), None) for name in PEERS_WITH_STAGES if peers}
+    return found | {name: (partial(peer, name, rows), None) for name in PEERS_WITH_STAGES if others}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=480)
-    parser.add_argument("--peers", action="store_true", help="the installed peers as well")
+    parser.add_argument("--others", action="store_true", help="the other libraries as well")
     given = parser.parse_args()
     lines: list[list[Any]] = []
     rows: list[dict[str, Any]] = []
-    for name, (measure, goal) in kinds(given.rows, given.peers).items():
+    for name, (measure, goal) in kinds(given.rows, given.others).items():
         found, trouble = measure()
         about = f"utilisation of {SLOTS} places, of the ideal: {name}"
         if found is None:

@@ -15,16 +15,16 @@ FLOORS = {
         "history",
         *("story", "__init__", "fields", "namesakes", "coroutine", "engines", "journal", "sources", "export"),
     ],
-    3: ["runtime"],
+    3: ["runtime", "swarm"],
     4: ["recipes"],
-    5: ["launch", "given", "found", "blocking", "rundir", "summary", "pilot"],
+    5: ["launch", "given", "found", "blocking", "rundir", "summary", "pilot", "peers"],
     6: ["cli", "testing", "__main__"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 KINDS = ("engines", "sources", "export")
 LAUNCHED = {"run", "resume", "Run"}
 """Names of the package that load floor 5 on first use."""
-HEAVY = {"ray", "torch", "trl", "vllm", "transformers", "pyarrow", "datasets"}
+HEAVY = {"ray", "torch", "trl", "vllm", "transformers", "pyarrow", "datasets", "fsspec", "s3fs"}
 
 
 def modules():
@@ -134,7 +134,8 @@ BOUNDARIES = {
     "errors.py", "replay.py", "task.py", "recipe.py", "blocking.py",
     "runtime/slots.py", "runtime/arrivals.py", "runtime/effects.py", "runtime/local.py", "runtime/intake.py",
     "runtime/feed.py", "runtime/stagebook.py", "runtime/threads.py",
-    "engines/embedded.py", "journal/writer.py",
+    "engines/embedded.py", "journal/writer.py", "journal/remote.py", "swarm/serving.py", "swarm/travel.py",
+    "swarm/intake.py", "swarm/peer.py", "swarm/rays.py",
 }  # fmt: skip
 """Where a user's code, an engine or a source ends, and what a thread must hand over to those who wait for it."""
 

@@ -48,7 +48,7 @@ def test_the_reader_of_the_document_reads_a_run(tmp_path: Path):
     code = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)[-1]
     scope: dict[str, Any] = {}
     exec(compile(code, "docs/data-format.md", "exec"), scope)
-    start, step, end = scope["read_run"](tmp_path)
+    start, step, end = scope["read_journal"](tmp_path, tmp_path)
     assert start[:6] == ["start", "t", 0, 1.0, b"d", value]
     assert step[8] == [LONG, REPEATED] and step[10] == "a new text, said for the first time"
     assert end[6] == [value, step[10]] and end[3] == "done"

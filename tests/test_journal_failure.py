@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from weaverant.errors import JournalError
 from weaverant.events import StepEnded
 from weaverant.journal import BlobStore, JournalReader, SegmentJournal
+from weaverant.journal.homes import Fence, fence, fence_of, home_of, new_epoch
 from weaverant.message import digest
 from weaverant.testing.disk import FaultyDisk
 
@@ -136,3 +138,12 @@ def test_a_really_read_only_disk(small_disk: Path):
     with pytest.raises(JournalError, match="writable"):
         SegmentJournal(small_disk)
     assert len(list(JournalReader(small_disk).events())) == COUNT
+
+
+def test_a_home_on_a_full_disk_gets_its_fence(small_disk: Path):
+    home = home_of(small_disk, new_epoch(small_disk))
+    with suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as ballast:
+        while ballast.write(bytes(512)):
+            pass
+    assert fence(home, "it was not heard") == fence_of(home) == Fence(0, 0, "it was not heard")
+    assert sorted(os.listdir(home)) == ["fence", "fenced"]

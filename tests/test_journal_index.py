@@ -170,7 +170,7 @@ def test_the_summaries_alone_tell_an_ordinary_run(tmp_path: Path):
             ended.add(event.task)
     asyncio.run(write(tmp_path, kept, False, 10_000))
     reader, scan = JournalReader(tmp_path), Scan(kept)
-    parts = reader._parts.now()
+    parts = reader.parts()
     assert len(parts) > 5
     for part in parts:
         part.entries = None  # type: ignore[assignment]

@@ -87,6 +87,9 @@ class Agent:
     """Typed functions, sync or async, that the model may call; each call is a recorded step."""
     turns: int = 8
     """How many replies one call may take with its tools."""
+    place: str = ""
+    """In a run with peers, the label of those that are to make its calls, where the model is at hand; empty: whoever
+    has the row. In one process it means nothing."""
     folder: Path = field(default_factory=_calling_folder, repr=False)
 
     def __post_init__(self) -> None:

@@ -77,7 +77,10 @@ class Bound:
     ) -> ModelAsk:
         """What to open in the workflow's loop, under `fingerprint(messages)`."""
         agent = self.agent
-        return ModelAsk("model", agent.name, self.spec, self, agent.model, messages, variables, history, base, added)
+        return ModelAsk(
+            "model", agent.name, self.spec, self, agent.model, messages, variables, history, base, added,
+            place=agent.place,
+        )  # fmt: skip
 
     def fingerprint(self, messages: tuple[Message, ...]) -> bytes:
         return digest(self.head + b"".join([message.digest for message in messages]))

@@ -188,4 +188,78 @@ class RunClosed(Struct, frozen=True, array_like=True, tag="close"):
 
 
 TaskEvent = TaskStarted | CostReserved | StepEnded | TimerFired | TaskEnded | TaskReopened | TaskSuperseded
-Event = TaskEvent | RunOpened | AgentBound | SourceEnded | RunClosed
+
+
+class TaskTaken(Struct, frozen=True, array_like=True, tag="taken"):
+    """A task goes on in this journal. `events` are all that happened to it so far; `copy` counts the journals that it
+    moved to, from 1. Where several journals have a task, the one with the highest copy holds."""
+
+    task: str
+    stage: Count
+    copy: Count
+    time: Seconds
+    events: tuple[TaskEvent, ...]
+
+
+Ordinal = Annotated[int, Meta(ge=0, le=(1 << 62) - 1)]
+
+
+class PeerOpened(Struct, frozen=True, array_like=True, tag="peer"):
+    """A peer began to write this journal, which is its own. `labels` are the places that it offers."""
+
+    epoch: Ordinal
+    time: Seconds
+    host: str
+    pid: Count
+    version: str
+    labels: tuple[str, ...] = ()
+
+
+class RowsLeft(Struct, frozen=True, array_like=True, tag="survey"):
+    """What was there when a session with peers began: by their numbers the tasks of the source that are `whole` (what
+    came of them has ended), and those of which something is `left`, with the epochs of the journals where it stands.
+    Epochs above `last` are of that session."""
+
+    last: Ordinal
+    whole: tuple[tuple[int, int], ...]
+    left: tuple[tuple[int, int, tuple[int, ...]], ...]
+    time: Seconds
+
+
+class RowsTaken(Struct, frozen=True, array_like=True, tag="rows"):
+    """The peer leases the tasks of the source from `start` up to `stop`, by their numbers (row times trials plus
+    trial). Of several leases of a task the one with the highest `number` holds."""
+
+    number: Ordinal
+    start: Ordinal
+    stop: Ordinal
+    time: Seconds
+
+
+class RowsCut(Struct, frozen=True, array_like=True, tag="cut"):
+    """The lease ends at `stop`: the peer has given the rest of it away, none of which had begun."""
+
+    number: Ordinal
+    stop: Ordinal
+    time: Seconds
+
+
+class RowsDone(Struct, frozen=True, array_like=True, tag="whole"):
+    """All that began in the lease has ended, what came of it in later stages included."""
+
+    number: Ordinal
+    time: Seconds
+
+
+class PeerClosed(Struct, frozen=True, array_like=True, tag="left"):
+    """The peer stopped writing in order: `state` says why, `why` is the error where there was one, shortened. `cut`
+    is as in `RunClosed`."""
+
+    state: str
+    time: Seconds
+    why: str = ""
+    cut: Count = 0
+
+
+PeerEvent = PeerOpened | RowsLeft | RowsTaken | RowsCut | RowsDone | PeerClosed
+Event = TaskEvent | TaskTaken | RunOpened | AgentBound | SourceEnded | RunClosed | PeerEvent

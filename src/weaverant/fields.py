@@ -38,6 +38,10 @@ def _text(value: object) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def _label(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _texts(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and all(map(_text, cast("list[object]", value)))
 
@@ -86,6 +90,7 @@ FITS = {
     "extra": Fit(dict[str, Any], "a mapping from names of fields to values", _named),
     "repairs": _COUNT,
     "turns": _FROM_1,
+    "place": Fit(str, "a label, as a text", _label),
     "tools": Fit(None, "a list of functions", _functions),
 }
 """By the field's name."""

@@ -12,14 +12,14 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from weaverant.binding import Binding
 from weaverant.blocking import Blocking
 from weaverant.errors import JournalError, Misdirected, RunChanged, UserError, WeaverantError
-from weaverant.events import RunOpened, Shortfall, TaskReopened
+from weaverant.events import RunOpened, Shortfall, TaskReopened, TaskTaken
 from weaverant.found import place_of
 from weaverant.given import (
     Models,
@@ -36,6 +36,8 @@ from weaverant.given import (
     specs_again,
 )
 from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
+from weaverant.journal.homes import OWN
+from weaverant.journal.shelf import begin_store, shelf_of
 from weaverant.protocols import Clock, Engine, Journal, Source, Unreadable
 from weaverant.recipe import Recipe, is_loading, recipe_of
 from weaverant.row import source_key
@@ -51,19 +53,22 @@ from weaverant.rundir import (
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.collector import Collector
 from weaverant.runtime.ending import to_its_end
-from weaverant.runtime.feed import Feed, as_row
+from weaverant.runtime.feed import Feed, NumberedRows, as_row
+from weaverant.runtime.intake import Intake
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.local import LocalSwarm
 from weaverant.runtime.outlook import Outlook
-from weaverant.runtime.recovery import Recovery, Retry, Unfinished, started_of
+from weaverant.runtime.recovery import Recovery, started_of
 from weaverant.runtime.refusals import Refusals
 from weaverant.runtime.reuse import OldRun
 from weaverant.runtime.stagebook import StageBook
 from weaverant.runtime.surroundings import Surroundings
+from weaverant.runtime.unfinished import Retry, Unfinished
 from weaverant.runtime.watch import Watch
 from weaverant.sources import MemoryRows, open_source
 from weaverant.story import Storyteller
+from weaverant.swarm.ending import end_peers
 from weaverant.task import Task
 from weaverant.workflow import Stages, Workflow
 
@@ -75,6 +80,21 @@ EXIT_CODES = {
 }  # fmt: skip
 MISDIRECTED = 2
 """In state `server`: the same command would only find out the same."""
+
+
+class Seat(Protocol):
+    """What makes a run in this process one peer of several."""
+
+    @property
+    def epoch(self) -> int:
+        """Whose journal it writes."""
+        ...
+
+    def prepare(self, run: Run, journal: Journal, collector: Collector) -> LocalSwarm: ...
+
+    async def linger(self) -> None:
+        """Return when nobody else needs the engines of this process any more, or for long enough."""
+        ...
 
 
 class Run:
@@ -106,15 +126,16 @@ class Run:
         self.unfinished = Unfinished()
         self._own_engines = own_engines
         self.limits = limits
-        self._retry = retry
+        self.retry = retry
         self._fresh = fresh
-        self._pilot = pilot
+        self.pilot = pilot
         self._budget: Budget | None = None
         self._swarm: LocalSwarm | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_early = ""
         self._begun = False
         self.surroundings = Surroundings()
+        self.seat: Seat | None = None
         self.tell: Callable[[str], None] = _warn
         """Takes lines for people that cannot wait, such as who holds the event loop; also from another thread."""
 
@@ -208,7 +229,12 @@ class Run:
         try:
             try:
                 journal = self._open_journal()
-                self._swarm = self._prepare(journal, collector)
+                if self.seat is not None:
+                    self._swarm = self.seat.prepare(self, journal, collector)
+                else:
+                    if self.resumed and self.directory is not None:
+                        await end_peers(self.directory)
+                    self._swarm = self._prepare(journal, collector)
                 if self.limits.max_failures < 1:
                     self.ledger.refused = Refusals(self._tell, self._refused, lambda: self.in_flight[1]).note
                 if self._budget is not None and self._budget.exceeded:
@@ -250,7 +276,7 @@ class Run:
             return NullJournal(here.clock)
         return SegmentJournal(
             self.directory, segment_bytes=here.segment_bytes, on_failure=self._journal_failed,
-            disk=here.disk, worker=here.worker, clock=here.clock,
+            disk=here.disk, worker=here.worker, clock=here.clock, epoch=OWN if self.seat is None else self.seat.epoch,
         )  # fmt: skip
 
     def _tell(self, text: str) -> None:
@@ -287,8 +313,9 @@ class Run:
             recovery = Recovery(reader, blob, recipe.stages, config.trials, self.ledger, book, clock)
             if config.reuse is not None:
                 begun = [(task.task, task.row) for task in reader.tasks()]
-            reopened: list[TaskReopened] = []
-            self.unfinished = recovery.unfinished(self._retry, reopened.append)
+            reopened: list[TaskReopened | TaskTaken] = []
+            self.unfinished = recovery.unfinished(self.retry, reopened.append)
+            self.unfinished.skipped = self._rows_in(self.unfinished.gaps)
             self.ledger.earlier = self.ledger.stages[0].ended
             current, rows = self._check_input(reader)
             self._budget = _budget_of(reader, budget, self.ledger.earlier_cost, clock)
@@ -299,14 +326,20 @@ class Run:
             journal.append(RunOpened(session, clock.time(), config.version, budget))
         if rows is None:
             current = self._current_row(blob)
-        feed = Feed(self.source, self.unfinished.started, config.trials, config.limit, current, self._pilot, rows)
+        feed = Feed(self.source, self.unfinished.started, config.trials, config.limit, current, self.pilot, rows)
         reuse = None if config.reuse is None else OldRun(Path(config.reuse), begun).steps_of
+        intake = Intake(feed, book, self.ledger, self.unfinished, clock)
         return LocalSwarm(
-            recipe.stages, self.binding, journal, feed, self.ledger, book, self.limits,
-            blob=blob, run=config.run, budget=self._budget, unfinished=self.unfinished, reuse=reuse,
-            outlook=None if self._pilot is None else Outlook(self.binding.models), clock=clock,
+            recipe.stages, self.binding, journal, intake, self.ledger, self.limits,
+            blob=blob, run=config.run, budget=self._budget, reuse=reuse,
+            outlook=None if self.pilot is None else Outlook(self.binding.models), clock=clock,
             grown=collector.rows,
         )  # fmt: skip
+
+    def _rows_in(self, spans: list[tuple[int, int]]) -> Iterator[Any]:
+        """The rows of the source with these numbers, as far as there are any."""
+        rows = NumberedRows(self.source, self.config.trials, self.config.limit)
+        return (got for start, stop in spans for number in range(start, stop) if (got := rows.get(number)) is not None)
 
     def _current_row(self, blob: Callable[[bytes], str]) -> Any:
         """The last row that was started, from the journal, where more trials of it are to come and the source, which
@@ -345,6 +378,8 @@ class Run:
         except JournalError as error:
             if self._swarm is not None:
                 self._swarm.journal_failed(error)
+        if self.seat is not None:
+            await self.seat.linger()
         await self.close_engines()
 
     async def close_engines(self) -> None:
@@ -366,6 +401,7 @@ def run(
     parameters: Mapping[str, Any] | None = None,
     reuse: str | Path | None = None,
     pilot: int | None = None,
+    store: str | None = None,
     **limits: Any,
 ) -> Run:
     """Prepare a new run.
@@ -376,8 +412,9 @@ def run(
     default `runs/NAME-TIME`. `journal=False` stores nothing. `trials` runs each row so often, `limit` takes the first
     rows only. `overrides` are fields of agents by agent name, `parameters` the workflow's keyword arguments. `reuse`
     names an earlier run whose recorded steps answer where they can. `pilot` works on the first rows only and stops
-    there, to be resumed; `estimate` of `weaverant.pilot` says what the rest will take. `limits` are the fields of
-    `weaverant.runtime.limits.Limits`, `budget=5` among them. Raises `UserError`.
+    there, to be resumed; `estimate` of `weaverant.pilot` says what the rest will take. `store` is a URL (`s3://...`,
+    `file://...`) where the journal is before a step counts, so that other hosts can go on with the run. `limits` are
+    the fields of `weaverant.runtime.limits.Limits`, `budget=5` among them. Raises `UserError`.
     """
     if is_loading():
         raise UserError(
@@ -408,6 +445,8 @@ def run(
     if journal:
         path = default_directory(recipe.name) if directory is None else Path(directory)
         save_config(path, config)
+        if store is not None:
+            begin_store(path, store)
     return Run(recipe, config, binding, own, source, bounds, path, resumed=False, pilot=pilot)
 
 
@@ -430,6 +469,7 @@ def resume(
     """
     path = Path(directory)
     config = load_config(path)
+    shelf_of(path).fetch((OWN,))
     recipe = recipe_of(workflow) if workflow is not None else recipe_of_run(config)
     recipe = recipe.with_parameters(config.parameters)
     if rows is None:

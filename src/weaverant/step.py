@@ -79,6 +79,8 @@ class ModelAsk(Ask, eq=False):
     """Drawn when it is launched."""
     turn: Turn | None = None
     """Once its engine works on it."""
+    place: str = ""
+    """The label of the peers that are to ask."""
 
 
 class EffectAsk(Ask, eq=False):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
@@ -87,6 +87,11 @@ class Stages:
     @property
     def name(self) -> str:
         return "+".join(stage.name for stage in self.stages)
+
+
+def ungrouped(stages: Sequence[Workflow | Group]) -> Sequence[Workflow | Group]:
+    """Those before the first group: a row of theirs needs no other row."""
+    return stages[: next((n for n, stage in enumerate(stages) if isinstance(stage, Group)), len(stages))]
 
 
 def workflow(function: WorkflowFunction) -> Workflow:

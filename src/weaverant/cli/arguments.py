@@ -91,8 +91,12 @@ def _parser(recipe: Recipe | None = None) -> Parser:
     if recipe is not None:
         _recipe_flags(run, recipe)
     _resume_flags(add("resume", "weaverant.cli.run", "continue a run that was stopped or killed"))
+    _join_flags(add("join", "weaverant.cli.join", "be one more peer of a run that goes on"))
     _show_flags(add("show", "weaverant.cli.show", "what a run amounts to, or one task's whole story"))
     _export_flags(add("export", "weaverant.cli.export", "write a run's results as training data"))
+    fetch = add("fetch", "weaverant.cli.fetch", "get a run from a store into a directory")
+    fetch.add_argument("url", metavar="URL", help="where `weaverant run --store` put it")
+    fetch.add_argument("directory", metavar="DIR", help="a new directory, or one that this was done with before")
     _recipes_flags(add("recipes", "weaverant.cli.recipes", "list the recipes that come with weaverant, or copy one"))
     models = add("models", "weaverant.cli.models", "list the hosted providers, a provider's models, or a server's")
     models.add_argument("where", nargs="?", metavar="PROVIDER|URL", help="whose models (default: list the providers)")
@@ -120,9 +124,15 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, metavar="N", help="take the first N rows only")
     add("--trials", type=int, default=1, metavar="N", help="run each row N times")
     add("--reuse", metavar="DIR", help="an earlier run, whose recorded steps answer where they can")
+    _store_flag(parser)
     add("--no-journal", action="store_true", help="store nothing: nothing to resume, show or export")
     add("--dry-run", action="store_true", help="load everything, print the plan, call no model, write nothing")
     _limit_flags(parser)
+
+
+def _store_flag(parser: argparse.ArgumentParser) -> None:
+    about = "keep the run at a URL (s3://BUCKET/NAME, file:///PATH ...), so that hosts need no directory in common"
+    parser.add_argument("--store", metavar="URL", help=about)
 
 
 def _limit_flags(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +155,17 @@ def _limit_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--budget", type=float, metavar="DOLLARS", help="what all sessions may cost together, in US dollars (0: no cap)"
     )
+    add("--peers", type=int, metavar="N", help="work in N processes, which go on for each other when one dies")
+    add("--host", metavar="ADDRESS", help="where peers listen for each other (default: 127.0.0.1)")
+    add(
+        "--swarm",
+        default="local",
+        choices=("local", "ray"),
+        help="where peers run: here, or on the nodes of a Ray cluster",
+    )
+    add("--address", metavar="HOST:PORT", help="of the Ray cluster (default: a Ray of this host, for this run)")
+    add("--label", action="append", default=[], metavar="LABEL[=N]", help="a place that all peers, or N of them, offer")
+    add("--spread", choices=("roles",), help="with --peers: each agent has peers of its own, to which its calls travel")
     add("--pilot", type=int, metavar="N", help="stop after the first N rows and estimate cost and time of all")
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
@@ -180,7 +201,16 @@ def _resume_flags(parser: argparse.ArgumentParser) -> None:
     add("--retry", metavar="failed[:REASON]", help="take failed rows up again: all, or those that failed for REASON")
     add("--model", action="append", default=[], metavar="[NAME=]SPEC", help="the same model at another address")
     add("--input", metavar="PATH", help="the same rows at another place")
+    _store_flag(parser)
     _limit_flags(parser)
+
+
+def _join_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="the run's directory; with --store one of this host's own")
+    _store_flag(parser)
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where other peers reach this one (default: 127.0.0.1)")
+    add("--label", action="append", default=[], metavar="LABEL", help="a place that this peer offers")
 
 
 def _show_flags(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from weaverant.cli.signals import Signals
 from weaverant.cli.text import counted, exact
@@ -17,11 +18,14 @@ from weaverant.runtime.progress import Progress, is_live, money
 from weaverant.runtime.watch import holder
 from weaverant.task import Task
 
+if TYPE_CHECKING:
+    from weaverant.peers.driver import PeersRun
+
 
 class Driver:
     """`seen` is called with every task as it ends."""
 
-    def __init__(self, run: Run, seen: Callable[[Task], None], quiet: bool = False) -> None:
+    def __init__(self, run: Run | PeersRun, seen: Callable[[Task], None], quiet: bool = False) -> None:
         self._signals = Signals(self._stop, self._leave)
         self._stops = 0
         self._run = run
@@ -58,8 +62,9 @@ class Driver:
                 self._progress.finish()
 
     def _announce(self) -> None:
-        if not self._run.began:
-            return  # it could not begin; the error says why
+        if not self._run.began:  # it cannot begin, and the error says why; or it takes a moment
+            asyncio.get_running_loop().call_later(0.02, self._announce)
+            return
         if self._run.state == "budget":
             self._say(
                 f"nothing was asked: {exact(self._run.spent)} have been spent, more than the budget of "

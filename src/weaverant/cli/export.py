@@ -16,6 +16,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
+from weaverant.cli.fetch import bring
 from weaverant.cli.options import named, near
 from weaverant.cli.show import storyteller
 from weaverant.cli.streams import tell
@@ -58,6 +59,7 @@ class Exported(Struct):
 
 def export_command(options: argparse.Namespace) -> int:
     directory = Path(options.directory)
+    bring(directory)
     exported = export(
         directory,
         options.form,

@@ -37,7 +37,11 @@ STATES = {
     "running": "running now",
     "killed": "killed before it could end in order",
     "ready": "not started",
+    "broken": "stopped: it could not go on",
+    "grouping": "what peers can do is done; groups are still to be formed",
 }
+
+PEERS_SHOWN = 32
 
 
 def report(summary: Summary, advise: bool = True) -> Iterator[str]:
@@ -53,6 +57,7 @@ def report(summary: Summary, advise: bool = True) -> Iterator[str]:
     for number, stage in enumerate(summary.ledger.stages):
         yield from _stage(stage, summary.rows if number == 0 else None, len(summary.ledger.stages) > 1)
     yield from _agents(summary)
+    yield from _peers(summary)
     yield from _requests(summary)
     yield from _cut_short(summary)
     yield from _cost(summary)
@@ -108,6 +113,29 @@ def _agents(summary: Summary) -> Iterator[str]:
         heads, *rows = ((*row[:CANCELLED], *row[CANCELLED + 1 :]) for row in (HEADS, *rows))
     yield ""
     yield from table(heads, rows)
+
+
+def _peers(summary: Summary) -> Iterator[str]:
+    """A line for each, the last that came where there are many."""
+    if not summary.peers:
+        return
+    shown = summary.peers[-PEERS_SHOWN:]
+    labelled = any(peer.labels for peer in shown)
+    rows = [
+        (
+            str(peer.epoch),
+            f"{peer.host}:{peer.pid}",
+            *((", ".join(peer.labels),) if labelled else ()),
+            f"{peer.ended:,}",
+            f"{peer.calls:,}",
+            peer.state + (f": {peer.why}" if peer.why else ""),
+        )
+        for peer in shown
+    ]
+    yield ""
+    yield from table(("peer", "process", *(("offers",) if labelled else ()), "rows ended", "calls", "state"), rows)
+    if len(shown) < len(summary.peers):
+        yield f"and {len(summary.peers) - len(shown):,} before them"
 
 
 def _all_agents(summary: Summary, models: list[AgentCounts], unknown: bool) -> tuple[str, ...]:

@@ -8,13 +8,15 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weaverant import launch
 from weaverant.cli import SOME_FAILED, complain
 from weaverant.cli.advice import next_steps
 from weaverant.cli.driver import Driver
+from weaverant.cli.fetch import attach_new
 from weaverant.cli.forecast import forecast
 from weaverant.cli.options import (
     input_for,
@@ -30,12 +32,16 @@ from weaverant.cli.report import report
 from weaverant.cli.streams import Unwritten, put, settle, tell
 from weaverant.cli.text import counted
 from weaverant.errors import JournalError, UserError, WeaverantError, is_full
+from weaverant.journal.shelf import shelf_of, store_of
 from weaverant.launch import EXIT_CODES, Run
 from weaverant.pilot import estimate
 from weaverant.recipe import Recipe
 from weaverant.rundir import check_free, default_directory, load_config, resume_in_python
 from weaverant.runtime.threads import StepThread
 from weaverant.summary import Examples, fold, has_finished, of_run
+
+if TYPE_CHECKING:
+    from weaverant.peers.driver import PeersRun
 
 LAST_SECONDS = 1.0
 """What threads have to end, once the run has."""
@@ -48,6 +54,8 @@ def run_command(options: argparse.Namespace) -> int:
         raise UserError("--no-journal stores nothing, so it has no --run directory; leave one of the two out")
     if options.dry_run and directory is not None:
         check_free(Path(directory))
+    if options.no_journal and options.store is not None:
+        raise UserError("--no-journal stores nothing, so it has no --store; leave one of the two out")
     if options.dry_run:
         from weaverant.engines.http.key import keyless
 
@@ -55,7 +63,7 @@ def run_command(options: argparse.Namespace) -> int:
             run = _prepared(options)
         place = None if options.no_journal else Path(directory or default_directory(recipe.name))
         return print_plan(run, place, missing)
-    return _drive(_prepared(options), options.quiet)
+    return _drive_all(lambda: _prepared(options), options)
 
 
 def _prepared(options: argparse.Namespace) -> Run:
@@ -72,12 +80,16 @@ def _prepared(options: argparse.Namespace) -> Run:
         parameters=parameters_of(options, recipe),
         reuse=options.reuse,
         pilot=options.pilot,
+        store=None if options.dry_run else options.store,
         **limits_of(options),
     )
 
 
 def resume_command(options: argparse.Namespace) -> int:
     path = Path(options.directory)
+    if options.store is not None:
+        attach_new(path, options.store)
+    shelf_of(path).fetch()
     config = load_config(path)
     retry = retry_of(options.retry)
     if retry is None and has_finished(path):
@@ -98,11 +110,52 @@ def resume_command(options: argparse.Namespace) -> int:
             f"go on with it there, {resume_in_python(path, missing)}"
             + (", or give its models with --model NAME=SPEC" if missing == ["models"] else "")
         )
-    run = launch.resume(path, rows=options.input, models=models, retry=retry, pilot=options.pilot, **limits_of(options))
-    return _drive(run, options.quiet)
+
+    def prepare() -> Run:
+        limits = limits_of(options)
+        return launch.resume(path, rows=options.input, models=models, retry=retry, pilot=options.pilot, **limits)
+
+    return _drive_all(prepare, options)
 
 
-def _drive(run: Run, quiet: bool) -> int:
+def _drive_all(prepare: Callable[[], Run], options: argparse.Namespace) -> int:
+    """In this process, or on peers; what takes rows of all of them is done by one process afterwards."""
+    if options.swarm != "ray" and options.address is not None:
+        raise UserError("--address is that of a Ray cluster: give --swarm ray as well, or leave it out")
+    if options.swarm == "local" and options.peers is None:
+        return _drive(prepare(), options.quiet)
+    from weaverant.peers.driver import PeersRun
+    from weaverant.peers.given import check_options
+    from weaverant.swarm.crew import LocalCrew
+
+    new = vars(options)
+    check_options(options.peers, new.get("no_journal", False), options.pilot, new.get("reuse"), options.input)
+    if options.swarm == "local":
+        run = prepare()
+        assert run.directory is not None or options.no_journal
+        crew = LocalCrew(run.directory or Path(), options.host or "127.0.0.1")
+        on_peers = PeersRun(run, options.peers, crew, labels=options.label, spread=options.spread is not None)
+        code = _drive(on_peers, options.quiet)
+    else:
+        if options.host is not None:
+            raise UserError("with --swarm ray each peer listens at its node's own address: leave --host out")
+        if options.store or ("directory" in options and store_of(Path(options.directory))):
+            raise UserError("--swarm ray starts its peers in the run's own directory: leave --store out, or --swarm")
+        from weaverant.swarm.raycrew import RayCrew
+        from weaverant.swarm.rays import Cluster
+
+        with Cluster(options.address) as cluster:
+            run = prepare()
+            crew = RayCrew(cluster, run.directory or Path(), run.config.run)
+            peers = cluster.nodes if options.peers is None else options.peers
+            on_peers = PeersRun(run, peers, crew, labels=options.label, spread=options.spread is not None)
+            code = _drive(on_peers, options.quiet)
+    if on_peers.state != "grouping" or on_peers.directory is None:
+        return code
+    return _drive(launch.resume(on_peers.directory), options.quiet)
+
+
+def _drive(run: Run | PeersRun, quiet: bool) -> int:
     """Go on to the end; print the summary; give the exit code."""
     examples, before = Examples(), threading.enumerate()
     driver = Driver(run, examples.add, quiet)
@@ -115,10 +168,13 @@ def _drive(run: Run, quiet: bool) -> int:
         return complain(f"{error}. Nothing was asked; go on with: {again}", EXIT_CODES["journal"])
     seen = False
     if not quiet:
-        resumed = run.resumed and run.directory is not None
-        summary = fold(run.directory) if resumed and run.directory else of_run(run, examples)
+        if isinstance(run, Run) and (run.directory is None or not run.resumed):
+            summary = of_run(run, examples)
+        else:
+            assert run.directory is not None
+            summary = fold(run.directory)
         seen = _show(report(summary), run.directory)
-        if run.state == "pilot":
+        if isinstance(run, Run) and run.state == "pilot":
             _show(forecast(estimate(run)), run.directory)
         if run.directory is not None and not run.resumed and not run.source.rereadable and run.state != "finished":
             rows = counted(run.ledger.stages[0].rows, "row")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from weaverant.cli.fetch import bring
 from weaverant.cli.find import find, found_lines
 from weaverant.cli.report import report, seconds
 from weaverant.cli.streams import put
@@ -32,6 +33,7 @@ WHOLE = (10**9, 10**12)
 
 def show_command(options: argparse.Namespace) -> int:
     directory = Path(options.directory)
+    bring(directory)
     bounds = SHORT if sys.stdout.isatty() and not options.full else WHOLE
     if options.find is not None:
         if options.task is not None:

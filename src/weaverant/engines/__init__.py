@@ -43,8 +43,9 @@ KINDS = {
 }
 
 
-def open_engine(spec: str) -> Engine:
-    """The engine a spec names; `UserError` if it names none. A URL without `#model` is asked for its model."""
+def open_engine(spec: str, parts: int = 1) -> Engine:
+    """The engine a spec names; `UserError` if it names none. A URL without `#model` is asked for its model. With
+    `parts` it makes one part of so many of what the spec lets a server be asked: `rpm`, `tpm`, `connections`."""
     scheme, colon, rest = spec.strip().partition(":")
     kind = KINDS.get(scheme)
     if kind is None or not colon:
@@ -54,8 +55,10 @@ def open_engine(spec: str) -> Engine:
         directory, bar, inner = rest.partition("|")
         if not bar or not directory:
             raise UserError(f"that is no cache; expected cache:FOLDER|MODEL, for example {kind.example}")
-        return opener(open_engine(inner), directory)
-    return opener(spec.strip() if kind.opener == _POOL else rest)
+        return opener(open_engine(inner, parts), directory)
+    if kind.opener in (_POOL, KINDS["pool"].opener):
+        return opener(spec.strip() if kind.opener == _POOL else rest, parts)
+    return opener(rest)
 
 
 def pooled(specs: Sequence[str]) -> str:

@@ -9,17 +9,26 @@ from pathlib import Path
 import zstandard
 
 from weaverant.errors import JournalCorrupt, JournalError
+from weaverant.journal.chain import Shipper
 from weaverant.journal.disk import Disk
+from weaverant.journal.homes import OWN
 from weaverant.journal.segment import MOST_PAYLOAD
+from weaverant.journal.shelf import shelf_of
 from weaverant.message import digest
 
 
 class BlobStore:
     """Reads and writes the blobs of one run. `put` belongs to the journal's writing thread."""
 
-    def __init__(self, directory: Path, disk: Disk | None = None) -> None:
+    def __init__(
+        self, directory: Path, disk: Disk | None = None, epoch: int = OWN, shipper: Shipper | None = None
+    ) -> None:
+        """`epoch` is that of the peer that writes: several may write the same text at once. With a `shipper` a text is
+        in the store before it is here."""
         self._directory = directory
+        self._unfinished = f".{epoch}.tmp" if epoch else ".tmp"
         self._disk = disk or Disk()
+        self._shipper = shipper
         self._durable: set[bytes] = set()
         self._zstd = zstandard.ZstdCompressor(level=1)
 
@@ -43,6 +52,8 @@ class BlobStore:
         """The text with this digest. `JournalCorrupt` if it is missing or another."""
         path = blob_path(self._directory, key)
         try:
+            if not path.exists():
+                shelf_of(self._directory.parent).fetch_blob(path)
             packed = path.read_bytes()
             if zstandard.frame_content_size(packed) > MOST_PAYLOAD:
                 raise zstandard.ZstdError(f"it claims to unpack to more than {MOST_PAYLOAD:,} bytes")
@@ -65,7 +76,9 @@ class BlobStore:
         if len(raw) > MOST_PAYLOAD:
             raise OSError(errno.EFBIG, f"a text of {len(raw):,} bytes, expected {MOST_PAYLOAD:,} at most")
         data = self._zstd.compress(raw)
-        unfinished = path.with_suffix(".tmp")
+        if self._shipper is not None:
+            self._shipper.blob(f"{path.parent.name}/{path.name}", data)
+        unfinished = path.with_suffix(self._unfinished)
         file = self._disk.overwrite(unfinished)
         try:
             self._disk.write(file, data)

@@ -22,8 +22,9 @@ class Disk:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
 
     def reopen(self, path: Path) -> int:
-        """A descriptor for reading an existing file and writing at its end."""
-        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        """A descriptor for reading an existing file and, once `truncate` has gone there, for writing at its end. Not
+        with O_APPEND: where a store is what counts, another process may have written the same bytes there before."""
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def make_directory(self, path: Path) -> None:
         """Return when the directory is there and its entry is on the medium, whoever created it."""
@@ -42,11 +43,7 @@ class Disk:
 
     def sync_directory(self, path: Path) -> None:
         """Return when the directory's entries are on the medium."""
-        file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+        sync_path(path)
 
     def truncate(self, file: int, size: int) -> None:
         os.ftruncate(file, size)
@@ -59,4 +56,13 @@ class Disk:
         os.unlink(path)
 
     def close(self, file: int) -> None:
+        os.close(file)
+
+
+def sync_path(path: Path) -> None:
+    """Return when a file's content, or a directory's entries, are on the medium, whoever wrote them."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
         os.close(file)

@@ -19,6 +19,12 @@ from weaverant.events import (
     CostReserved,
     EndState,
     Event,
+    PeerClosed,
+    PeerOpened,
+    RowsCut,
+    RowsDone,
+    RowsLeft,
+    RowsTaken,
     RunClosed,
     RunOpened,
     SourceEnded,
@@ -27,6 +33,7 @@ from weaverant.events import (
     TaskReopened,
     TaskStarted,
     TaskSuperseded,
+    TaskTaken,
     TimerFired,
 )
 from weaverant.journal.codec import events_of, tag_of
@@ -37,7 +44,7 @@ from weaverant.message import Usage, total
 
 UNCHANGED, OPEN, DONE, REJECTED, FAILED, SUPERSEDED = range(-1, 5)
 STATE_CODES: dict[EndState, int] = {"done": DONE, "rejected": REJECTED, "failed": FAILED}
-BEGAN, REOPENED = 1, 2
+BEGAN, REOPENED, TAKEN = 1, 2, 4
 
 UNKNOWN_STAGE = -1
 UNTOLD = -1
@@ -46,9 +53,10 @@ MAP_TASKS = 2_048
 
 
 class TaskEntry(Struct, array_like=True, gc=False):
-    """One task in one segment. `flags`: BEGAN, REOPENED here. `state`: what this segment's events made of the task;
-    UNCHANGED if they are steps only. `stage` and `row` (digest) are unknown where it neither began nor ended. `made`:
-    how many rows of a next stage its result is; UNTOLD where it was not done here."""
+    """One task in one segment. `flags`: BEGAN, REOPENED, TAKEN (from another journal) here. `state`: what this
+    segment's events made of the task; UNCHANGED if they are steps only. `stage` and `row` (digest) are unknown where it
+    neither began nor ended. `made`: how many rows of a next stage its result is; UNTOLD where it was not done here.
+    `copy` is that of the event by which it was taken, else 0."""
 
     task: str
     flags: int
@@ -57,15 +65,17 @@ class TaskEntry(Struct, array_like=True, gc=False):
     row: bytes
     frames: list[int]
     made: int = UNTOLD
+    copy: int = 0
 
 
 class Late(Struct, array_like=True, frozen=True, gc=False):
-    """A task that began in an earlier segment and whose state changed in this one."""
+    """A task that began in an earlier segment, or in another journal, and whose state changed in this one."""
 
     task: str
     stage: int
     state: int
     made: int = UNTOLD
+    copy: int = 0
 
 
 class Summary(Struct, array_like=True, frozen=True):
@@ -168,8 +178,8 @@ class SegmentIndex:
         for entry in self.tasks.values():
             if entry.flags & BEGAN:
                 stages.setdefault(entry.stage, [0] * 5)[entry.state] += 1
-            elif entry.state != UNCHANGED:
-                late.append(Late(entry.task, entry.stage, entry.state, entry.made))
+            elif entry.state != UNCHANGED and not _only_taken(entry):
+                late.append(Late(entry.task, entry.stage, entry.state, entry.made, entry.copy))
             if entry.state <= OPEN:
                 unfinished.append(entry)
             elif entry.state == DONE:
@@ -215,6 +225,19 @@ class SegmentIndex:
         entry.row = event.digest
         self._change(entry, OPEN, event.time)
 
+    def _note_taken(self, event: TaskTaken, frame: int) -> None:
+        entry = self._entry(event.task, frame)
+        entry.flags |= TAKEN
+        entry.stage, entry.copy = event.stage, event.copy
+        for past in event.events:
+            if isinstance(past, TaskStarted):
+                entry.row = past.digest
+            elif isinstance(past, CostReserved):
+                self._reserved.add(past)
+            elif isinstance(past, StepEnded):
+                self._reserved.close(past)
+        self._change(entry, OPEN, event.time)
+
     def _note_ended(self, event: TaskEnded, frame: int) -> None:
         entry = self._entry(event.task, frame)
         entry.stage = event.stage
@@ -231,7 +254,7 @@ class SegmentIndex:
     def _note_superseded(self, event: TaskSuperseded, frame: int) -> None:
         self._change(self._entry(event.task, frame), SUPERSEDED, event.time)
 
-    def _note_timed(self, event: RunOpened | RunClosed | SourceEnded, frame: int) -> None:
+    def _note_timed(self, event: RunOpened | RunClosed | SourceEnded | PeerOpened | PeerClosed, frame: int) -> None:
         self._note_about_run(event, frame)
         self._tick(event.time)
 
@@ -248,6 +271,11 @@ class SegmentIndex:
         self._last = time
 
 
+def _only_taken(entry: TaskEntry) -> bool:
+    """Whether it came from another journal as it was there, and is so still."""
+    return entry.state == OPEN and bool(entry.flags & TAKEN) and not entry.flags & REOPENED
+
+
 def roll_of(entries: Iterable[TaskEntry]) -> dict[int, tuple[int, int]]:
     """What a summary says of them as its `roll`."""
     roll = Roll()
@@ -256,11 +284,12 @@ def roll_of(entries: Iterable[TaskEntry]) -> dict[int, tuple[int, int]]:
     return roll.sums()
 
 
-def rebuild(segment: Segment) -> tuple[SegmentIndex, int]:
-    """An unsealed segment's index, and where its events end. A half-written index is passed over."""
+def rebuild(segment: Segment, limit: int | None = None) -> tuple[SegmentIndex, int]:
+    """An unsealed segment's index, and where its events end; with a `limit`, of those before that offset. A
+    half-written index is passed over."""
     index = SegmentIndex()
     end = HEADER_BYTES
-    for frame in segment.frames():
+    for frame in segment.frames(end=limit):
         if frame.kind != EVENTS:
             continue
         index.note(events_of(segment, frame), len(index.sizes))
@@ -285,6 +314,13 @@ _NOTES: dict[type[Event], Callable[[SegmentIndex, Any, int], None]] = {
     RunClosed: SegmentIndex._note_timed,  # pyright: ignore[reportPrivateUsage]
     SourceEnded: SegmentIndex._note_timed,  # pyright: ignore[reportPrivateUsage]
     AgentBound: SegmentIndex._note_about_run,  # pyright: ignore[reportPrivateUsage]
+    TaskTaken: SegmentIndex._note_taken,  # pyright: ignore[reportPrivateUsage]
+    PeerOpened: SegmentIndex._note_timed,  # pyright: ignore[reportPrivateUsage]
+    PeerClosed: SegmentIndex._note_timed,  # pyright: ignore[reportPrivateUsage]
+    RowsLeft: SegmentIndex._note_about_run,  # pyright: ignore[reportPrivateUsage]
+    RowsTaken: SegmentIndex._note_about_run,  # pyright: ignore[reportPrivateUsage]
+    RowsCut: SegmentIndex._note_about_run,  # pyright: ignore[reportPrivateUsage]
+    RowsDone: SegmentIndex._note_about_run,  # pyright: ignore[reportPrivateUsage]
 }
 
 encode_index = msgspec.msgpack.Encoder().encode

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from weaverant.journal.codec import UNDECODABLE
+from weaverant.journal.homes import OWN, Fence, fence_of
 from weaverant.journal.index import (
     OPEN,
     SUPERSEDED,
@@ -22,19 +23,24 @@ from weaverant.journal.store import require_sealed
 
 
 class Place(NamedTuple):
-    """A frame of events."""
+    """A frame of events: in the journal of the peer `epoch`, or the run's own."""
 
     segment: int
     offset: int
+    epoch: int = OWN
 
 
 class Part:
     """One segment's index: `summary` is that of a sealed segment, whose map stays in the file. An open one is scanned
-    when its index is first asked for."""
+    when its index is first asked for, as far as the `limit` that a fence sets."""
 
-    def __init__(self, path: Path, number: int, summary: Summary | None) -> None:
+    def __init__(
+        self, path: Path, number: int, summary: Summary | None, epoch: int = OWN, limit: int | None = None
+    ) -> None:
         self.path = path
         self.number = number
+        self.epoch = epoch
+        self.limit = limit
         self._summary = summary
         self._entries: list[TaskEntry] | None = None
         self._offsets: list[int] | None = None
@@ -49,7 +55,7 @@ class Part:
         if self._summary is None:
             with Segment(self.path) as segment:
                 segment.begun()
-                index, _ = rebuild(segment)
+                index, _ = rebuild(segment, self.limit)
             self._summary, self._entries = index.summary([]), list(index.tasks.values())
         return self._summary
 
@@ -58,7 +64,7 @@ class Part:
         if self._offsets is None:
             self._offsets = self.summary.offsets()
         offsets = self._offsets
-        return [Place(self.number, offsets[frame]) for frame in frames]
+        return [Place(self.number, offsets[frame], self.epoch) for frame in frames]
 
     def entries(self) -> Iterator[TaskEntry]:
         """All tasks with events here, in order of their first event."""
@@ -79,38 +85,58 @@ class Part:
 
 
 class Parts:
-    """The parts of a journal, remembered between calls: a sealed segment never changes, an open one only grows."""
+    """The parts of one journal, remembered between calls: a sealed segment never changes, an open one only grows."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, home: Path, epoch: int = OWN) -> None:
+        self.epoch = epoch
+        self.directory = home / "journal"
+        self._home = home
+        self._fence: Fence | None = None
         self._sealed: dict[int, Part] = {}
         self._open: tuple[int, int, Part] | None = None
 
+    @property
+    def fence(self) -> Fence | None:
+        """Where a peer's journal ends, once somebody has ended it."""
+        if self._fence is None and self.epoch != OWN:
+            self._fence = fence_of(self._home)
+        return self._fence
+
+    def numbers(self) -> list[int]:
+        """The segments before the fence, if there is one."""
+        last = self.fence
+        return [number for number in segment_numbers(self.directory) if last is None or number <= last.segment]
+
+    def limit(self, number: int) -> int | None:
+        """Where this segment's events end, if a fence stands in it."""
+        last = self.fence
+        return last.offset if last is not None and number == last.segment else None
+
     def now(self) -> list[Part]:
         """One for every segment that holds events, in order."""
-        numbers = segment_numbers(self._directory)
+        numbers = self.numbers()
         found = (self._sealed.get(number) or self._read(number, number == numbers[-1]) for number in numbers)
         return [part for part in found if part is not None]
 
     def _read(self, number: int, last: bool) -> Part | None:
-        path = segment_path(self._directory, number)
+        path, limit = segment_path(self.directory, number), self.limit(number)
         with Segment(path) as segment:
             if not last:
                 require_sealed(segment)
             if not segment.begun():
                 return None
             trailer = segment.trailer()
-            if trailer is None:
-                return self._read_open(segment, number)
+            if trailer is None or limit not in (None, trailer.events_end):
+                return self._read_open(segment, number, limit)
             summary = read_summary(segment, trailer, number)
-        part = self._sealed[number] = Part(path, number, summary)
+        part = self._sealed[number] = Part(path, number, summary, self.epoch)
         return part
 
-    def _read_open(self, segment: Segment, number: int) -> Part:
-        size = segment.size()
+    def _read_open(self, segment: Segment, number: int, limit: int | None) -> Part:
+        size = segment.size() if limit is None else limit
         if self._open is not None and self._open[:2] == (number, size):
             return self._open[2]
-        part = Part(segment.path, number, None)
+        part = Part(segment.path, number, None, self.epoch, limit)
         self._open = (number, size, part)
         return part
 

@@ -6,6 +6,7 @@ shows the journal as it stood at about that time. Damage is `JournalCorrupt`, a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
@@ -15,27 +16,31 @@ from weaverant.events import (
     AgentBound,
     CostReserved,
     Event,
+    PeerEvent,
     RunClosed,
     RunOpened,
     SourceEnded,
     StepEnded,
     TaskEvent,
+    TaskTaken,
 )
 from weaverant.journal.codec import EventHead, events_of, tag_of
-from weaverant.journal.counts import StageCounts, check_counts, contradiction, counts_by_summaries
-from weaverant.journal.index import BEGAN, DONE, OPEN, SUPERSEDED, UNTOLD, Late, later_state, roll_of
+from weaverant.journal.counts import StageCounts, check_counts, counts_by_summaries
+from weaverant.journal.homes import OWN, epochs_of, home_of
+from weaverant.journal.index import BEGAN, DONE, OPEN, SUPERSEDED, UNTOLD, Late, TaskEntry, later_state, roll_of
 from weaverant.journal.parts import Part, Parts, Place, read_summary
 from weaverant.journal.reserved import Reservations
 from weaverant.journal.roll import Roll
-from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment, segment_numbers, segment_path
+from weaverant.journal.segment import EVENTS, HEADER_BYTES, Segment, segment_path
 from weaverant.journal.store import require_sealed
+from weaverant.journal.whereabouts import Whereabouts, left_in, places_in
 from weaverant.message import Usage
 
-RunEvent = RunOpened | AgentBound | SourceEnded | RunClosed
+RunEvent = RunOpened | AgentBound | SourceEnded | RunClosed | PeerEvent
 TaskState = Literal["done", "rejected", "failed", "superseded"]
 
 _RUN_TAGS = frozenset(tag_of(kind) for kind in get_args(RunEvent))
-_TASK_TAGS = frozenset(tag_of(kind) for kind in get_args(TaskEvent))
+_TASK_TAGS = frozenset(tag_of(kind) for kind in (*get_args(TaskEvent), TaskTaken))
 _STATES: tuple[TaskState | None, ...] = (None, "done", "rejected", "failed", "superseded")
 
 HISTORY_TASKS = 1_024
@@ -61,43 +66,54 @@ class Batch(NamedTuple):
 
 
 class JournalReader:
-    """The journal in `directory`, a run's directory. A run that never wrote has an empty journal."""
+    """The journal of the run in `directory`, those of its peers included, each up to its fence. A run that never wrote
+    has an empty journal."""
 
-    def __init__(self, directory: Path | str) -> None:
-        self._directory = Path(directory) / "journal"
-        self._parts = Parts(self._directory)
+    def __init__(self, directory: Path | str, epochs: Collection[int] | None = None) -> None:
+        """`epochs`: only these of its journals."""
+        self._run = Path(directory)
+        self._only = epochs
+        self._directory = self._run / "journal"
+        self._homes: dict[int, Parts] = {OWN: Parts(self._run)} if epochs is None or OWN in epochs else {}
+        self.copies: dict[str, int] = {}
+        """How often those tasks have moved that `unfinished` or `places` found in a journal they moved to."""
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether other journals than the run's own belong to it."""
+        return len(self._all()) > 1
+
+    def entries(self) -> Iterator[tuple[int, TaskEntry]]:
+        """What the index of each segment says of each task with events there, and whose journal it is. Reads the maps;
+        one journal after the other, each from its beginning."""
+        for part in self.parts():
+            for entry in part.entries():
+                yield part.epoch, entry
+
+    def parts(self) -> list[Part]:
+        """The indexes of all segments, one journal after the other, each in order."""
+        return [part for home in self._all() for part in home.now()]
 
     def events(self) -> Iterator[Event]:
-        """Every event, in order, in bounded memory."""
+        """Every event, in bounded memory: in the order of its journal, one journal after the other, the run's own
+        first."""
         for batch in self.batches():
             yield from batch.events
 
     def batches(self, start: Place | None = None) -> Iterator[Batch]:
-        """Events by frame, from the frame at `start` on. The last batch's `next` is where a follower looks again."""
-        number, offset = start or Place(1, HEADER_BYTES)
-        while (count := len(segment_numbers(self._directory))) >= number:
-            with Segment(segment_path(self._directory, number)) as segment:
-                if number < count:
-                    require_sealed(segment)
-                if not segment.begun():
-                    return
-                trailer = segment.trailer()
-                if trailer is not None:
-                    read_summary(segment, trailer, number)
-                for frame in segment.frames(offset, trailer and trailer.events_end):
-                    if frame.kind == EVENTS:
-                        places = Place(number, frame.offset), Place(number, frame.end)
-                        yield Batch(*places, events_of(segment, frame))
-                        offset = frame.end
-            if trailer is not None:
-                number, offset = number + 1, HEADER_BYTES
-            elif len(segment_numbers(self._directory)) == count:
-                return  # else the segment was sealed while we read it: look again for what was added before
+        """Events by frame, from the frame at `start` on. The last batch's `next` is where a follower of that journal
+        looks again."""
+        begin = start or Place(1, HEADER_BYTES)
+        for home in self._all():
+            if home.epoch == begin.epoch:
+                yield from _batches(home, begin)
+            elif home.epoch > begin.epoch:
+                yield from _batches(home, Place(1, HEADER_BYTES, home.epoch))
 
     def run_events(self) -> Iterator[RunEvent]:
         """The events that are no task's, in order. Reads only the frames that hold some, of an open segment all: the
         heads of its events, which takes a quarter of the time of a scan."""
-        for part in self._parts.now():
+        for part in self.parts():
             places = part.places(part.summary.about_run) if part.scanned else _all_places(part)
             for event in self._read(places, lambda head: head.tag in _RUN_TAGS):
                 yield cast("RunEvent", event)
@@ -109,29 +125,29 @@ class JournalReader:
         Reads the summaries of sealed segments and scans an open one; the maps only where a task was reopened in a
         later segment than it began in.
         """
-        parts = self._parts.now()
-        live: dict[str, list[Place]] = {}
-        strays: set[str] = set()
+        where: dict[str, Whereabouts] = {}
         reopened = False
-        for part in parts:
-            for late in part.summary.late:
-                if late.state != OPEN:
-                    live.pop(late.task, None)
-            for entry in part.summary.unfinished:
-                begins_again = entry.state == OPEN and not entry.flags & BEGAN
-                reopened |= begins_again
-                if entry.flags & BEGAN and entry.task in strays:
-                    raise contradiction(self._directory, f"task {entry.task!r} has events before it begins")
-                if entry.state == OPEN or entry.task in live:
-                    live.setdefault(entry.task, []).extend(part.places(entry.frames))
-                else:
-                    strays.add(entry.task)
-        return _reopened_too(parts, live) if reopened else live
+        for home in self._all():
+            for task, found in left_in(home.now()).items():
+                reopened |= found.reopened
+                if task not in where or where[task].copy < found.copy:
+                    where[task] = found
+        live = {task: found.places for task, found in where.items() if found.open}
+        self.copies |= {task: where[task].copy for task in live if where[task].copy}
+        return self._reopened_too(live) if reopened else live
 
     def places(self, tasks: Collection[str]) -> dict[str, list[Place]]:
-        """The frames with events of these tasks, in order of their start; reads the maps back to where the oldest of
-        them began."""
-        return _places(self._parts.now(), tasks)
+        """The frames with events of these tasks, in the journals where they are now, in order of their start there;
+        reads the maps back to where the oldest of them began."""
+        wanted = frozenset(tasks)
+        homes = self._all()
+        found: dict[str, tuple[int, list[Place]]] = {}
+        for home in homes:
+            for task, (copy, places) in places_in(home.now(), wanted).items():
+                if task not in found or found[task][0] < copy:
+                    found[task] = copy, places
+        self.copies |= {task: copy for task, (copy, _) in found.items() if copy}
+        return {task: places for task, (_, places) in found.items()}
 
     def histories(
         self, places: Mapping[str, Sequence[Place]], at_once: int = HISTORY_TASKS
@@ -149,12 +165,13 @@ class JournalReader:
     def tasks(self, newest_first: bool = False) -> Iterator[TaskSummary]:
         """Every task, in order of start or the other way round, as it stands now. Reads the maps as it goes, not the
         events; memory is bounded by the tasks whose state changed in a later segment than they began in."""
-        parts = self._parts.now()
+        parts = self.parts()
         later: dict[str, Late] = {}
-        for part in parts:
-            for late in part.summary.late:
-                before = later.get(late.task, late)
-                later[late.task] = Late(late.task, late.stage, later_state(before.state, late.state), late.made)
+        for late in self._lates():
+            before = later.get(late.task, late)
+            if before.copy <= late.copy:
+                state = later_state(before.state, late.state)
+                later[late.task] = Late(late.task, late.stage, state, late.made, late.copy)
         for part in reversed(parts) if newest_first else parts:
             for entry in reversed(list(part.entries())) if newest_first else part.entries():
                 if entry.flags & BEGAN:
@@ -166,7 +183,7 @@ class JournalReader:
     def counts(self) -> dict[int, StageCounts]:
         """Tasks by stage and state. Reads summaries; the maps only where a task was reopened, or superseded in a later
         segment than it began in. `JournalCorrupt` where other numbers of tasks have begun and ended."""
-        parts = self._parts.now()
+        parts = self.parts()
         found = counts_by_summaries(parts) or self._counts_by_maps()
         check_counts(self._directory, parts, found)
         return dict(sorted(found.items()))
@@ -175,7 +192,7 @@ class JournalReader:
         """Of a run without groups, by stage: how many rows of the next stage the results of its done tasks are; None
         where an older version wrote an index. Reads summaries."""
         totals: dict[int, int] = {}
-        for part in self._parts.now():
+        for part in self.parts():
             if part.summary.made is None:
                 return None
             for stage, rows in part.summary.made.items():
@@ -183,15 +200,14 @@ class JournalReader:
         return totals
 
     def ended_late(self) -> Iterator[Late]:
-        """The tasks that ended in a later segment than they began in. Reads summaries."""
-        for part in self._parts.now():
-            yield from (late for late in part.summary.late if DONE <= late.state < SUPERSEDED)
+        """The tasks that ended in a later segment than they began in, or in another journal. Reads summaries."""
+        yield from (late for late in self._lates() if DONE <= late.state < SUPERSEDED)
 
     def roll(self) -> Roll:
         """Which tasks began, and which results there are. Reads summaries, and the maps of segments that an older
         version sealed."""
         found = Roll()
-        for part in self._parts.now():
+        for part in self.parts():
             sums = part.summary.roll
             found.add(roll_of(part.entries()) if sums is None else sums)
         return found
@@ -199,19 +215,23 @@ class JournalReader:
     def usage(self) -> dict[str, Usage]:
         """What all steps cost, by model; reused steps cost nothing. Reads summaries."""
         totals: dict[str, Usage] = {}
-        for part in self._parts.now():
+        for part in self.parts():
             for model, usage in part.summary.usage.items():
                 totals[model] = totals.get(model, Usage(requests=0)) + usage
         return totals
 
+    def events_by_tag(self) -> Counter[str]:
+        """How many events there are. Reads summaries."""
+        return sum((Counter(part.summary.events) for part in self.parts()), Counter[str]())
+
     def calls(self) -> int:
         """All model steps, reused ones included. Reads summaries."""
-        return sum(part.summary.calls for part in self._parts.now())
+        return sum(part.summary.calls for part in self.parts())
 
     def reserved(self) -> Reservations:
         """Money set aside for steps whose end is not recorded. Reads summaries, and the events of the tasks that had
         such a step at the end of a segment."""
-        tasks = {task for part in self._parts.now() for task in part.summary.reserved}
+        tasks = {task for part in self.parts() for task in part.summary.reserved}
         found = Reservations()
         for _, events in self.histories(self.places(tasks)) if tasks else ():
             for event in events:
@@ -221,23 +241,60 @@ class JournalReader:
                     found.close(event)
         return found
 
+    def _all(self) -> list[Parts]:
+        """The journals that there are now, the run's own first."""
+        for epoch in epochs_of(self._run) if self._only is None else sorted(self._only):
+            if epoch not in self._homes:
+                self._homes[epoch] = Parts(home_of(self._run, epoch), epoch)
+        return list(self._homes.values())
+
+    def _lates(self) -> Iterator[Late]:
+        """All changes of tasks that began before, with the copies that they were made in."""
+        for home in self._all():
+            copies: dict[str, int] = {}
+            for part in home.now():
+                for late in part.summary.late:
+                    copy = late.copy or copies.get(late.task, 0)
+                    if copy:
+                        copies[late.task] = copy
+                    yield late if copy == late.copy else Late(late.task, late.stage, late.state, late.made, copy)
+                copies |= {entry.task: entry.copy for entry in part.summary.unfinished if entry.copy}
+
     def _histories(self, places: Mapping[str, Sequence[Place]]) -> dict[str, list[TaskEvent]]:
         found: dict[str, list[TaskEvent]] = {task: [] for task in places}
+        frames = {place for frames in places.values() for place in frames}
+        epochs = {task: frames[0].epoch for task, frames in places.items() if frames}
 
-        def wanted(head: EventHead) -> bool:
-            return head.tag in _TASK_TAGS and type(head.task) is str and head.task in found
+        for epoch in sorted(set(epochs.values())):
+            mine = {task for task, own in epochs.items() if own == epoch}
 
-        for event in self._read({place for frames in places.values() for place in frames}, wanted):
-            found[cast("TaskEvent", event).task].append(cast("TaskEvent", event))
+            def wanted(head: EventHead, mine: set[str] = mine) -> bool:
+                return head.tag in _TASK_TAGS and type(head.task) is str and head.task in mine
+
+            for event in self._read((place for place in frames if place.epoch == epoch), wanted):
+                if isinstance(event, TaskTaken):
+                    found[event.task] = list(event.events)
+                else:
+                    found[cast("TaskEvent", event).task].append(cast("TaskEvent", event))
         return found
 
     def _read(self, places: Iterable[Place], wanted: Callable[[EventHead], bool]) -> Iterator[Event]:
         """The wanted events of these frames, in order."""
-        for number, frames in groupby(sorted(places), key=lambda place: place.segment):
-            with Segment(segment_path(self._directory, number)) as segment:
+        in_order = sorted(places, key=lambda place: (place.epoch, place.segment, place.offset))
+        for (epoch, number), frames in groupby(in_order, key=lambda place: (place.epoch, place.segment)):
+            with Segment(segment_path(self._homes[epoch].directory, number)) as segment:
                 segment.begun()
-                for _, offset in frames:
+                for _, offset, _ in frames:
                     yield from events_of(segment, segment.frame(offset), wanted)
+
+    def _reopened_too(self, live: Mapping[str, Sequence[Place]]) -> dict[str, list[Place]]:
+        """The same tasks with what the summaries cannot tell of reopened ones: their start, and what came after it."""
+        states: dict[str, int] = {}
+        for epoch, entry in self.entries():
+            places = live.get(entry.task)
+            if places and places[0].epoch == epoch:
+                states[entry.task] = later_state(states.get(entry.task, OPEN), entry.state)
+        return self.places([task for task, state in states.items() if state == OPEN])
 
     def _counts_by_maps(self) -> dict[int, StageCounts]:
         table: dict[int, StageCounts] = {}
@@ -248,35 +305,32 @@ class JournalReader:
         return table
 
 
+def _batches(home: Parts, begin: Place) -> Iterator[Batch]:
+    number, offset, epoch = begin
+    while (count := len(home.numbers())) >= number:
+        limit = home.limit(number)
+        with Segment(segment_path(home.directory, number)) as segment:
+            if number < count:
+                require_sealed(segment)
+            if not segment.begun():
+                return
+            trailer = segment.trailer()
+            if trailer is not None:
+                read_summary(segment, trailer, number)
+            for frame in segment.frames(offset, limit if limit is not None else trailer and trailer.events_end):
+                if frame.kind == EVENTS:
+                    places = Place(number, frame.offset, epoch), Place(number, frame.end, epoch)
+                    yield Batch(*places, events_of(segment, frame))
+                    offset = frame.end
+        if trailer is not None and limit is None:
+            number, offset = number + 1, HEADER_BYTES
+        elif limit is not None or len(home.numbers()) == count:
+            return  # else the segment was sealed while we read it: look again for what was added before
+
+
 def _all_places(part: Part) -> Iterator[Place]:
     """The frames of events of a segment that is not sealed."""
     with Segment(part.path) as segment:
-        for frame in segment.frames():
+        for frame in segment.frames(end=part.limit):
             if frame.kind == EVENTS:
-                yield Place(part.number, frame.offset)
-
-
-def _places(parts: list[Part], tasks: Collection[str]) -> dict[str, list[Place]]:
-    wanted, begun = frozenset(tasks), 0
-    pieces: list[dict[str, list[Place]]] = []
-    for part in reversed(parts):
-        if begun == len(wanted):
-            break
-        entries = [entry for entry in part.entries() if entry.task in wanted]
-        pieces.append({entry.task: part.places(entry.frames) for entry in entries})
-        begun += sum(entry.flags & BEGAN for entry in entries)
-    found: dict[str, list[Place]] = {}
-    for piece in reversed(pieces):
-        for task, places in piece.items():
-            found.setdefault(task, []).extend(places)
-    return found
-
-
-def _reopened_too(parts: list[Part], live: Mapping[str, Sequence[Place]]) -> dict[str, list[Place]]:
-    """The same tasks with what the summaries cannot tell of reopened ones: their start, and what came after it."""
-    states: dict[str, int] = {}
-    for part in parts:
-        for entry in part.entries():
-            if entry.task in live:
-                states[entry.task] = later_state(states.get(entry.task, OPEN), entry.state)
-    return _places(parts, [task for task, state in states.items() if state == OPEN])
+                yield Place(part.number, frame.offset, part.epoch)

@@ -20,7 +20,7 @@ from weaverant.errors import JournalCorrupt, JournalError, UserError
 from weaverant.events import FORMAT_VERSION
 
 MAJOR = FORMAT_VERSION
-MINOR = 5
+MINOR = 6
 SUFFIX = ".wvj"
 
 MAGIC = b"\x89WVJ\r\n\x1a\n"
@@ -106,6 +106,29 @@ def pack_frame(kind: int, payload: bytes | bytearray, offset: int, zstd: zstanda
 def pack_trailer(events_end: int, summary: int) -> bytes:
     tail = _trailer.pack(SEAL, 0, events_end, summary)[8:]
     return SEAL + crc32(tail).to_bytes(4, "little") + tail
+
+
+def is_whole(data: bytes, offset: int) -> bool:
+    """Whether these are whole frames, unharmed and written to that place of a segment, with the header before them
+    where it is the beginning; a trailer may be the last of them."""
+    at = HEADER_BYTES if offset == 0 else 0
+    if at and crc32(data[:12]) != int.from_bytes(data[12:at], "little"):
+        return False
+    view = memoryview(data)
+    while at < len(data):
+        if data[at : at + len(SEAL)] == SEAL:
+            return at + TRAILER_BYTES == len(data) and crc32(view[at + 8 :]) == int.from_bytes(
+                data[at + 4 : at + 8], "little"
+            )
+        if len(data) - at < FRAME_HEAD_BYTES:
+            return False
+        marker, length, check, flags = _frame_head.unpack_from(data, at)
+        start = at + FRAME_HEAD_BYTES
+        body = view[start : start + length]
+        if marker != MARKER or len(body) < length or _checksum(flags, body, offset + at) != check:
+            return False
+        at = start + length
+    return at == len(data)
 
 
 def segment_path(directory: Path, number: int) -> Path:
@@ -291,5 +314,5 @@ class Segment:
         return data
 
 
-def _checksum(flags: int, body: bytes | bytearray, offset: int) -> int:
+def _checksum(flags: int, body: bytes | bytearray | memoryview, offset: int) -> int:
     return crc32(body, crc32(bytes((flags,)), offset & 0xFFFFFFFF))

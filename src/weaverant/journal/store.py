@@ -7,15 +7,17 @@ written: a power cut keeps any part of what was not synced, and a good frame beh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import zstandard
 
 from weaverant.errors import JournalError, UserError
+from weaverant.journal.chain import Shipper
 from weaverant.journal.codec import finish_payload
 from weaverant.journal.disk import Disk
+from weaverant.journal.homes import Fenced
 from weaverant.journal.index import SegmentIndex, encode_index, rebuild
 from weaverant.journal.segment import (
     EVENTS,
@@ -43,10 +45,23 @@ class Repair(NamedTuple):
 class SegmentStore:
     """The segment files of one journal directory, open for appending. Call `recover` first."""
 
-    def __init__(self, directory: Path, disk: Disk, sync: bool) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        disk: Disk,
+        sync: bool,
+        fenced: Callable[[], bool] | None = None,
+        shipper: Shipper | None = None,
+    ) -> None:
+        """`fenced` is for a journal that others may end: whether they have. With a `shipper` a store is what counts:
+        what is written goes there first, as one piece, and the file is a copy of it."""
         self._directory = directory
         self._disk = disk
         self._sync = sync
+        self._fenced = fenced
+        self._shipper = shipper
+        self._unsent: list[bytes] = []
+        """What is to be in the file, and goes to the store before."""
         self._zstd = zstandard.ZstdCompressor(level=1)
         self._number = 0
         self._file = -1
@@ -75,6 +90,9 @@ class SegmentStore:
             finish_payload(payload, count)
             index.sizes.append(self._append(EVENTS, payload))
             self._settle()
+        self._ship()
+        if self._fenced is not None and self._fenced():
+            raise Fenced("the others have not heard of this peer for too long, and go on with its rows")
         return self._size
 
     def seal(self, index: SegmentIndex) -> None:
@@ -90,24 +108,31 @@ class SegmentStore:
         summary = self._size
         self._append(SUMMARY, encode_index(index.summary(maps, self._number)))
         self._sync_file()
-        self._disk.write(self._file, pack_trailer(events_end, summary))
+        self._put(pack_trailer(events_end, summary))
         self._settle()
+        self._ship()
         self.close()
 
     def give_up(self, error: OSError) -> JournalError:
         """After an `OSError` nothing is written any more. Gives back the room that the unfinished group took; what
         remains of it is cut at the next opening."""
         try:
-            if self._file >= 0:
+            ours = self._fenced is None and self._shipper is None
+            if self._file >= 0 and ours:  # behind a fence that others set there must be no less than there was
                 self._disk.truncate(self._file, self._good)
                 self._disk.sync(self._file)
         except OSError:
             pass
         self.close()
-        return JournalError(
-            f"the journal {str(self._directory)!r} cannot be written: {error.strerror or error} "
-            f"(segment {self._number:06}). All acknowledged steps are safe; free or repair the disk, then resume"
-        )
+        if isinstance(error, Fenced):
+            failed = JournalError(f"the journal {str(self._directory)!r} was ended by others: {error}")
+        else:
+            failed = JournalError(
+                f"the journal {str(self._directory)!r} cannot be written: {error.strerror or error} "
+                f"(segment {self._number:06}). All acknowledged steps are safe; free or repair the disk, then resume"
+            )
+        failed.__cause__ = error
+        return failed
 
     def close(self) -> None:
         """Let go of the open segment as it is."""
@@ -121,22 +146,35 @@ class SegmentStore:
         self._file = self._disk.create(path)
         self._number += 1
         self._disk.sync_directory(self._directory)
-        self._disk.write(self._file, pack_header())
+        self._put(pack_header())
         self._sync_file()
         self._size = HEADER_BYTES
 
     def _append(self, kind: int, payload: bytes | bytearray) -> int:
         data = pack_frame(kind, payload, self._size, self._zstd)
-        self._disk.write(self._file, data)
+        self._put(data)
         self._size += len(data)
         return len(data)
+
+    def _put(self, data: bytes) -> None:
+        if self._shipper is None:
+            self._disk.write(self._file, data)
+        else:
+            self._unsent.append(data)
+
+    def _ship(self) -> None:
+        """Where there is a store: what was put is there, and only then in the file."""
+        if self._shipper is not None and self._unsent:
+            data, self._unsent = b"".join(self._unsent), []
+            self._shipper.piece(data)
+            self._disk.write(self._file, data)
 
     def _settle(self) -> None:
         self._sync_file()
         self._good = self._size
 
     def _sync_file(self) -> None:
-        if self._sync:
+        if self._sync and self._shipper is None:
             self._disk.sync(self._file)
 
     def _recover_last(self) -> Repair | None:

@@ -22,8 +22,10 @@ from weaverant.journal.acks import Acks
 from weaverant.journal.blobs import BlobStore
 from weaverant.journal.codec import ARRAY_HEAD_BYTES, encode_into, new_payload
 from weaverant.journal.disk import Disk
+from weaverant.journal.homes import OWN, home_of, is_fenced
 from weaverant.journal.index import SegmentIndex
 from weaverant.journal.lock import RunLock
+from weaverant.journal.shelf import shelf_of
 from weaverant.journal.store import Repair, SegmentStore
 from weaverant.journal.worker import ThreadWorker, Worker
 from weaverant.protocols import Clock
@@ -68,18 +70,24 @@ class SegmentJournal:
         disk: Disk | None = None,
         worker: Worker | None = None,
         clock: Clock = time,
+        epoch: int = OWN,
     ) -> None:
-        """`disk`, `worker` and `clock` are for simulated ones."""
+        """`disk`, `worker` and `clock` are for simulated ones. With an `epoch` it is a peer's own journal, whose home
+        is new: others may end it, and then nothing more of it is acknowledged."""
         directory = Path(directory)
         disk = disk or Disk()
-        self._lock = RunLock(directory)
+        home = home_of(directory, epoch)
+        self._lock = RunLock(home)
         try:
-            self._store = SegmentStore(directory / "journal", disk, sync)
+            shipper = shelf_of(directory).shipper(epoch)
+            fenced = partial(is_fenced, home) if epoch and shipper is None else None
+            self._store = SegmentStore(home / "journal", disk, sync, fenced, shipper)
             self.repair: Repair | None = self._store.recover()
         except BaseException:
             self._lock.release()
             raise
-        self._blobs = BlobStore(directory / "blobs", disk)
+        self._shipper = shipper
+        self._blobs = BlobStore(directory / "blobs", disk, epoch, shipper)
         self._segment_bytes = segment_bytes
         self._on_failure = on_failure
         self._failure: JournalError | None = None
@@ -151,6 +159,11 @@ class SegmentJournal:
         await asyncio.to_thread(self._stop)
         if self._failure is not None and not self._told:
             self._refuse()
+
+    def still_ours(self) -> bool:
+        """Whether no other host goes on with this journal, for one that has nothing to write now. Asks the store, where
+        there is one: not for the event loop. Raises `OSError`."""
+        return self._shipper is None or self._shipper.is_last()
 
     def _stop(self) -> None:
         self._worker.stop()

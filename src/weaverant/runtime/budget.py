@@ -127,7 +127,7 @@ class Budget:
         self._bounded: set[str] = set()
         self._write: Write
         self._stop: Callable[[], None]
-        self._take_over(left or Reservations())
+        self.take_over(left or Reservations())
 
     def attach(self, write: Write, stop: Callable[[], None]) -> None:
         """`stop` ends the run in order: it calls `park`."""
@@ -222,17 +222,18 @@ class Budget:
         finally:
             account.wish = None
 
-    def _take_over(self, left: Reservations) -> None:
+    def take_over(self, left: Reservations) -> None:
+        """What others have set aside for steps that are asked again here: their ends close it."""
         for (task, path, fingerprint, occurrence), claims in left.open.items():
             for claim, event in claims.items():
                 account = self._account((task, (path, fingerprint, occurrence)), event.name)
                 if claim:
                     account.claims[claim] = event.dollars
                     self._unclaimed += event.dollars
+                    self._set_aside += event.dollars
                 else:
                     account.lost = event.dollars
                     self.spent += event.dollars
-        self._set_aside = self._unclaimed
 
     def _account(self, place: Place, name: str) -> Account:
         account = self._accounts.get(place)

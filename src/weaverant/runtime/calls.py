@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,12 @@ class Calls:
         run: str,
         budget: Budget | None,
         outlook: Outlook | None = None,
+        afar: Callable[[ModelAsk], Engine | None] | None = None,
     ) -> None:
+        """`afar` gives the engine for a call that is to be made by other peers, None for one to be made here."""
+        self._afar = afar
+        self._placed: dict[tuple[str, str, str], Slots] = {}
+        """By agent, place and model."""
         self._binding = binding
         self._concurrency = limits.concurrency
         self._owner = owner
@@ -61,10 +66,17 @@ class Calls:
             return self._effects.free > 0
         return any(slots.free > 0 for slots in self._engines.values())
 
+    @property
+    def room(self) -> int:
+        """Calls that could be made at once besides those there are, of the model that could take most."""
+        return max((slots.free for slots in self._engines.values()), default=self._concurrency)
+
     def submit(self, run: TaskRun, ask: Ask) -> None:
         if self._parked:
             return
-        if isinstance(ask, ModelAsk):
+        if isinstance(ask, ModelAsk) and self._afar is not None:
+            self._where(ask, self._afar).submit(run, ask)
+        elif isinstance(ask, ModelAsk):
             (self._models.get(ask.model) or self._slots(ask.model)).submit(run, ask)
         else:
             self._effects.submit(run, ask)
@@ -93,6 +105,12 @@ class Calls:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(PARK_EVERY, self.park) if self.running() else None
 
+    def go_on(self) -> None:
+        """It may call again."""
+        if not self._parked:
+            for slots in self._all():
+                slots.go_on()
+
     def running(self) -> list[Ask]:
         return [ask for slots in self._all() for ask in slots.running]
 
@@ -119,12 +137,23 @@ class Calls:
     def _slots(self, model: str) -> Slots:
         engine = self._binding.engine(model)
         assert engine is not None, "an agent is bound only where its model has an engine"
+        found = self._models[model] = self._slots_of(engine)
+        return found
+
+    def _slots_of(self, engine: Engine) -> Slots:
         found = self._engines.get(id(engine))
         if found is None:
             free = self._budget is None and self._outlook is None
             perform = partial(self._ask_freely if free else self._ask_with_care, engine)
             found = self._engines[id(engine)] = Slots(self._concurrency, perform, _reply, self._owner)
-        self._models[model] = found
+        return found
+
+    def _where(self, ask: ModelAsk, afar: Callable[[ModelAsk], Engine | None]) -> Slots:
+        key = ask.name, ask.place, ask.model
+        found = self._placed.get(key)
+        if found is None:
+            engine = afar(ask)
+            found = self._placed[key] = self._slots(ask.model) if engine is None else self._slots_of(engine)
         return found
 
     def _ask_freely(self, engine: Engine, run: TaskRun, ask: ModelAsk) -> Awaitable[Reply]:

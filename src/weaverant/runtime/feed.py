@@ -5,6 +5,7 @@ A source that cannot be read again may block (a pipe, a generator), so a thread 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -117,6 +118,38 @@ class Feed:
             self._ahead.close()
             while isinstance(got := self.next(), Row | tuple):
                 yield got
+
+
+class NumberedRows:
+    """The rows of a source by their tasks' numbers, ascending mostly: a step back, or far ahead, reads it anew."""
+
+    FAR = 1_000
+    """Rows that are passed over one by one: reading a source from another place costs about as much."""
+
+    def __init__(self, source: Source, trials: int, limit: int | None = None) -> None:
+        self._source = source
+        self._trials = trials
+        self._limit = math.inf if limit is None else limit
+        self._rows: Iterator[Any] = iter(())
+        self._at = -1
+        """The index of the row in `_value`."""
+        self._value: Any = END
+
+    def get(self, number: int) -> Row | tuple[Row, Unreadable] | None:
+        """The task with that number; None behind the source's end, or the limit."""
+        index = number // self._trials
+        if index >= self._limit:
+            return None
+        if not self._at <= index <= self._at + self.FAR or self._at < 0:
+            self._rows, self._at = self._source.rows(index), index - 1
+        while self._at < index:
+            self._value = next(self._rows, END)
+            self._at += 1
+            if self._value is END:
+                self._at = -1
+                return None
+        row, unreadable = as_row(self._value, number, self._trials)
+        return row if unreadable is None else (row, unreadable)
 
 
 def as_row(value: Any, count: int, trials: int) -> tuple[Row, Unreadable | None]:

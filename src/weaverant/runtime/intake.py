@@ -4,39 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 from weaverant.errors import JournalCorrupt
 from weaverant.events import Event, SourceEnded, TaskEvent, TaskSuperseded
 from weaverant.protocols import Clock
 from weaverant.runtime.feed import END, Empty, Feed
 from weaverant.runtime.ledger import Ledger
-from weaverant.runtime.recovery import Unfinished
 from weaverant.runtime.stagebook import Refused, StageBook, key_of
+from weaverant.runtime.unfinished import Begun, Unfinished
 from weaverant.task import Row
 
-
-class Begun(NamedTuple):
-    """A task that an earlier session began, with its events."""
-
-    order: int
-    events: list[TaskEvent]
+Write = Callable[[Event, Callable[[], None] | None], None]
+"""Takes an event, and what to call once it is durable."""
 
 
-class Intake:
-    """What may start next. `write` takes events, `source_failed` what the source raises, `broken` a contradiction."""
+class RowsIn(Protocol):
+    """Where a swarm's rows come from."""
 
-    def __init__(
+    @property
+    def drained(self) -> bool:
+        """There are no more rows to begin with."""
+        ...
+
+    @property
+    def waiting(self) -> bool:
+        """Rows that came in have not started."""
+        ...
+
+    @property
+    def gathering(self) -> bool:
+        """There are groups still to be formed."""
+        ...
+
+    @property
+    def held_back(self) -> bool:
+        """All rows of a pilot have come."""
+        ...
+
+    def attach(
         self,
-        feed: Feed,
-        book: StageBook,
-        ledger: Ledger,
-        left: Unfinished,
-        clock: Clock,
-        write: Callable[[Event], None],
+        write: Write,
         source_failed: Callable[[BaseException], None],
         broken: Callable[[BaseException], None],
     ) -> None:
+        """`write` takes events, `source_failed` what the source raises, `broken` a contradiction."""
+        ...
+
+    def wake_with(self, wake: Callable[[], None]) -> None:
+        """`wake` is called where there is more; from any thread."""
+        ...
+
+    def next(self) -> Row | Refused | Begun | None:
+        """The oldest there is."""
+        ...
+
+    def made(self, row: Row, result: Any) -> None:
+        """A task is done: its result is rows of the next stage."""
+        ...
+
+    def ended(self, row: Row) -> None:
+        """A task has ended, done or not; what it made has come in."""
+        ...
+
+    def close_groups(self) -> None:
+        """Form what groups can be formed."""
+        ...
+
+    def nothing_left(self) -> bool:
+        """Whether the rows that were in flight when the run stopped were the last."""
+        ...
+
+    def close(self) -> Iterator[Row | Refused]:
+        """Stop reading. Gives what was read ahead from a source that cannot be read again."""
+        ...
+
+
+class Intake:
+    """The rows of a run in one process."""
+
+    def __init__(self, feed: Feed, book: StageBook, ledger: Ledger, left: Unfinished, clock: Clock) -> None:
         self.drained = False
         """The source has no more rows."""
         self._feed = feed
@@ -44,9 +91,9 @@ class Intake:
         self._ledger = ledger
         self._left = left
         self._clock = clock
-        self._write = write
-        self._source_failed = source_failed
-        self._broken = broken
+        self._write: Write
+        self._source_failed: Callable[[BaseException], None]
+        self._broken: Callable[[BaseException], None]
         self._backlog: list[tuple[int, int, Row | Refused | Begun]] = []
         self._count = 0
         for row in left.rows:
@@ -67,6 +114,15 @@ class Intake:
         """All rows of a pilot have come."""
         return self._feed.held
 
+    def attach(
+        self,
+        write: Write,
+        source_failed: Callable[[BaseException], None],
+        broken: Callable[[BaseException], None],
+    ) -> None:
+        """See `RowsIn`."""
+        self._write, self._source_failed, self._broken = write, source_failed, broken
+
     def wake_with(self, wake: Callable[[], None]) -> None:
         """`wake` is called where a slow source has more; from any thread."""
         self._feed.wake_with(wake)
@@ -77,8 +133,12 @@ class Intake:
             return heappop(self._backlog)[2]
         restored = next(self._left.restored, None)
         if restored is not None:
-            return Begun(*restored)
+            return restored
         try:
+            skipped = next(self._left.skipped, None)
+            if skipped is not None:
+                self._ledger.stages[0].rows += 1
+                return skipped
             got = self._feed.next()
         except (Exception, SystemExit) as error:  # the boundary to a source
             self._source_failed(error)
@@ -97,6 +157,9 @@ class Intake:
         for got in self._book.enter(row, result):
             self._again(got)
 
+    def ended(self, row: Row) -> None:
+        """Nothing hangs on it here."""
+
     def close_groups(self) -> None:
         """Form what groups can be formed."""
         while self._book.waiting and (formed := self._book.close_groups()):
@@ -104,7 +167,7 @@ class Intake:
                 self._again(got)  # one that had ended before may let the next stage's groups form
         if self._left.held and not self._book.waiting:
             for key in self._left.held:
-                self._write(TaskSuperseded(key, "", self._clock.time()))
+                self._write(TaskSuperseded(key, "", self._clock.time()), None)
             self._left.held.clear()
 
     def nothing_left(self) -> bool:
@@ -126,7 +189,7 @@ class Intake:
 
     def _drain(self) -> None:
         self.drained = True
-        self._write(SourceEnded(self._feed.count, self._clock.time()))
+        self._write(SourceEnded(self._feed.count, self._clock.time()), None)
 
     def _again(self, got: Row | Refused) -> None:
         """A row of a later stage. If an earlier session had it, carry on from there."""

@@ -27,23 +27,24 @@ from weaverant.events import (
     TaskEnded,
     TaskEvent,
     TaskStarted,
+    TaskTaken,
 )
 from weaverant.message import Usage
 from weaverant.past import Blob
-from weaverant.protocols import Clock, Journal, Unreadable
+from weaverant.protocols import Clock, Engine, Journal, Unreadable
 from weaverant.runtime.arrivals import Arrivals
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.calls import Calls
 from weaverant.runtime.ending import to_its_end
-from weaverant.runtime.feed import Feed
 from weaverant.runtime.fuse import Fuse
-from weaverant.runtime.intake import Begun, Intake
+from weaverant.runtime.intake import RowsIn
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.outlook import Outlook
-from weaverant.runtime.recovery import Unfinished, started_of
+from weaverant.runtime.recovery import started_of
 from weaverant.runtime.slots import Owner
-from weaverant.runtime.stagebook import Refused, StageBook
+from weaverant.runtime.stagebook import Refused
+from weaverant.runtime.unfinished import Begun
 from weaverant.step import Ask, ModelAsk
 from weaverant.task import Reusable, Row, Task, TaskRun
 from weaverant.workflow import Group, Workflow
@@ -69,22 +70,24 @@ class LocalSwarm:
         stages: Sequence[Workflow | Group],
         binding: Binding,
         journal: Journal,
-        feed: Feed,
+        intake: RowsIn,
         ledger: Ledger,
-        book: StageBook,
         limits: Limits,
         *,
         blob: Blob,
         run: str = "",
         budget: Budget | None = None,
-        unfinished: Unfinished | None = None,
         reuse: Callable[[str, bytes], Reusable | None] | None = None,
         outlook: Outlook | None = None,
         clock: Clock = time,
         grown: Callable[[int], None] = lambda rows: None,
+        may_call: Callable[[], bool] = lambda: True,
+        closing: Callable[[RunClosed], Event] = lambda close: close,
+        afar: Callable[[ModelAsk], Engine | None] | None = None,
     ) -> None:
         """`outlook` is for a pilot, `clock` for a simulated one; `grown` is told how many rows are in flight whenever
-        one more is."""
+        one more is. What is asked for while it is not so that it `may_call` waits until `go_on`. `closing` makes the
+        last event. `afar` gives an engine for calls that other peers are to make."""
         self.binding = binding
         self.clock = clock
         self.ledger = ledger
@@ -96,16 +99,15 @@ class LocalSwarm:
         self._journal = journal
         self._limits = limits
         self._blob = blob
-        self._intake = Intake(
-            feed, book, ledger, unfinished or Unfinished(), clock, self._write_plain, self._source_failed, self._broken
-        )
+        self._intake = intake
+        intake.attach(self._write_plain, self._source_failed, self._broken)
         self._reuse = reuse
         self._budget = budget
         self._outlook = outlook
         if budget is not None:
             budget.attach(self.write_reservation, partial(self.stop, "budget", math.inf))
-        owner = Owner(Arrivals(clock, self._broken), self._admit_soon, self._broken, self._unavailable)
-        self._calls = Calls(binding, limits, owner, run, budget, outlook)
+        owner = Owner(Arrivals(clock, self._broken), self._admit_soon, self._broken, self._unavailable, may_call)
+        self._calls = Calls(binding, limits, owner, run, budget, outlook, afar)
         self.launch = self._calls.submit
         self._live: dict[str, TaskRun] = {}
         self._pending_ends = 0
@@ -113,6 +115,7 @@ class LocalSwarm:
         self._wake = asyncio.Event()
         self._admitting = False
         self._grown = grown
+        self._closing = closing
         self._fuse = Fuse(limits.max_failures, limits.fuse_after)
         self._session_ended = 0
         self._gave_up = False
@@ -176,6 +179,21 @@ class LocalSwarm:
             self._wake.set()
 
     @property
+    def appetite(self) -> int:
+        """Rows that could start now."""
+        return 0 if self.stopped else max(0, min(self._limits.tasks - len(self._live), self._calls.room))
+
+    def broken(self, error: BaseException) -> None:
+        """Something that belongs to the run is at fault: it ends."""
+        self._broken(error)
+
+    def go_on(self) -> None:
+        """It may call again, or there may be more rows."""
+        if not self.stopped:
+            self._calls.go_on()
+            self._admit_soon()
+
+    @property
     def in_flight(self) -> tuple[int, int]:
         """(rows, calls) in flight."""
         return len(self._live), len(self._calls.running())
@@ -206,8 +224,8 @@ class LocalSwarm:
         elif type(event) is TaskEnded:
             self._pending_ends += 1
 
-    def _write_plain(self, event: Event) -> None:
-        self.write(event, None, None)
+    def _write_plain(self, event: Event, durable: Callable[[], None] | None = None) -> None:
+        self.write(event, durable, None)
 
     def write_reservation(self, event: CostReserved, durable: Callable[[], None] | None) -> None:
         self.ledger.reserved.add(event)
@@ -306,7 +324,9 @@ class LocalSwarm:
             del self._live[got.key]
             self._enter((got, Unreadable(f"the row cannot be stored: {error}", got.key)))
 
-    def _restore(self, order: int, events: list[TaskEvent]) -> None:
+    def _restore(self, order: int, events: Sequence[TaskEvent], taken: TaskTaken | None) -> None:
+        if taken is not None:
+            self._write_plain(taken)
         started = started_of(events)
         if started.row is None:  # the journal broke off between the two events of a row that could not be read
             self._refuse_row(Row(started.task, started.stage, order, started.digest, None), "", "")
@@ -335,6 +355,7 @@ class LocalSwarm:
         self._session_ended += 1
         if event.state == "done":
             self._intake.made(row, value)
+        self._intake.ended(row)
         if self._intake.drained:
             self._intake.close_groups()
         self._results.append(
@@ -418,7 +439,7 @@ class LocalSwarm:
         why = shown(self.error)[:MOST_WHY] if self.error is not None and self.stopped else ""
         short = None if self._budget is None or self.stopped != "budget" else self._budget.short
         close = RunClosed(self.stopped or "finished", self.clock.time(), bound, capacities, why, short, self.cut)
-        self.write(close, None, None)
+        self._write_plain(self._closing(close))
 
     def _keep_what_was_read(self) -> None:
         """Rows read ahead from a source that cannot be read again are journaled, to be worked on after a resume."""

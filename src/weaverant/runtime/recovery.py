@@ -8,70 +8,24 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-from msgspec import Struct
 
 from weaverant.errors import JournalCorrupt, UserError
-from weaverant.events import EndState, TaskEnded, TaskEvent, TaskReopened, TaskStarted
+from weaverant.events import TaskEnded, TaskEvent, TaskReopened, TaskStarted, TaskTaken
 from weaverant.history import in_order, sensible
 from weaverant.journal import JournalReader, Place
+from weaverant.journal.homes import OWN
 from weaverant.journal.index import UNTOLD
 from weaverant.past import Blob, Past
 from weaverant.protocols import Clock
 from weaverant.row import belongs, child_key, parent_key, source_place, stage_of
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.rollcall import call_roll, check_stages
-from weaverant.runtime.stagebook import Refused, StageBook, key_of
+from weaverant.runtime.stagebook import StageBook, key_of
+from weaverant.runtime.survey import survey
+from weaverant.runtime.unfinished import Begun, Held, Retry, Unfinished
 from weaverant.story import Storyteller
 from weaverant.task import Row
-from weaverant.workflow import Group, Workflow
-
-
-class Retry(Struct, frozen=True):
-    """Which failed tasks to take up again: all, or those that failed for `reason`. An unreadable row stays so."""
-
-    reason: str | None = None
-
-    def wants(self, end: TaskEnded) -> bool:
-        return end.reason != "unreadable" and self.reason in (None, end.reason)
-
-
-class Held(Struct):
-    """A task of or after a group. It waits until its group has formed again, with the same members or not at all."""
-
-    stage: int
-    state: EndState | None
-    result: Any
-    events: list[TaskEvent]
-
-
-@dataclass
-class Unfinished:
-    """What there is to do before new rows."""
-
-    restored: Iterator[tuple[int, list[TaskEvent]]] = field(default_factory=lambda: iter(()))
-    """The events of tasks to carry on, oldest first."""
-    rows: list[Row | Refused] = field(default_factory=list[Row | Refused])
-    """Results of a stage that have not entered the next yet."""
-    held: dict[str, Held] = field(default_factory=dict[str, Held])
-    known: set[str] = field(default_factory=set[str])
-    """Rows of later stages that were started, of results that enter again; those of and after groups apart."""
-    superseded: set[str] = field(default_factory=set[str])
-    """Groups that have lost or gained members, and what came of them: members only ever come, so none forms again."""
-    started: int = 0
-    """How many tasks of the source were started."""
-    reopened: dict[str, int] = field(default_factory=dict[str, int])
-    """Failed tasks that are taken up again, by reason."""
-
-    def count_held(self, ledger: Ledger) -> None:
-        """The session ends: what is still held counts as the journal has it."""
-        for held in self.held.values():
-            ledger.stages[held.stage].rows += 1
-            if held.state is not None:
-                ledger.stages[held.stage].count(held.state, "(earlier)")
-        self.held.clear()
+from weaverant.workflow import Group, Workflow, ungrouped
 
 
 class Recovery:
@@ -96,14 +50,16 @@ class Recovery:
         self._ledger = ledger
         self._book = book
 
-    def unfinished(self, retry: Retry | None, reopen: Callable[[TaskReopened], None]) -> Unfinished:
-        """`reopen` writes the event that takes a failed task up again. `JournalCorrupt` where events make no sense."""
+    def unfinished(self, retry: Retry | None, reopen: Callable[[TaskReopened | TaskTaken], None]) -> Unfinished:
+        """`reopen` writes the events that take a failed task up again. `JournalCorrupt` where events make no sense."""
         with sensible("the run"):
             return self._unfinished(retry, reopen)
 
-    def _unfinished(self, retry: Retry | None, reopen: Callable[[TaskReopened], None]) -> Unfinished:
+    def _unfinished(self, retry: Retry | None, reopen: Callable[[TaskReopened | TaskTaken], None]) -> Unfinished:
         left = Unfinished()
         waiting = self._count(left)
+        if self._reader.has_peers:
+            self._find_gaps(left)
         places = self._reader.unfinished()
         if len(places) != waiting:
             raise ValueError(f"{waiting} tasks began and have not ended, and {len(places)} are unfinished")
@@ -118,8 +74,11 @@ class Recovery:
         mine = {task: places[task] for task in sorted(places, key=self._order) if "@" not in task}
         if (last := max(map(self._order, mine), default=-1)) >= left.started:
             raise ValueError(f"row {last} is unfinished, and {left.started} were started")
-        call_roll(self._reader, self._stages, self._trials, left.started, list(map(key_of, left.rows)))
-        for event in retried.values():
+        started = None if self._reader.has_peers else left.started
+        call_roll(self._reader, self._stages, self._trials, started, list(map(key_of, left.rows)))
+        for task, event in retried.items():
+            if (taken := self._taken(task, places.get(task, ()), None)) is not None:
+                reopen(taken)
             reopen(event)
         left.restored = self._restored(mine, retried)
         return left
@@ -255,11 +214,25 @@ class Recovery:
     def _forgotten(self, events: list[TaskEvent]) -> int:
         return len(Past(events, self._blob).retried())
 
-    def _restored(
-        self, places: dict[str, list[Place]], retried: dict[str, TaskReopened]
-    ) -> Iterator[tuple[int, list[TaskEvent]]]:
+    def _find_gaps(self, left: Unfinished) -> None:
+        """Peers have worked on the run, here and there."""
+        seen = survey(self._reader, len(ungrouped(self._stages)), self._trials)
+        left.started, left.gaps = seen.frontier, seen.gaps()
+
+    def _restored(self, places: dict[str, list[Place]], retried: dict[str, TaskReopened]) -> Iterator[Begun]:
         for task, events in self._reader.histories(places):
-            yield self._order(task), [*events, retried[task]] if task in retried else events
+            if task in retried:
+                yield Begun(self._order(task), [*events, retried[task]])
+            else:
+                yield Begun(self._order(task), events, self._taken(task, places[task], events))
+
+    def _taken(self, task: str, places: Sequence[Place], events: Sequence[TaskEvent] | None) -> TaskTaken | None:
+        """The event by which a task comes from a peer's journal to the run's own; None where it is there already."""
+        if not places or places[0].epoch == OWN:
+            return None
+        past = self._reader.task_events(task) if events is None else events
+        copy = self._reader.copies.get(task, 0) + 1
+        return TaskTaken(task, stage_of(task), copy, self._clock.time(), tuple(past))
 
 
 def _failure_of(task: str, events: list[TaskEvent]) -> TaskEnded:
@@ -270,7 +243,7 @@ def _failure_of(task: str, events: list[TaskEvent]) -> TaskEnded:
     return ends[-1]
 
 
-def started_of(events: list[TaskEvent]) -> TaskStarted:
+def started_of(events: Iterable[TaskEvent]) -> TaskStarted:
     """The event that a task began with. `JournalCorrupt` where there is none."""
     for event in events:
         if isinstance(event, TaskStarted):

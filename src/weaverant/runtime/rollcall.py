@@ -18,13 +18,13 @@ def check_stages(reader: JournalReader) -> None:
 
 
 def call_roll(
-    reader: JournalReader, stages: Sequence[Workflow | Group], trials: int, started: int, waiting: Sequence[str]
+    reader: JournalReader, stages: Sequence[Workflow | Group], trials: int, started: int | None, waiting: Sequence[str]
 ) -> None:
-    """`ValueError` where the tasks that began are not the first `started` of the source and, in a run without groups,
-    all rows that results made but those `waiting` to begin. Reads summaries; the maps only to name the task, and where
-    an older version wrote them."""
+    """`ValueError` where the tasks that began are not the first `started` of the source (None where somebody has made
+    sure of them) and, in a run without groups, all rows that results made but those `waiting` to begin. Reads
+    summaries; the maps only to name the task, and where an older version wrote them."""
     roll = reader.roll()
-    if not roll.is_of_source(started, trials):
+    if started is not None and not roll.is_of_source(started, trials):
         raise _contradiction(reader, f"{started} tasks of the source began, and they are not its first {started}")
     if reader.made() is None or any(isinstance(stage, Group) for stage in stages):
         return  # what began after the first stage was read task by task

@@ -17,7 +17,8 @@ from weaverant.task import TaskRun
 
 class Owner:
     """What slots tell the swarm. `arrivals`: what has come and is to be recorded. `idle`: a slot is free and nothing
-    waits for it. `broken`: an outcome could not be recorded. `unavailable`: a call found nobody to ask."""
+    waits for it. `broken`: an outcome could not be recorded. `unavailable`: a call found nobody to ask. `may_call`:
+    whether anything may be asked now."""
 
     def __init__(
         self,
@@ -25,11 +26,13 @@ class Owner:
         idle: Callable[[], None],
         broken: Callable[[BaseException], None],
         unavailable: Callable[[Unavailable], None],
+        may_call: Callable[[], bool] = lambda: True,
     ) -> None:
         self.arrivals = arrivals
         self.idle = idle
         self.broken = broken
         self.unavailable = unavailable
+        self.may_call = may_call
 
 
 class Slots:
@@ -59,7 +62,7 @@ class Slots:
         return self.size - len(self.running) - len(self._waiting)
 
     def submit(self, run: TaskRun, ask: Ask) -> None:
-        if len(self.running) < self.size:
+        if len(self.running) < self.size and self._owner.may_call():
             self._begin(run, ask)
         else:
             self._count += 1
@@ -134,13 +137,17 @@ class Slots:
         if self.running.pop(ask, None) is None:
             return
         ask.handle = None
+        self.go_on()
+        if not self._waiting:
+            self._owner.idle()
+
+    def go_on(self) -> None:
+        """Begin what waits, as far as there is room."""
         waiting = self._waiting
-        while waiting and len(self.running) < self.size:
+        while waiting and len(self.running) < self.size and self._owner.may_call():
             _, _, run, following = heappop(waiting)
             if not run.closed and not following.settled:
                 self._begin(run, following)
-        if not waiting:
-            self._owner.idle()
 
 
 def waits(ask: Ask) -> bool:

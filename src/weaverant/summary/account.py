@@ -15,6 +15,7 @@ from weaverant.launch import Run
 from weaverant.rundir import RunConfig
 from weaverant.runtime.ledger import Ledger
 from weaverant.story import Story
+from weaverant.summary.roster import PeerSummary
 from weaverant.task import Task
 
 EXAMPLES = 2
@@ -66,6 +67,8 @@ class Summary(Struct):
     """Calls that were cut off when sessions without a budget stopped: no cost counts them, and a bill may."""
     killed: int = 0
     """Sessions without a budget that were killed, of whose calls in flight nothing is known."""
+    peers: list[PeerSummary] = []
+    """Those that ever worked on it."""
 
     @property
     def simulated(self) -> list[str]:

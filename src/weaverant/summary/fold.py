@@ -21,13 +21,16 @@ from weaverant.events import (
     TaskReopened,
     TaskStarted,
     TaskSuperseded,
+    TaskTaken,
 )
 from weaverant.history import sensible
 from weaverant.journal import BlobStore, JournalReader, is_locked, last_words
+from weaverant.journal.homes import OWN
 from weaverant.rundir import RunConfig, load_config
 from weaverant.runtime.ledger import Ledger
 from weaverant.story import Storyteller
 from weaverant.summary.account import EXAMPLES, REASONS, Divergence, Examples, Summary, unpriced_agents
+from weaverant.summary.roster import roster_of
 
 
 def fold(directory: Path) -> Summary:
@@ -37,8 +40,13 @@ def fold(directory: Path) -> Summary:
     ledger = Ledger(config.stages)
     folded = _Fold(ledger, _told_apart(config))
     with sensible(f"the run {str(directory)!r}"):
-        for event in reader.events():
-            folded.see(event)
+        epoch = OWN
+        for batch in reader.batches():
+            if batch.place.epoch != epoch:
+                epoch = batch.place.epoch
+                folded.begin_journal()
+            for event in batch.events:
+                folded.see(event)
         folded.finish()
     state, why = folded.state, folded.why
     if not state:
@@ -53,14 +61,14 @@ def fold(directory: Path) -> Summary:
     return Summary(
         config, state, ledger, rows, examples.failures, str(directory), folded.sessions, folded.divergence,
         folded.budget, why, folded.short, unpriced_agents(config, folded.asked), folded.cut,
-        folded.killed + (state in ("killed", "journal") and not folded.budget),
+        folded.killed + (state in ("killed", "journal") and not folded.budget), roster_of(directory),
     )  # fmt: skip
 
 
 def has_finished(directory: Path) -> bool:
     """Whether the run was left with nothing to do. Reads no task's events."""
     last = None
-    for event in JournalReader(directory).run_events():
+    for event in JournalReader(directory, (OWN,)).run_events():
         last = event
     return isinstance(last, RunClosed) and last.state == "finished"
 
@@ -97,10 +105,21 @@ class _Fold:
         self.divergence = Divergence()
         self._ledger = ledger
         self._failed: dict[str, TaskEnded] = {}
+        self._copies: dict[str, int] = {}
+        """Of the tasks that were taken into the journal that is read."""
+        self._came_failed: dict[str, TaskEnded] = {}
+        """Tasks that were taken as failed ones, to be tried again."""
+        self._retried: dict[str, int] = {}
+        """The last copy in which such a task was; of earlier ones a failure may be read later, and is none any more."""
         self._grouped: dict[str, _Grouped] = {}
         self._told_apart = told_apart
         self._made = [0] * (len(ledger.stages) + 1)
         """How many rows the results of the stage before are."""
+
+    def begin_journal(self) -> None:
+        """What follows is from another journal of the run."""
+        self._copies.clear()
+        self._came_failed.clear()
 
     def see(self, event: Event) -> None:
         match event:
@@ -113,7 +132,9 @@ class _Fold:
             case TaskEnded():
                 self._ended(event)
             case TaskReopened():
-                self._take_back(self._failed.pop(event.task, None))
+                self._reopened(event.task)
+            case TaskTaken():
+                self._taken(event)
             case TaskSuperseded():
                 self._superseded(event.task)
             case RunOpened():
@@ -156,7 +177,7 @@ class _Fold:
     def _ended(self, event: TaskEnded) -> None:
         bare = msgspec.structs.replace(event, value=event.value is None)
         self._ledger.ended(event)
-        if event.state == "failed":
+        if event.state == "failed" and self._copies.get(event.task, 0) >= self._retried.get(event.task, 0):
             self._failed[event.task] = bare
         made = _rows_of(event.value) if event.state == "done" else 0
         self._made[event.stage + 1] += made
@@ -166,6 +187,20 @@ class _Fold:
             if not self.divergence.tasks:
                 self.divergence.first_task, self.divergence.first_step = event.task, event.diverged
             self.divergence.tasks += 1
+
+    def _taken(self, event: TaskTaken) -> None:
+        self._copies[event.task] = event.copy
+        last = next((one for one in reversed(event.events) if isinstance(one, (TaskEnded, TaskReopened))), None)
+        if isinstance(last, TaskEnded) and last.state == "failed":
+            self._came_failed[event.task] = msgspec.structs.replace(last, value=last.value is None)
+
+    def _reopened(self, task: str) -> None:
+        """It has failed no more. Where it failed in another journal, that may not have been read yet."""
+        failed = self._failed.pop(task, None)
+        if (came := self._came_failed.pop(task, None)) is not None:
+            failed = came
+            self._retried[task] = max(self._retried.get(task, 0), self._copies[task])
+        self._take_back(failed)
 
     def _superseded(self, task: str) -> None:
         if task not in self._grouped:

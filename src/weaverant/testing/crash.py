@@ -6,6 +6,7 @@ A life's journal commits in groups after random times, so that outcomes wait in 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ from msgspec import Struct
 from weaverant.binding import Binding
 from weaverant.events import Event, StepEnded, TaskEnded, TaskEvent
 from weaverant.runtime.feed import Feed
+from weaverant.runtime.intake import Intake
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.local import LocalSwarm
-from weaverant.runtime.recovery import Unfinished
 from weaverant.runtime.stagebook import StageBook
+from weaverant.runtime.unfinished import Begun, Unfinished
 from weaverant.sources import MemoryRows
 from weaverant.task import Task
 from weaverant.testing.journal import MemoryJournal
@@ -99,11 +101,12 @@ async def live(
     ledger = Ledger([weave.name])
     ledger.stages[0].rows = len(past or {})
     feed = Feed(MemoryRows([] if past else list(rows)), 0, 1, None)
-    restored = ((order, list(events)) for order, events in enumerate((past or {}).values()))
+    restored = (Begun(order, list(events)) for order, events in enumerate((past or {}).values()))
+    intake = Intake(feed, StageBook((weave,), ledger), ledger, Unfinished(restored=restored), time)
     swarm = LocalSwarm(
-        (weave,), Binding({"*": engine}), journal, feed, ledger, StageBook((weave,), ledger),
+        (weave,), Binding({"*": engine}), journal, intake, ledger,
         Limits(concurrency=10_000, threads=1_000, max_failures=1.0),
-        blob=journal.blobs.__getitem__, unfinished=Unfinished(restored=restored),
+        blob=journal.blobs.__getitem__,
     )  # fmt: skip
     ends = {task.key: task async for task in swarm.run()}
     events: dict[str, list[TaskEvent]] = {task: list(own) for task, own in (past or {}).items()}

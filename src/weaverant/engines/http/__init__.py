@@ -8,7 +8,7 @@ from weaverant.protocols import Engine
 __all__ = ["Batched", "Pool", "open_served"]
 
 
-def open_served(spec: str) -> Engine:
-    """The engine for one server's model: asked live, or through the server's batch API."""
+def open_served(spec: str, parts: int = 1) -> Engine:
+    """The engine for one server's model: asked live, or through the server's batch API. `parts`: see `Pool`."""
     address = parse(spec)
-    return Batched(address) if address.options.batch else Pool([spec])
+    return Batched(address) if address.options.batch else Pool([spec], parts=parts)

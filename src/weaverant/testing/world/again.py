@@ -15,11 +15,12 @@ from weaverant.journal import BlobStore, NullJournal
 from weaverant.message import Reply, Request
 from weaverant.protocols import CallContext
 from weaverant.runtime.feed import Feed
+from weaverant.runtime.intake import Intake
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.local import LocalSwarm
-from weaverant.runtime.recovery import Unfinished
 from weaverant.runtime.stagebook import StageBook
+from weaverant.runtime.unfinished import Begun, Unfinished
 from weaverant.sources import MemoryRows
 from weaverant.task import Task
 from weaverant.testing.world.life import World
@@ -90,10 +91,11 @@ def _replay(world: World, events: dict[str, list[TaskEvent]]) -> tuple[dict[str,
     loop = VirtualLoop(clock, Random(0))
     stages, nobody, ledger = stages_of(RECIPES[world.plan.recipe]), Nobody(_identity(world)), Ledger(["woven"])
     ledger.stages[0].rows = len(events)
+    left = Unfinished(restored=iter([Begun(order, task) for order, task in enumerate(events.values())]))
+    intake = Intake(Feed(MemoryRows([]), 0, 1, None), StageBook(stages, ledger), ledger, left, clock)
     swarm = LocalSwarm(
-        stages, Binding({"*": nobody}, world.plan.overrides), NullJournal(clock), Feed(MemoryRows([]), 0, 1, None),
-        ledger, StageBook(stages, ledger), Limits(max_failures=1.0), blob=BlobStore(world.directory / "blobs").get,
-        unfinished=Unfinished(restored=iter(list(enumerate(events.values())))), clock=clock,
+        stages, Binding({"*": nobody}, world.plan.overrides), NullJournal(clock), intake,
+        ledger, Limits(max_failures=1.0), blob=BlobStore(world.directory / "blobs").get, clock=clock,
     )  # fmt: skip
 
     async def all_of_it() -> dict[str, Task]:

@@ -18,8 +18,9 @@ from weaverant.journal.lock import RunLock
 from weaverant.journal.store import SegmentStore
 from weaverant.past import Past
 from weaverant.runtime.local import LocalSwarm
-from weaverant.runtime.recovery import Recovery, Unfinished
+from weaverant.runtime.recovery import Recovery
 from weaverant.runtime.reuse import OldSteps
+from weaverant.runtime.unfinished import Unfinished
 from weaverant.runtime.workers import Worker, Workers
 from weaverant.step import StepKey, seed_of
 from weaverant.task import StepOutcome

@@ -23,8 +23,9 @@ SHARED = ("timeout", "retries", "backoff", "hedge")
 class Members:
     """Replicas are made in threads: their servers may have to be asked for a model or a price first."""
 
-    def __init__(self, addresses: list[Address], roster: Roster | None) -> None:
-        """With a `roster` the addresses are those of its file, and follow it."""
+    def __init__(self, addresses: list[Address], roster: Roster | None, parts: int = 1) -> None:
+        """With a `roster` the addresses are those of its file, and follow it. `parts`: see `Pool`."""
+        self._parts = parts
         listed = None if roster is None else roster.first()
         known = list(dict.fromkeys(addresses)) if listed is None else listed.addresses
         if not known and (roster is None or not roster.model):
@@ -44,7 +45,7 @@ class Members:
         self._watched = True
         self.identity = f"http:{roster.model}" if roster is not None else ""
         for address in known:
-            replica = Replica(address, _most(address, len(known)), time.monotonic())
+            replica = Replica(address, _most(address, len(known), parts), time.monotonic(), parts)
             self.identity = self.identity if self._balance.replicas else replica.identity
             self._check(replica)
             self._balance.add(replica)
@@ -67,8 +68,8 @@ class Members:
         """One more, from now on. `UserError` where it would not answer as the others do."""
         if any(each.address == address for each in self._balance.replicas):
             return
-        most = _most(address, len(self._balance.replicas) + 1)
-        replica = await asyncio.to_thread(Replica, address, most, time.monotonic())
+        most = _most(address, len(self._balance.replicas) + 1, self._parts)
+        replica = await asyncio.to_thread(Replica, address, most, time.monotonic(), self._parts)
         if any(each.address == address for each in self._balance.replicas):
             return  # somebody was faster
         self._check(replica)
@@ -157,10 +158,10 @@ def _same_place(one: Address, other: Address) -> bool:
     return one.base == other.base and one.query == other.query and other.model in ("", one.model)
 
 
-def _most(address: Address, replicas: int) -> int:
+def _most(address: Address, replicas: int, parts: int) -> int:
     """Requests in flight at most: as the user says, else half of the files the process may open, shared out."""
     if address.options.connections:
-        return address.options.connections
+        return max(1, address.options.connections // parts)
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = 65_536 if limit == resource.RLIM_INFINITY else limit
     return max(16, files // 2 // replicas)

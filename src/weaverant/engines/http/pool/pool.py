@@ -29,9 +29,10 @@ UNAUTHORIZED = 401
 class Pool:
     """An engine over the replicas at these addresses. What each may do stands in its address, see `Options`."""
 
-    def __init__(self, addresses: Sequence[str], roster: Roster | None = None) -> None:
-        """With a `roster` the addresses are those of its file, and follow it."""
-        self._members = Members([parse(address) for address in addresses], roster)
+    def __init__(self, addresses: Sequence[str], roster: Roster | None = None, parts: int = 1) -> None:
+        """With a `roster` the addresses are those of its file, and follow it. With `parts` the pool is one of so many
+        that share what an address lets its server be asked."""
+        self._members = Members([parse(address) for address in addresses], roster, parts)
         self._options = self._members.options
         self._places = self._members.places
         self._balance = self._places.balance
@@ -53,10 +54,10 @@ class Pool:
         return cls([spec])
 
     @classmethod
-    def gather(cls, spec: str) -> Pool:
+    def gather(cls, spec: str, parts: int = 1) -> Pool:
         """`URL,URL`, or a file of addresses that is read again whenever it changes."""
         addresses = split(spec)
-        return cls([], Roster(spec)) if addresses is None else cls(addresses)
+        return cls([], Roster(spec), parts) if addresses is None else cls(addresses, parts=parts)
 
     @property
     def identity(self) -> str:

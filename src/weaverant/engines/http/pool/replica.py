@@ -37,13 +37,14 @@ FORGOTTEN = 10.0
 class Replica:
     """Times are seconds of `time.monotonic()`."""
 
-    def __init__(self, address: Address, most: int, now: float) -> None:
+    def __init__(self, address: Address, most: int, now: float, parts: int = 1) -> None:
+        """`parts`: see `Pool`."""
         options = address.options
         self.endpoint = Endpoint(address)
         self.address = address
         self.identity = f"http:{options.name or self.endpoint.model}"
-        self.window = Window(most, now, options.start)
-        self.limits = RateLimits(options.rpm, options.tpm, now)
+        self.window = Window(most, now, max(1, options.start // parts) if options.start else 0)
+        self.limits = RateLimits(options.rpm / parts, options.tpm / parts, now)
         self.health = Health(now)
         self.gauged = True
         """Whether it may still turn out to tell its gauges."""

@@ -1,4 +1,4 @@
-"""The peers: which versions, where their environments are, and the commands that make and drive them."""
+"""The other libraries: which versions, where their environments are, and the commands that make and drive them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from peers.asked import texts
+from others.asked import texts
 from tree import Spent, watch
 
 ROOT = Path(__file__).parent.parent.parent
-ENVIRONMENTS = ROOT / ".venv-peers"
+ENVIRONMENTS = ROOT / ".venv-others"
 SETTLED = {
     "HF_HUB_OFFLINE": "1",
     "LANGSMITH_TRACING": "false",

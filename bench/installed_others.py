@@ -1,8 +1,8 @@
-"""One chat call a row beside five peers, each in an environment of its own: `make bench-installed-peers`.
+"""One chat call a row beside five other libraries, each in an environment of its own: `make bench-others`.
 
 Ours and the peer take turns at the same mock server, with as many calls in flight. The price of a call is marginal:
 CPU of the whole process tree with many rows less that with few, by the calls between them. Afterwards three agents in
-a row, beside those peers that take such a workflow (`bench_utilisation.py --peers`).
+a row, beside those of them that take such a workflow (`bench_utilisation.py --others`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import report
-from peers.environments import PEERS, Peer, drive, drive_ours, install, last_line, told
+from others.environments import PEERS, Peer, drive, drive_ours, install, last_line, told
 from serving import serving
 from serving import told as told_by
 from tree import Spent
@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60, help="of one run at most; what it did until then counts")
-    parser.add_argument("--only", choices=[peer.name for peer in PEERS], action="append", help="these peers")
+    parser.add_argument("--only", choices=[peer.name for peer in PEERS], action="append", help="these libraries")
     parser.add_argument("--calls-only", action="store_true", help="without the workflow of three agents")
     given = parser.parse_args()
     lines: list[list[Any]] = []
@@ -175,13 +175,13 @@ def main() -> None:
     report.table(HEAD, lines)
     if not given.calls_only:
         rows += utilisation()
-    report.finish("bench-installed-peers", rows)
+    report.finish("bench-others", rows)
 
 
 def utilisation() -> list[dict[str, Any]]:
-    """The rows of `bench_utilisation.py --peers`, whose table is printed."""
+    """The rows of `bench_utilisation.py --others`, whose table is printed."""
     script = Path(__file__).with_name("bench_utilisation.py")
-    printed = subprocess.check_output([sys.executable, script, "--peers"], text=True)
+    printed = subprocess.check_output([sys.executable, script, "--others"], text=True)
     told_last = last_line(printed)
     print(printed.removesuffix(f"{told_last}\n"))
     return json.loads(told_last)["rows"]

@@ -1,0 +1,165 @@
+"""A store: objects by name that are created once, whole and durably, and never changed.
+
+That one of several who create the same name at once is told that it did, and all others that they did not, is what
+everything in a store rests on: reads and plain writes alone cannot make two processes agree (Herlihy 1991).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from weaverant.errors import JournalError, UserError
+from weaverant.journal.disk import sync_path
+
+PATIENCE_S = 60.0
+"""Seconds for which a store that does not answer is asked again."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+HOPELESS = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR))
+"""What asking again does not mend."""
+
+T = TypeVar("T")
+
+
+class Objects(Protocol):
+    """Names are relative paths of plain characters. All methods may be called from any thread, and raise `OSError`."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Return when the object is durable where any host can read it; False where one of that name was there."""
+        ...
+
+    def get(self, name: str) -> bytes:
+        """The whole object; `FileNotFoundError` where there is none."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """The last parts of all names right under this one, those of folders too. What was created before is there."""
+        ...
+
+
+class Folder:
+    """The objects are files under a directory, which several hosts may mount."""
+
+    def __init__(self, path: Path, mark: str = "") -> None:
+        """`mark` is the name of the object that was created first, by which the directory is told from the place where
+        it should be mounted."""
+        self._path = path
+        self._mark = mark
+
+    def create(self, name: str, data: bytes) -> bool:
+        if name != self._mark:
+            self._check()
+        path = self._path / name
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            file = os.open(unfinished, _NEW, 0o666)
+        except FileNotFoundError:
+            _make_folder(path.parent)
+            file = os.open(unfinished, _NEW, 0o666)
+        try:
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(file, view) :]
+                os.fsync(file)
+            finally:
+                os.close(file)
+            os.link(unfinished, path)
+        except FileExistsError:
+            return False
+        finally:
+            with suppress(OSError):
+                os.unlink(unfinished)
+            sync_path(path.parent)  # also where it was there: who made it may have died before this
+        return True
+
+    def get(self, name: str) -> bytes:
+        try:
+            return (self._path / name).read_bytes()
+        except FileNotFoundError:
+            if name != self._mark:
+                self._check()
+            raise
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return [name for name in os.listdir(self._path / folder) if not name.startswith(".")]
+        except FileNotFoundError:
+            self._check()
+            return []
+
+    def _check(self) -> None:
+        if self._mark and not (self._path / self._mark).exists():
+            raise OSError(errno.ENODEV, f"there is no run in {str(self._path)!r}: is it mounted?")
+
+
+class Patient:
+    """Asks again for a while where a store does not answer. An object whose creation was not answered is created again:
+    `create` tells whether what stands there is what was given."""
+
+    def __init__(self, objects: Objects, patience: float = PATIENCE_S) -> None:
+        self._objects = objects
+        self._patience = patience
+
+    def create(self, name: str, data: bytes) -> bool:
+        return self._again(lambda: self._objects.create(name, data) or self._objects.get(name) == data)
+
+    def get(self, name: str) -> bytes:
+        return self._again(lambda: self._objects.get(name))
+
+    def names(self, folder: str) -> list[str]:
+        return self._again(lambda: self._objects.names(folder))
+
+    def _again(self, ask: Callable[[], T]) -> T:
+        until, wait = time.monotonic() + self._patience, FIRST_WAIT_S
+        while True:
+            try:
+                return ask()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if error.errno in HOPELESS or isinstance(error, PermissionError) or time.monotonic() + wait > until:
+                    raise
+            time.sleep(wait * random.uniform(0.5, 1.0))
+            wait = min(2 * wait, LONGEST_WAIT_S)
+
+
+def open_objects(url: str) -> Objects:
+    """The store at a URL, as it answers at once. `UserError` where it cannot be one."""
+    parts = urlsplit(url)
+    if parts.password is not None or parts.query:
+        raise UserError(
+            "a store's address is written into the run's directory, and must hold no secret: leave password and query "
+            "out; credentials come from the environment, as fsspec and its file systems take them"
+        )
+    if parts.scheme in ("", "file"):
+        return Folder(Path(parts.path if parts.scheme else url).resolve(), "run.json")
+    if parts.scheme == "memory":
+        raise UserError("memory:// is this process's own: other processes would not see the run. Try file:///PATH")
+    from weaverant.journal.remote import Remote
+
+    return Remote(url)
+
+
+def unreachable(url: str, error: OSError) -> JournalError:
+    """For people."""
+    return JournalError(f"the store {url!r} cannot be used: {error}. Nothing that was acknowledged is lost")
+
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def _make_folder(path: Path) -> None:
+    if not path.is_dir():
+        _make_folder(path.parent)
+        with suppress(FileExistsError):
+            path.mkdir()
+        sync_path(path.parent)

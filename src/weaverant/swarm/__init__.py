@@ -1,0 +1,1 @@
+"""Many processes weave one run: leases, links, peers, offices."""

@@ -1,0 +1,25 @@
+"""A few short chaos trials (`tests/chaos`): two hosts of network namespaces, real processes, one fault each."""
+
+from __future__ import annotations
+
+import pytest
+
+from chaos.hosts import why_not
+from chaos.trial import attempt, computed
+
+ROWS = 400
+LONG_S = 5.0
+"""Longer than it takes to give a peer up."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def possible() -> None:
+    if why := why_not():
+        pytest.skip(why)
+
+
+@pytest.mark.parametrize(("fault", "seed"), [("kill-far", 1), ("cut", 2), ("kill-driver", 1)])
+def test_a_struck_run_ends_whole_and_pays_nothing_twice(fault: str, seed: int):
+    trial = attempt(fault, seed, ROWS, computed(ROWS), long_s=LONG_S)
+    assert trial.held, f"{trial.what}: {trial.verdict.faults}\n{trial.said}"
+    assert trial.what, "it was struck"

@@ -1,0 +1,306 @@
+"""One cap for all peers of a run: the server's own bill against it, through kills of peers, offices and drivers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from peers_world import (
+    begin,
+    call,
+    end_all,
+    faults,
+    office_pid,
+    peer_pids,
+    processes,
+    signal_to,
+    steps_done,
+    wait_until,
+)
+from weaverant.engines import open_engine
+from weaverant.engines.http import Pool
+from weaverant.events import CostReserved, RunOpened, StepEnded, TaskTaken
+from weaverant.journal import JournalReader
+from weaverant.journal.homes import epochs_of
+from weaverant.summary import document, fold
+from weaverant.testing.server import MockServer
+
+PRICE = "1,150"
+"""A reply of 20 tokens costs nearly all of a call, and half of what a call may cost at most."""
+
+WORKFLOWS = """
+from weaverant import Agent, workflow
+
+first = Agent("first", prompt="Say {{ pad }} {{ n }}", max_tokens=40)
+second = Agent("second", prompt="Again {{ pad }} {{ n }}", max_tokens=40)
+
+
+@workflow
+async def twice(row):
+    pad = "x" * (16 * (row["n"] % 7))
+    return [await first(pad=pad, n=row["n"]), await second(pad=pad, n=row["n"])]
+
+
+@workflow
+async def once(row):
+    return await first(pad="", n=row["n"])
+"""
+
+PLACED = """
+from weaverant import Agent, workflow
+
+there = Agent("there", prompt="Say {{ n }}", max_tokens=40, place="gpu")
+
+
+@workflow
+async def afar(row):
+    return await there(n=row["n"])
+"""
+
+
+@pytest.fixture
+def billing(running: MockServer) -> MockServer:
+    """A server that sends bills, and remembers no call."""
+    running.reset()
+    running.control(price=PRICE, latency=0.02, skew=1.0, tokens=20)
+    return running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Nothing is left behind by who ended in order."""
+    (tmp_path / "wf.py").write_text(WORKFLOWS)
+    yield tmp_path
+    until = time.monotonic() + 3
+    while processes(tmp_path) and time.monotonic() < until:
+        time.sleep(0.05)
+    left = end_all(tmp_path)
+    assert not left, f"processes were left behind: {left}"
+
+
+def arguments(
+    folder: Path, server: MockServer, rows: int, budget: float, peers: int = 3, name: str = "twice", **options: object
+) -> list[str]:
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in range(rows)))
+    query = "&".join(f"{key}={value}" for key, value in {"price": PRICE, **options}.items())
+    given = ["run", f"wf.py:{name}", "--input", "rows.jsonl", "--run", "out", "--budget", str(budget)]
+    given += ["--concurrency", "24", "--max-failures", "1"]
+    if peers:
+        given += ["--peers", str(peers)]
+    given += ["--model", f"{server.url}?{query}#m"]
+    return given
+
+
+def billed(server: MockServer) -> float:
+    return math.fsum(item["dollars"] for item in server.bill())
+
+
+def settle(server: MockServer) -> None:
+    """Wait until nothing is worked on: what its client has left is billed all the same."""
+    while (stats := server.stats())["in_flight"] or stats["running"]:
+        time.sleep(0.02)
+
+
+def spent(folder: Path) -> dict[str, float]:
+    return document(fold(folder / "out"))["spent"]
+
+
+def is_right(folder: Path, server: MockServer, cap: float, *, left: int = 0) -> float:
+    """The run against the bill. Gives what was billed."""
+    settle(server)
+    bill, found = billed(server), spent(folder)
+    assert bill <= cap, "the cap is hard"
+    assert found["known"] - 1e-9 <= bill <= found["total"] + 1e-9, f"{bill} was billed, and of it is known: {found}"
+    assert found["total"] <= cap + 1e-9
+    reader = JournalReader(folder / "out")
+    by_index = sum(usage.cost for usage in reader.usage().values()) + reader.reserved().dollars
+    assert by_index == pytest.approx(found["total"], abs=1e-9), "what a resume goes by is what people are shown"
+    assert faults(folder / "out", left=left) == []
+    return bill
+
+
+# In order
+
+
+def test_a_cap_that_is_large_enough_is_no_hindrance(folder: Path, billing: MockServer):
+    ran = call(folder, *arguments(folder, billing, 60, 2.0))
+    assert ran.returncode == 0, ran.stderr
+    bill = is_right(folder, billing, 2.0)
+    assert spent(folder)["total"] == pytest.approx(bill, abs=1e-9)
+    assert f"${bill:.4f} of $2.00" in ran.stdout
+    assert [event.budget for event in JournalReader(folder / "out").run_events() if isinstance(event, RunOpened)] == [2]
+
+
+def test_peers_use_up_a_cap_stop_together_and_go_on_with_more(folder: Path, billing: MockServer):
+    ran = call(folder, *arguments(folder, billing, 300, 0.4))
+    assert ran.returncode == 5, ran.stderr
+    told = document(fold(folder / "out"))
+    assert told["stages"][0]["done"] < 200
+    bill = is_right(folder, billing, 0.4, left=told["stages"][0]["left"])
+    assert bill > 0.85 * 0.4, "most of it is used"
+    assert told["short"]["calls"] > 0 and 0.006 < told["short"]["first"] <= told["short"]["most"] < 0.007
+
+    asked = len(billing.bill())
+    again = call(folder, "resume", "out", "--peers", "2")
+    assert again.returncode == 5, "the run keeps its budget"
+    assert len(billing.bill()) <= asked + 1
+    poor = call(folder, "resume", "out", "--peers", "2", "--budget", "0.1")
+    assert poor.returncode == 5 and len(billing.bill()) <= asked + 1
+
+    more = call(folder, "resume", "out", "--peers", "2", "--budget", "0.6")
+    assert more.returncode == 5, more.stderr
+    settle(billing)
+    assert 0.85 * 0.6 < billed(billing) <= 0.6
+    done = call(folder, "resume", "out", "--budget", "9")
+    assert done.returncode == 0, done.stderr
+    assert spent(folder)["total"] == pytest.approx(is_right(folder, billing, 9.0), abs=1e-9)
+    assert len(billing.bill()) == 600, "nothing is paid twice"
+
+
+def test_one_process_first_then_peers(folder: Path, billing: MockServer):
+    ran = call(folder, *arguments(folder, billing, 100, 0.1, peers=0))
+    assert ran.returncode == 5, ran.stderr
+    kept = call(folder, "resume", "out", "--peers", "2")
+    assert kept.returncode == 5, "the budget of one process holds for peers"
+    assert billed(billing) <= 0.1
+    done = call(folder, "resume", "out", "--peers", "2", "--budget", "0")
+    assert done.returncode == 0, done.stderr
+    assert spent(folder)["total"] == pytest.approx(is_right(folder, billing, math.inf), abs=1e-9)
+
+
+def test_calls_that_travel_are_refused_under_a_budget(folder: Path, billing: MockServer):
+    (folder / "placed.py").write_text(PLACED)
+    given = arguments(folder, billing, 3, 1.0, name="once")
+    ran = call(folder, "run", "placed.py:afar", *given[2:], "--label", "gpu=1")
+    assert ran.returncode == 2 and "does not reach calls that travel" in ran.stderr
+    spread = call(folder, *given, "--spread", "roles")
+    assert spread.returncode == 2 and billing.bill() == []
+
+
+# What others had set aside
+
+
+def test_a_call_of_a_peer_that_died_is_charged_once_and_closed_by_the_one_who_asks_it_again(
+    folder: Path, billing: MockServer
+):
+    """Calls in flight at a peer that is killed count as spent, where it had set their money aside. The peer that asks
+    them again sets aside its own, closes both, and does not count the first against its own allowance: the cap has room
+    for each call twice, and not three times."""
+    billing.control(price=PRICE, latency=2.0, skew=0.0)
+    began = begin(folder, *arguments(folder, billing, 4, 0.06, peers=2, name="once", start=24))
+    run = folder / "out"
+    wait_until(lambda: billing.stats()["in_flight"] == 4, what="all four calls")
+    bound = max(event.dollars for event in JournalReader(run).events() if isinstance(event, CostReserved))
+    by_peer = {epoch: len(JournalReader(run, [epoch]).reserved().open) for epoch in epochs_of(run)}
+    victim, lost = max(by_peer.items(), key=lambda item: item[1])
+    assert lost == 4 and 8 * bound <= 0.06 < 12 * bound, by_peer
+    pid = json.loads((run / "peers" / f"{victim:06}" / "lock").read_text())["pid"]
+    assert signal_to(pid)
+    assert began.wait(30) == 0, (folder / "output.txt").read_text()
+    found, bill = spent(folder), is_right(folder, billing, 0.06)
+    assert found["reserved"] == 0 and JournalReader(run).reserved().open == {}
+    real = [event for event in JournalReader(run).events() if isinstance(event, StepEnded)]
+    charged = [event.usage.unsure for event in real if event.usage.unsure]
+    assert len(real) == 4 and len(charged) == lost, "each lost reservation is charged by one end"
+    assert found["unsure"] == pytest.approx(sum(charged)) and len(billing.bill()) == 4 + lost
+    assert bill <= found["total"] == pytest.approx(found["known"] + sum(charged))
+    assert sum(isinstance(event, TaskTaken) for event in JournalReader(run).events()) >= lost
+
+
+@pytest.mark.parametrize("budget", [9, 0])
+def test_calls_of_one_process_that_was_killed_are_charged_when_peers_go_on(
+    folder: Path, billing: MockServer, budget: int
+):
+    """Also where the budget is taken away."""
+    billing.control(price=PRICE, latency=2.0, skew=0.0)
+    began = begin(folder, *arguments(folder, billing, 4, 1.0, peers=0, name="once", start=24))
+    wait_until(lambda: billing.stats()["in_flight"] == 4, what="all four calls")
+    began.kill()
+    began.wait()
+    lost = JournalReader(folder / "out").reserved().dollars
+    billing.control(price=PRICE, latency=0.1)
+    done = call(folder, "resume", "out", "--peers", "2", "--budget", str(budget))
+    assert done.returncode == 0, done.stderr
+    is_right(folder, billing, budget or math.inf)
+    assert lost > 0 and spent(folder)["unsure"] == pytest.approx(lost)
+
+
+def test_what_a_server_costs_by_the_hour_stops_all_peers_at_the_cap(folder: Path, billing: MockServer):
+    """At a dollar a second for each peer that works."""
+    given = arguments(folder, billing, 2_000, 2.0, name="once", hourly=3600)
+    ran = call(folder, *[word.replace(f"price={PRICE}&", "") for word in given])
+    assert ran.returncode == 5, ran.stderr
+    assert 2.0 < spent(folder)["total"] < 6.0
+
+
+# Disturbed
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_kill_brings_the_bill_above_the_cap(folder: Path, billing: MockServer, seed: int):
+    """Ten kills in all, of peers, offices and the driver, which is followed by the next."""
+    chance, cap, run = Random(seed), 0.6, folder / "out"
+    billing.control(price=PRICE, latency=0.1, skew=1.0)
+    driver = begin(folder, *arguments(folder, billing, 150, cap))
+    kills = 0
+    while kills < (4, 3, 3)[seed % 3]:
+        before = steps_done(run)
+        until = time.monotonic() + 4
+        while driver.poll() is None and steps_done(run) < before + 5 and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(chance.random() * 0.3)
+        if driver.poll() is not None:
+            break
+        what = "driver" if kills == 2 else chance.choice(["peer", "peer", "office"])
+        if what == "driver":
+            driver.kill()
+            driver.wait()
+            driver = begin(folder, "resume", "out", "--peers", "3")
+            kills += 1
+        elif what == "office":
+            kills += signal_to(office_pid(run))
+        elif pids := peer_pids(run):
+            kills += signal_to(chance.choice(pids))
+    assert driver.wait(60) in (0, 5), (folder / "output.txt").read_text()
+    settle(billing)
+    assert billed(billing) <= cap
+    assert spent(folder)["total"] <= cap + 1e-9
+    if driver.returncode == 5:
+        assert spent(folder)["total"] > 0.85 * cap
+    done = call(folder, "resume", "out", "--peers", "2", "--budget", "9")
+    assert done.returncode == 0, done.stderr
+    is_right(folder, billing, 9.0)
+    assert kills >= 2
+
+
+# Rates
+
+
+def test_requests_a_minute_are_those_of_the_run(folder: Path, billing: MockServer):
+    """2,400 a minute are 40 a second, with a second's burst; three peers that knew of no other would make 120."""
+    ran = call(folder, *arguments(folder, billing, 192, 5.0, name="once", rpm=2400))
+    assert ran.returncode == 0, ran.stderr
+    ends = [event.time for event in JournalReader(folder / "out").events() if isinstance(event, StepEnded)]
+    assert len(ends) == 192 and max(ends) - min(ends) > 0.9 * (192 - 40) / 40
+
+
+@pytest.mark.parametrize("kind", ["{0}", "cache:{1}/c|{0}", "pool:{0},{2}", "pool:{1}/servers"])
+def test_a_part_of_a_server_keeps_its_identity(tmp_path: Path, kind: str):
+    address = "http://127.0.0.1:1/v1?rpm=600&tpm=9000&connections=20&start=9#m"
+    (tmp_path / "servers").write_text(f"{address}\n")
+    spec = kind.format(address, tmp_path, address.replace(":1/", ":2/"))
+    whole, part = open_engine(spec), open_engine(spec, 3)
+    assert whole.identity == part.identity == "http:m"
+    if isinstance(whole, Pool) and isinstance(part, Pool):
+        one, third = whole.capacity(), part.capacity()
+        assert third.per_minute == pytest.approx(one.per_minute / 3) and third.calls == one.calls / 3
+        assert third.most * 3 <= one.most
+    asyncio.run(whole.close())
+    asyncio.run(part.close())
