@@ -12,6 +12,7 @@ from random import Random
 from msgspec import Struct, field
 
 from chaos.scene import Scene
+from weaverant.swarm.places import offices
 
 
 class Struck(Struct):
@@ -153,7 +154,7 @@ def _go_on(pid: int) -> None:
 
 
 def _generation(scene: Scene) -> int:
-    return max(int(path.suffix[1:]) for path in (scene.run / "peers").glob("office.*"))
+    return max(offices(scene.run))
 
 
 def _fill(path: Path) -> None:
