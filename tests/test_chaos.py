@@ -23,3 +23,9 @@ def test_a_struck_run_ends_whole_and_pays_nothing_twice(fault: str, seed: int):
     trial = attempt(fault, seed, ROWS, computed(ROWS), long_s=LONG_S)
     assert trial.held, f"{trial.what}: {trial.verdict.faults}\n{trial.said}"
     assert trial.what, "it was struck"
+
+
+def test_hosts_that_share_only_a_store_lose_nothing_with_one_of_them():
+    trial = attempt("kill-far", 3, ROWS, computed(ROWS), long_s=LONG_S, private=True)
+    assert trial.held, f"{trial.what}: {trial.verdict.faults}\n{trial.said}"
+    assert trial.what, "it was struck"

@@ -26,12 +26,17 @@ def main() -> int:
     parser.add_argument("--fault", action="append", choices=sorted(FAULTS), help="only this one; may be repeated")
     parser.add_argument("--rows", type=int, default=5_000)
     parser.add_argument("--keep", action="store_true", help="keep the folders of trials that do not hold")
+    parser.add_argument("--private", action="store_true", help="hosts with disks of their own, and the run in a store")
     options = parser.parse_args()
+    possible = [name for name, fault in FAULTS.items() if options.private in fault.where]
+    names = options.fault or possible
+    if set(names) - set(possible):
+        parser.error(f"only {', '.join(possible)} {'with' if options.private else 'without'} --private")
     if why := why_not():
         print(f"no trials here: {why}", file=sys.stderr)
         return 2
     began = time.monotonic()
-    expected = undisturbed(options.rows)
+    expected = undisturbed(options.rows, private=options.private)
     assert expected == computed(options.rows), "a run without any fault gives wrong results"
     print(f"undisturbed: {len(expected):,} results in {time.monotonic() - began:.1f} s\n")
     print(
@@ -39,10 +44,12 @@ def main() -> int:
             "trial", "seed", "fault", "seconds", "noticed", "moved", "twice", "flight", "exit codes", "held", ""
         )
     )
-    names = options.fault or list(FAULTS)
     trials: list[Trial] = []
     for number in range(options.trials):
-        trial = attempt(names[number % len(names)], options.seed + number, options.rows, expected, keep=options.keep)
+        trial = attempt(
+            names[number % len(names)], options.seed + number, options.rows, expected, keep=options.keep,
+            private=options.private,
+        )  # fmt: skip
         trials.append(trial)
         print(_line(number, trial), flush=True)
         for fault in trial.verdict.faults:

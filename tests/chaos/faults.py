@@ -6,11 +6,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
 from msgspec import Struct, field
 
+from chaos.hosts import FAR_AT_MODEL, NEAR_AT_MODEL
 from chaos.scene import Scene
 from weaverant.swarm.places import offices
 
@@ -35,8 +37,9 @@ class Struck(Struct):
     """Those of the far peer."""
     resume: bool = False
     """The session ends of it, and another goes on."""
-    held_back: bool = False
-    """The network may deliver the struck peer's calls once it is mended: they had been sent before."""
+    held_back: str = ""
+    """Calls of the struck peer may come late: it had let them go, and the network, or its own standing still, held them
+    back. What its address begins with, at the model."""
     most: int = 1
     """Peers whose calls in flight it may cut off; 0: nothing may be asked again at all."""
 
@@ -47,6 +50,8 @@ class Fault(Struct, frozen=True):
     """The run has to last longer than a link is cut."""
     begin: dict[str, object] = field(default_factory=dict[str, object])
     """How the scene begins."""
+    where: tuple[bool, ...] = (False, True)
+    """Whether hosts may have disks of their own then, and share no directory."""
 
 
 def _kill_near(scene: Scene, random: Random) -> Struck:
@@ -75,14 +80,18 @@ def _stall_office(scene: Scene, random: Random) -> Struck:
 def _stall_near(scene: Scene, random: Random) -> Struck:
     epoch, pid = random.choice(sorted(scene.near().items()))
     os.kill(pid, signal.SIGSTOP)
-    return Struck(f"peer {epoch} stalled, near", epochs=(epoch,), heal=lambda: _go_on(pid), lasts=scene.long_s)
+    heal = partial(_go_on, pid)
+    return Struck(
+        f"peer {epoch} stalled, near", epochs=(epoch,), heal=heal, lasts=scene.long_s, held_back=NEAR_AT_MODEL
+    )
 
 
 def _stall_far(scene: Scene, random: Random) -> Struck:
     epoch = scene.far_epochs()[-1]
     pid = scene.epochs()[epoch]
     os.kill(pid, signal.SIGSTOP)
-    return Struck(f"peer {epoch} stalled, far", epochs=(epoch,), heal=lambda: _go_on(pid), lasts=scene.long_s)
+    heal = partial(_go_on, pid)
+    return Struck(f"peer {epoch} stalled, far", epochs=(epoch,), heal=heal, lasts=scene.long_s, held_back=FAR_AT_MODEL)
 
 
 def _cut(scene: Scene, random: Random) -> Struck:
@@ -97,13 +106,22 @@ def _cut(scene: Scene, random: Random) -> Struck:
 def _unplug(scene: Scene, random: Random) -> Struck:
     epoch = scene.far_epochs()[-1]
     scene.hosts.cut("far", from_model=True)
-    return Struck(
-        "far host cut off from all", epochs=(epoch,), heal=scene.hosts.mend, lasts=scene.long_s, held_back=True
-    )
+    missing = scene.folder / "missing"
+    if scene.store is not None:
+        missing.mkdir()
+        scene.hosts.hide("far", scene.store, missing)
+
+    def heal() -> None:
+        if scene.store is not None:
+            scene.hosts.show("far", scene.store)
+        scene.hosts.mend()
+
+    return Struck("far host cut off from all", epochs=(epoch,), heal=heal, lasts=scene.long_s, held_back=FAR_AT_MODEL)
 
 
 def _fill_disk(scene: Scene, random: Random) -> Struck:
     ballast = scene.run.parent / "ballast"
+    assert ballast.parent.is_mount(), "it would fill the disk of everybody"
     _fill(ballast)
     return Struck(
         "the run's disk full", heal=lambda: ballast.unlink(missing_ok=True), lasts=scene.long_s, codes=(4, 0),
@@ -114,6 +132,7 @@ def _fill_disk(scene: Scene, random: Random) -> Struck:
 def _fill_home(scene: Scene, random: Random) -> Struck:
     epoch = scene.far_epochs()[-1]
     ballast = scene.home(epoch) / "ballast"
+    assert ballast.parent.is_mount(), "it would fill the disk of everybody"
     _fill(ballast)
     heal = lambda: ballast.unlink(missing_ok=True)  # noqa: E731
     return Struck(f"peer {epoch}'s disk full, far", epochs=(epoch,), heal=heal, lasts=scene.long_s / 2, far_codes=(4,))
@@ -146,6 +165,21 @@ def _kill_host(scene: Scene, random: Random) -> Struck:
     return Struck("all of the near host killed", codes=(-9, 0), resume=True, most=3)
 
 
+def _lose_far(scene: Scene, random: Random) -> Struck:
+    struck = _kill_far(scene, random)
+    scene.hosts.lose_disk("far")
+    return Struck(f"{struck.what}, with its disk", epochs=struck.epochs, far_codes=struck.far_codes)
+
+
+def _lose_host(scene: Scene, random: Random) -> Struck:
+    """The run goes on in a directory that is as new as its disk."""
+    struck = _kill_host(scene, random)
+    scene.hosts.lose_disk("near")
+    scene.hosts.give_disk("near", scene.disk)
+    struck.what += ", with its disk"
+    return struck
+
+
 def _go_on(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGCONT)
@@ -154,7 +188,7 @@ def _go_on(pid: int) -> None:
 
 
 def _generation(scene: Scene) -> int:
-    return max(offices(scene.run))
+    return offices(scene.meeting)[-1]
 
 
 def _fill(path: Path) -> None:
@@ -177,13 +211,15 @@ FAULTS: dict[str, Fault] = {
     "kill-office": Fault(_kill_office),
     "cut": Fault(_cut, long=True),
     "stall": Fault(_stall_far, long=True),
-    "disk": Fault(_fill_disk, begin={"small_disk": 256}),
+    "disk": Fault(_fill_disk, begin={"small_disk": 256}, where=(False,)),
     "join": Fault(_join, begin={"far": False}),
     "leave": Fault(_leave),
     "kill-driver": Fault(_kill_driver),
     "stall-near": Fault(_stall_near, long=True),
     "unplug": Fault(_unplug, long=True),
-    "disk-home": Fault(_fill_home, long=True, begin={"small_home": True}),
+    "disk-home": Fault(_fill_home, long=True, begin={"small_home": True}, where=(False,)),
     "kill-host": Fault(_kill_host),
     "stall-office": Fault(_stall_office, long=True),
+    "lose-far": Fault(_lose_far, where=(True,)),
+    "lose-host": Fault(_lose_host, where=(True,)),
 }

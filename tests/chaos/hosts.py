@@ -1,6 +1,7 @@
 """Two hosts and the place of the model, made of network namespaces of this machine; their links can be cut.
 
-Needs root and `ip`. Each pair has a link of its own, so that the hosts can lose each other and still reach the model.
+Needs root and `ip`. Each pair has a link of its own, so that the hosts can lose each other and still reach the model. A
+host may have a disk of its own, a mount that only its processes see, and may lose it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
@@ -16,8 +18,9 @@ Host = Literal["near", "far", "model"]
 MODEL = "10.83.9.9"
 """Where the model listens, as seen by both hosts."""
 ADDRESSES: dict[Host, str] = {"near": "10.83.1.1", "far": "10.83.1.2", "model": MODEL}
-FAR_AT_MODEL = "10.83.3.1:"
-"""What the addresses begin with that the far host has at the model."""
+MOUNT = 'mount -t tmpfs -o size=256m tmpfs "$0"'
+NEAR_AT_MODEL, FAR_AT_MODEL = "10.83.2.1:", "10.83.3.1:"
+"""What the addresses begin with that the hosts have at the model."""
 LINKS: tuple[tuple[Host, Host, str], ...] = (
     ("near", "far", "10.83.1"),
     ("near", "model", "10.83.2"),
@@ -29,7 +32,7 @@ def why_not() -> str:
     """Why there can be no such hosts here; empty where there can."""
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
-    missing = [name for name in ("ip", "nsenter") if shutil.which(name) is None]
+    missing = [name for name in ("ip", "nsenter", "unshare") if shutil.which(name) is None]
     if missing:
         return f"needs {' and '.join(missing)}"
     name = f"wv{os.getpid()}x"
@@ -45,6 +48,8 @@ class Hosts:
 
     def __init__(self) -> None:
         self._tag = f"wv{os.getpid()}"
+        self._disks: dict[Host, subprocess.Popen[bytes]] = {}
+        """Processes that do nothing but hold the mounts of a host."""
 
     def __enter__(self) -> Self:
         try:
@@ -71,12 +76,50 @@ class Hosts:
         self.close()
 
     def close(self) -> None:
+        for host in list(self._disks):
+            self.lose_disk(host)
         for host in ADDRESSES:
             subprocess.run(["ip", "netns", "del", self._name(host)], capture_output=True, check=False)
 
     def on(self, host: Host, command: Sequence[str]) -> list[str]:
         """The command that runs this one on that host, in the same process."""
-        return ["nsenter", f"--net=/run/netns/{self._name(host)}", *command]
+        disk = self._disks.get(host)
+        mounts = [] if disk is None else [f"--mount=/proc/{disk.pid}/ns/mnt"]
+        return ["nsenter", f"--net=/run/netns/{self._name(host)}", *mounts, *command]
+
+    # Disks
+
+    def give_disk(self, host: Host, path: Path) -> None:
+        """What the host begins from now on has an empty file system there, that no other process sees. It ends with
+        the last process that has it."""
+        command = ["unshare", "--mount", "sh", "-c", f"{MOUNT} && echo && exec cat >/dev/null", str(path)]
+        disk = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self._disks[host] = disk
+        assert disk.stdout is not None
+        if disk.stdout.readline() != b"\n":
+            raise RuntimeError(f"a file system of the {host} host's own cannot be made")
+
+    def lose_disk(self, host: Host) -> None:
+        disk = self._disks.pop(host)
+        disk.kill()
+        disk.wait()
+        for end in (disk.stdin, disk.stdout):
+            assert end is not None
+            end.close()
+
+    def seen(self, host: Host, path: Path) -> Path:
+        """Where this process finds what stands on that host at this path; nothing, where its disk is lost."""
+        disk = self._disks.get(host)
+        return Path(f"/proc/{disk.pid}/root{path}") if disk is not None else Path("/proc/0")
+
+    def hide(self, host: Host, path: Path, by: Path) -> None:
+        """That host sees another directory there, as where a mount is missing, until `show`."""
+        subprocess.run(self.on(host, ["mount", "--bind", str(by), str(path)]), check=True)
+
+    def show(self, host: Host, path: Path) -> None:
+        subprocess.run(self.on(host, ["umount", str(path)]), check=True)
+
+    # Links
 
     def cut(self, at: Literal["near", "far"], *, from_model: bool = False) -> None:
         """Take the link between the hosts down, at that end; the far host's to the model, too, with `from_model`."""

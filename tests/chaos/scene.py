@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -18,9 +19,11 @@ from chaos.chain import STEPS
 from chaos.hosts import ADDRESSES, MODEL, Host, Hosts
 from weaverant.errors import UserError
 from weaverant.journal.lock import Holder
-from weaverant.swarm.places import find_office, read_key
+from weaverant.swarm.places import KEY_VARIABLE, find_office, read_key
 
 NEAR_PEERS = 2
+PRIVATE: tuple[Host, ...] = ("near", "far")
+"""Hosts that have disks of their own, where any has."""
 IN_FLIGHT = 64
 """Rows at once of each peer, and so calls."""
 LONG_S = 30.0
@@ -44,10 +47,16 @@ def until(true: Callable[[], bool], seconds: float, what: str) -> None:
 class Scene:
     """`folder` is the trial's own. `close` leaves no process and no mount, whatever happened."""
 
-    def __init__(self, hosts: Hosts, folder: Path, rows: int, latency: float, long_s: float = LONG_S) -> None:
+    def __init__(
+        self, hosts: Hosts, folder: Path, rows: int, latency: float, long_s: float = LONG_S, *, private: bool = False
+    ) -> None:
+        """`private`: each host has a disk of its own, and the run is in a store."""
         self.hosts = hosts
         self.folder = folder
-        self.run = folder / "run"
+        self.disk = folder / "disk"
+        """Where a file system is mounted that is not everybody's, with the run."""
+        self.run = self.disk / "run" if private else folder / "run"
+        self.store = folder / "store" if private else None
         self.log = folder / "model.log"
         self.rows = rows
         self.long_s = long_s
@@ -56,6 +65,7 @@ class Scene:
         self.driver: subprocess.Popen[bytes]
         self.far: subprocess.Popen[bytes] | None = None
         self._latency = latency
+        self._key = {KEY_VARIABLE: secrets.token_hex(32)} if private else {}
         self._model: subprocess.Popen[bytes] | None = None
         self._started: list[subprocess.Popen[bytes]] = []
         self._read = 0
@@ -66,10 +76,14 @@ class Scene:
     def begin(self, *, far: bool = True, small_disk: int = 0, small_home: bool = False) -> None:
         """Start all; return once the far peer has joined. `small_disk`: MiB of a file system of the run's own."""
         if small_disk:
-            disk = self.folder / "disk"
-            disk.mkdir()
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={small_disk}m", "tmpfs", disk], check=True)
-            self.run = disk / "run"
+            self.disk.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={small_disk}m", "tmpfs", self.disk], check=True)
+            self.run = self.disk / "run"
+        if self.store is not None:
+            self.disk.mkdir()
+            self.store.mkdir()
+            for host in PRIVATE:
+                self.hosts.give_disk(host, self.disk)
         options = ["--address", MODEL, "--log", str(self.log), "--latency", str(self._latency)]
         self._model = self._start("model", ["-m", "chaos.model", *options], "model", subprocess.PIPE)
         assert self._model.stdout is not None
@@ -91,8 +105,10 @@ class Scene:
     def join(self, *, small_home: bool = False) -> None:
         """A peer on the far host, that has leased rows."""
         until(self._can_join, 20.0, "a session that can be joined")
-        module = ["chaos.small_home"] if small_home else ["weaverant.peers", "peer"]
-        self.far = self._start("far", ["-m", *module, str(self.run), "--host", ADDRESSES["far"]], "far")
+        peer = ["weaverant.peers", "peer"] if self.store is None else ["weaverant", "join"]
+        module = ["chaos.small_home"] if small_home else peer
+        where = ["--host", ADDRESSES["far"], *self._in_store()]
+        self.far = self._start("far", ["-m", *module, str(self.run), *where], "far")
         far = self.far.pid
         until(lambda: far in self.epochs().values(), 20.0, "a far peer that begins to write")
 
@@ -165,9 +181,11 @@ class Scene:
     def epochs(self) -> dict[int, int]:
         """The processes of all peers so far, by epoch."""
         found: dict[int, int] = {}
-        for lock in (self.run / "peers").glob("[0-9]*/lock"):
-            with suppress(OSError, msgspec.DecodeError):
-                found[int(lock.parent.name)] = msgspec.json.decode(lock.read_bytes().strip(b" \n\0"), type=Holder).pid
+        for run in self.directories():
+            for lock in (run / "peers").glob("[0-9]*/lock"):
+                with suppress(OSError, msgspec.DecodeError):
+                    holder = msgspec.json.decode(lock.read_bytes().strip(b" \n\0"), type=Holder)
+                    found[int(lock.parent.name)] = holder.pid
         return found
 
     def home(self, epoch: int) -> Path:
@@ -184,11 +202,34 @@ class Scene:
 
     def office(self) -> int:
         """Its process."""
-        found = find_office(self.run)
+        found = find_office(self.meeting)
         assert found is not None
         return found.pid
 
+    @property
+    def meeting(self) -> Path:
+        """Where processes of the run find each other: its directory, or its store."""
+        return self.run if self.store is None else self.store
+
+    def directories(self) -> list[Path]:
+        """The run's on all hosts, as this process sees them."""
+        return [self.run] if self.store is None else [self.hosts.seen(host, self.run) for host in PRIVATE]
+
+    def whole(self) -> Path:
+        """A directory with all of the run, once it is over."""
+        if self.store is None:
+            return self.run
+        fetched = self.folder / "fetched"
+        command = [sys.executable, "-m", "weaverant", "fetch", self.store.as_uri(), str(fetched)]
+        subprocess.run(command, check=True, capture_output=True)
+        return fetched
+
+    def _in_store(self) -> list[str]:
+        return [] if self.store is None else ["--store", self.store.as_uri()]
+
     def _can_join(self) -> bool:
+        if self.store is not None:
+            return find_office(self.store) is not None
         try:
             read_key(self.run)
         except UserError:
@@ -196,7 +237,7 @@ class Scene:
         return find_office(self.run) is not None
 
     def _drive(self, arguments: Sequence[str]) -> None:
-        peers = ["--peers", str(NEAR_PEERS), "--host", ADDRESSES["near"]]
+        peers = ["--peers", str(NEAR_PEERS), "--host", ADDRESSES["near"], *self._in_store()]
         self.driver = self._start("near", ["-m", "weaverant", *arguments, *peers], "driver")
 
     def _start(
@@ -208,7 +249,7 @@ class Scene:
         with (self.folder / f"{name}.out").open("ab") as log:
             process = subprocess.Popen(
                 self.hosts.on(host, [sys.executable, *arguments]), stdin=subprocess.DEVNULL, stdout=out or log,
-                stderr=log, env={**environment, "PYTHONPATH": path}, start_new_session=True,
+                stderr=log, env={**environment, **self._key, "PYTHONPATH": path}, start_new_session=True,
             )  # fmt: skip
         self._started.append(process)
         return process

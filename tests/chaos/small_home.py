@@ -11,8 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from weaverant.journal import homes
 from weaverant.journal.homes import home_of, make_room, new_epoch
-from weaverant.peers import member
+from weaverant.peers.member import Member
 
 MIB = 64
 
@@ -30,8 +31,8 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--host", required=True)
     options = parser.parse_args()
-    member.new_epoch = on_own_disk
-    return asyncio.run(member.Member(options.directory, options.host, ()).work())
+    homes.new_epoch = on_own_disk
+    return asyncio.run(Member(options.directory, options.host, ()).work())
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from random import Random
 from msgspec import Struct, field
 
 from chaos.chain import STEPS
+from chaos.ends import Ends
 from chaos.faults import FAULTS, Struck
 from chaos.hosts import Hosts
 from chaos.model import digest
-from chaos.scene import IN_FLIGHT, LONG_S, NEAR_PEERS, Hung, Scene
+from chaos.scene import IN_FLIGHT, LONG_S, NEAR_PEERS, PRIVATE, Hung, Scene
 from chaos.verdict import Verdict, judge, results_of
 
 LATENCY_S = 0.03
@@ -41,15 +42,15 @@ class Trial(Struct):
         return not self.verdict.faults
 
 
-def undisturbed(rows: int, peers: bool = True) -> dict[str, object]:
+def undisturbed(rows: int, peers: bool = True, *, private: bool = False) -> dict[str, object]:
     """The results of a run that nothing happens to."""
     with Hosts() as hosts:
-        scene = Scene(hosts, _folder(), rows, LATENCY_S)
+        scene = Scene(hosts, _folder(), rows, LATENCY_S, private=private)
         try:
             scene.begin(far=peers)
             scene.wait(PATIENCE_S)
             assert scene.codes == [0], f"exit code {scene.codes} without any fault: {_said(scene)}"
-            return results_of(scene.run, scene.folder / "out.jsonl")
+            return results_of(scene.whole(), scene.folder / "out.jsonl")
         finally:
             scene.close()
 
@@ -66,16 +67,24 @@ def computed(rows: int) -> dict[str, object]:
 
 
 def attempt(
-    fault: str, seed: int, rows: int, expected: dict[str, object], *, keep: bool = False, long_s: float = LONG_S
+    fault: str,
+    seed: int,
+    rows: int,
+    expected: dict[str, object],
+    *,
+    keep: bool = False,
+    long_s: float = LONG_S,
+    private: bool = False,
 ) -> Trial:
-    """Raises nothing for what does not hold: it is in the verdict. With `keep`, the folder of such a trial stays."""
+    """Raises nothing for what does not hold: it is in the verdict. With `keep`, the folder of such a trial stays.
+    `private`: the hosts share nothing but a store."""
     chosen, random, trial = FAULTS[fault], Random(seed), Trial(fault, seed)
     latency = LATENCY_S
     if chosen.long:
         latency = max(latency, long_s * LONGER * (NEAR_PEERS + 1) * IN_FLIGHT / (rows * STEPS))
     began = time.monotonic()
     with Hosts() as hosts:
-        scene = Scene(hosts, _folder(), rows, latency, long_s)
+        scene = Scene(hosts, _folder(), rows, latency, long_s, private=private)
         try:
             struck = Struck("not struck")
             try:
@@ -90,10 +99,11 @@ def attempt(
             except Hung as error:
                 trial.verdict.faults.append(f"hung: {error}")
             else:
-                trial.verdict = judge(scene.run, scene.log, rows, struck)
+                run, ends = scene.whole(), Ends(scene.meeting, private)
+                trial.verdict = judge(run, ends, scene.log, rows, struck)
                 if trial.verdict.others:
                     trial.what += f"; peers {trial.verdict.others} were killed by somebody else"
-                _compare(trial.verdict, scene, expected)
+                _compare(trial.verdict, run, scene, expected)
                 _honest(trial.verdict, scene, struck, far)
                 trial.codes = ",".join(map(str, scene.codes)) + ("" if far is None else f" / {far}")
             trial.seconds = time.monotonic() - began
@@ -125,9 +135,9 @@ def _go_on(scene: Scene, struck: Struck) -> None:
         scene.wait(PATIENCE_S)
 
 
-def _compare(verdict: Verdict, scene: Scene, expected: dict[str, object]) -> None:
+def _compare(verdict: Verdict, run: Path, scene: Scene, expected: dict[str, object]) -> None:
     try:
-        found = results_of(scene.run, scene.folder / "out.jsonl")
+        found = results_of(run, scene.folder / "out.jsonl")
     except ValueError as error:
         verdict.faults.append(str(error))
         return
@@ -150,7 +160,10 @@ def _folder() -> Path:
 
 
 def _said(scene: Scene) -> str:
-    logs = [*scene.folder.glob("*.out"), *(scene.run / "peers" / "log").glob("*")]
+    logs = [
+        *scene.folder.glob("*.out"),
+        *(log for run in scene.directories() for log in (run / "peers" / "log").glob("*")),
+    ]
     words = ((log.name, log.read_text(errors="replace").strip()[-1_500:]) for log in sorted(logs))
     return "\n".join(f"--- {name}\n{text}" for name, text in words if text)
 
@@ -160,4 +173,7 @@ def _keep(scene: Scene, trial: Trial) -> None:
     target = Path(tempfile.gettempdir()) / f"chaos-kept-{trial.fault}-{trial.seed}"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(scene.folder, target)
+    for host, run in zip(PRIVATE, scene.directories(), strict=False):
+        if scene.store is not None and run.exists():
+            shutil.copytree(run, target / host)
     trial.said += f"\nkept: {target}"

@@ -8,7 +8,8 @@ stands in a peer's journal before its fence. That holds then:
   there, and the next one of a row that was open at that end (the first one, of a leased row whose beginning was not
   durable either). So it comes once more for each such journal at most, and a peer that may have 64 rows in flight
   loses 64 calls at most. Where the link to the model was cut, the system delivers what the struck peer had sent once
-  the link is there again, though others have gone on meanwhile: such calls were in flight, too.
+  the link is there again, though others have gone on meanwhile; and a peer that stood still sends on waking what it had
+  let go before: such calls were in flight, too.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from pathlib import Path
 from msgspec import Struct, field
 
 from chaos.chain import STEPS
+from chaos.ends import NEVER, Ends
 from chaos.faults import Struck
-from chaos.hosts import FAR_AT_MODEL
 from chaos.model import Call, read_log
 from chaos.scene import IN_FLIGHT
 from weaverant.events import RowsCut, RowsDone, RowsTaken, StepEnded, TaskEnded, TaskStarted, TaskTaken
@@ -114,23 +115,22 @@ def read(run: Path) -> Journals:
     return Journals(recorded, homes)
 
 
-def judge(run: Path, log: Path, rows: int, struck: Struck) -> Verdict:
-    """Of the journals and the log; results and exit codes are compared elsewhere."""
+def judge(run: Path, ends: Ends, log: Path, rows: int, struck: Struck) -> Verdict:
+    """Of the journals, which are all in this directory, and the log; results and exit codes are compared elsewhere."""
     verdict, journals, asked = Verdict(), read(run), read_log(log)
-    verdict.others = [] if struck.resume else _killed_by_others(run, struck)
-    may = _in_flight(verdict, run, journals, asked, struck)
+    verdict.others = [] if struck.resume else _killed_by_others(run, ends, struck)
+    may = _in_flight(verdict, ends, journals, asked, struck)
     _count(verdict, journals, asked, rows)
     _repeats(verdict, journals, asked, may, struck)
-    _time(verdict, run, journals, struck)
+    _time(verdict, ends, journals, struck)
     open_homes = [epoch for epoch in epochs_of(run) if fence_of(home_of(run, epoch)) is None]
     if open_homes:
         verdict.faults.append(f"homes without a fence: {open_homes}")
     return verdict
 
 
-def _killed_by_others(run: Path, struck: Struck) -> list[int]:
-    fences = {epoch: fence_of(home_of(run, epoch)) for epoch in epochs_of(run) if epoch not in struck.epochs}
-    return [epoch for epoch, fence in fences.items() if fence is not None and fence.why == "its process ended"]
+def _killed_by_others(run: Path, ends: Ends, struck: Struck) -> list[int]:
+    return [epoch for epoch in epochs_of(run) if epoch not in struck.epochs and ends.why(epoch) == "its process ended"]
 
 
 def _count(verdict: Verdict, journals: Journals, asked: dict[Pair, list[Call]], rows: int) -> None:
@@ -149,14 +149,14 @@ def _count(verdict: Verdict, journals: Journals, asked: dict[Pair, list[Call]], 
 
 
 def _in_flight(
-    verdict: Verdict, run: Path, journals: Journals, asked: dict[Pair, list[Call]], struck: Struck
+    verdict: Verdict, ends: Ends, journals: Journals, asked: dict[Pair, list[Call]], struck: Struck
 ) -> Counter[Pair]:
     """Steps that were in flight at struck peers, and at how many of them."""
     found: Counter[Pair] = Counter()
     for epoch, home in journals.homes.items():
         if epoch not in verdict.others and not (struck.most and (struck.resume or epoch in struck.epochs)):
             continue
-        ended = _fenced_at(run, epoch)
+        ended = ends.time(epoch)
         unsaid = {row: 0 for span in home.leases.values() for row in range(*span) if row not in home.began}
         cut_off = [
             pair
@@ -171,7 +171,7 @@ def _in_flight(
 
 
 def _held_back(call: Call, struck: Struck) -> bool:
-    return struck.held_back and call.where.startswith(FAR_AT_MODEL)
+    return bool(struck.held_back) and call.where.startswith(struck.held_back)
 
 
 def _repeats(
@@ -198,15 +198,15 @@ def _repeats(
         )
 
 
-def _time(verdict: Verdict, run: Path, journals: Journals, struck: Struck) -> None:
+def _time(verdict: Verdict, ends: Ends, journals: Journals, struck: Struck) -> None:
     if struck.office:
-        later = run / "peers" / f"office.{struck.office + 1}"
-        if later.exists():
-            verdict.noticed = later.stat().st_mtime - struck.time
+        later = ends.office(struck.office + 1)
+        if later < NEVER:
+            verdict.noticed = later - struck.time
         else:
             verdict.faults.append("no other office began")
     elif struck.epochs:
-        verdict.noticed = max(_fenced_at(run, epoch) for epoch in struck.epochs) - struck.time
+        verdict.noticed = max(ends.time(epoch) for epoch in struck.epochs) - struck.time
         verdict.moved = _moved(journals, struck)
     if verdict.noticed is not None and verdict.noticed > NOTICED_S:
         verdict.faults.append(f"noticed after {verdict.noticed:.1f} s")
@@ -233,12 +233,6 @@ def _moved(journals: Journals, struck: Struck) -> float | None:
         if when > struck.time
     ]
     return min(times) - struck.time if times else None
-
-
-def _fenced_at(run: Path, epoch: int) -> float:
-    """When the home was marked: from then on its writer acknowledges nothing."""
-    path = home_of(run, epoch) / "fenced"
-    return path.stat().st_mtime if path.exists() else float("inf")
 
 
 def _row(task: str) -> int:
