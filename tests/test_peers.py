@@ -444,6 +444,31 @@ def test_a_second_driver_is_refused(folder: Path, model: CountingModel):
     assert asked_twice(model.calls, []) == []
 
 
+SLOW = """
+import time
+from weaverant import Agent, workflow
+
+say = Agent("say", prompt="{{ n }}")
+
+
+@workflow
+async def slow(row):
+    await say(n=row["n"])
+    if row["n"] == 1:
+        time.sleep(5.5)  # longer than a lease
+    return row["n"]
+"""
+
+
+def test_a_row_that_computes_for_long_keeps_its_peer(folder: Path):
+    (folder / "slow.py").write_text(SLOW)
+    write_rows(folder, 4)
+    simulated = ["--model", "simulated:latency=0.05", "--run", "out", "--peers", "2"]
+    ran = call(folder, "run", "slow.py", "--input", "rows.jsonl", *simulated)
+    assert ran.returncode == 0, ran.stderr
+    assert [peer.state for peer in fold(folder / "out").peers] == ["finished"] * 2
+
+
 # By seed
 
 

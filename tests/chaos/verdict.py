@@ -158,16 +158,18 @@ def _in_flight(
             continue
         ended = ends.time(epoch)
         unsaid = {row: 0 for span in home.leases.values() for row in range(*span) if row not in home.began}
-        cut_off = [
-            pair
-            for pair in (unsaid | home.tasks).items()
-            if any(call.time <= ended or _held_back(call, struck) for call in asked.get(pair, []))
-        ]
+        cut_off = [pair for pair in (unsaid | home.tasks).items() if _was_asked(asked.get(pair, []), ended, struck)]
         found.update(cut_off)
         if len(cut_off) > IN_FLIGHT:
             verdict.faults.append(f"peer {epoch} had {len(cut_off)} steps in flight, of {IN_FLIGHT} that it may")
     verdict.in_flight = found.total()
     return found
+
+
+def _was_asked(calls: list[Call], ended: float, struck: Struck) -> bool:
+    """Before the journal ended; or it came late, once others had asked as well."""
+    late = len(calls) > 1 and any(_held_back(call, struck) for call in calls)
+    return late or any(call.time <= ended for call in calls)
 
 
 def _held_back(call: Call, struck: Struck) -> bool:

@@ -11,6 +11,7 @@ from weaverant.cli.streams import tell
 from weaverant.errors import UserError
 from weaverant.peers.member import Member
 from weaverant.rundir import load_config
+from weaverant.summary import has_finished
 from weaverant.swarm.lost import LinkLost
 from weaverant.swarm.places import read_key
 
@@ -20,6 +21,8 @@ def join_command(options: argparse.Namespace) -> int:
     if options.store is not None:
         attach_new(directory, options.store, part=True)
     load_config(directory)
+    if has_finished(directory):
+        raise UserError(f"the run in {options.directory!r} has finished: there is nothing to join")
     read_key(directory)
     offers = f", offering {', '.join(options.label)}" if options.label else ""
     tell(f"joining {options.directory} as a peer{offers}; Ctrl-C leaves in order, and others go on with its rows")

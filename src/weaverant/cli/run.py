@@ -123,14 +123,18 @@ def _drive_all(prepare: Callable[[], Run], options: argparse.Namespace) -> int:
     if options.swarm != "ray" and options.address is not None:
         raise UserError("--address is that of a Ray cluster: give --swarm ray as well, or leave it out")
     if options.swarm == "local" and options.peers is None:
+        for flag in ("label", "spread", "host"):
+            if getattr(options, flag):
+                raise UserError(f"--{flag} is for a run with peers: give --peers N as well, or leave it out")
         return _drive(prepare(), options.quiet)
     from weaverant.peers.driver import PeersRun
-    from weaverant.peers.given import check_options
+    from weaverant.peers.given import check_options, labels_of
     from weaverant.swarm.crew import LocalCrew
 
     new = vars(options)
     check_options(options.peers, new.get("no_journal", False), options.pilot, new.get("reuse"), options.input)
     if options.swarm == "local":
+        labels_of(options.peers, options.label, ())
         run = prepare()
         assert run.directory is not None or options.no_journal
         crew = LocalCrew(run.directory or Path(), options.host or "127.0.0.1")

@@ -136,7 +136,12 @@ class PeersRun:
         if not working:
             return []
         lines = list(dict.fromkeys(note for each in self._counts() for note in each.notes))
-        return [f"{working} {'peer' if working == 1 else 'peers'}", *lines]
+        offered = {label for each in self._status.members if each.state == "working" for label in each.labels}
+        missing = sorted({agent.place for agent in self.recipe.agents if agent.place} - offered)
+        waits = [
+            f"no peer offers {label!r}, and calls wait for one: weaverant join --label {label}" for label in missing
+        ]
+        return [f"{working} {'peer' if working == 1 else 'peers'}", *waits, *lines]
 
     @property
     def exit_code(self) -> int:

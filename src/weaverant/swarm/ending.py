@@ -11,6 +11,7 @@ import msgspec
 from weaverant.errors import JournalError, WeaverantError
 from weaverant.journal.homes import epochs_of, fence_of, home_of
 from weaverant.journal.shelf import shelf_of
+from weaverant.swarm.places import drop_key
 
 PATIENCE_S = 60.0
 """What calls in flight get, where an office lives to tell its peers to stop."""
@@ -28,6 +29,7 @@ async def end_peers(run: Path) -> None:
     shelf.fetch()  # nothing else goes on yet, and a command that goes on with a run has done it before
     open_homes = [epoch for epoch in epochs_of(run) if fence_of(home_of(run, epoch)) is None]
     if not open_homes:
+        drop_key(run)
         return
     await _stop_in_order(run)
     try:
@@ -38,6 +40,7 @@ async def end_peers(run: Path) -> None:
             f"the journals of earlier peers of {str(run)!r} cannot be ended: {error.strerror or error}. Nothing was "
             "asked; free or repair the disk, then resume"
         ) from error
+    drop_key(run)
 
 
 async def _stop_in_order(run: Path) -> None:

@@ -95,6 +95,11 @@ class LeaseBook:
         self._awaited.discard(epoch)
         self._settle()
 
+    def hear(self, epoch: int, now: float) -> None:
+        """The peer lives, and has nothing to say. Stranger: it is not in the book."""
+        self._peer(epoch)
+        self._presence.hear(epoch, now)
+
     def beat(self, epoch: int, wants: int, holdings: Iterable[Holding], now: float) -> Orders:
         """What a peer that holds this, and could take so many tasks more, shall do. Stranger: it is not in the book."""
         peer = self._peer(epoch)

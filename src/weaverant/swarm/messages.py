@@ -10,7 +10,7 @@ from weaverant.events import NO_USAGE, Shortfall
 from weaverant.message import Usage
 from weaverant.swarm.terms import Cut, Holding, Orders
 
-JOIN, BEAT, LEAVE = "join", "beat", "leave"
+JOIN, BEAT, LEAVE, PULSE = "join", "beat", "leave", "pulse"
 """What peers ask of the office."""
 STATUS, STOP, DIED, END = "status", "stop", "died", "end"
 """What the driver asks of the office."""

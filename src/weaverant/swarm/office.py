@@ -106,6 +106,8 @@ class Office:
         match kind:
             case words.BEAT:
                 return self._beat(msgspec.convert(body, Beat))
+            case words.PULSE:
+                return self._hear(msgspec.convert(body, int))
             case words.JOIN:
                 return self._join(msgspec.convert(body, Join))
             case words.LEAVE:
@@ -138,6 +140,12 @@ class Office:
         plan = self._plan
         budget = plan.budget or (math.inf if plan.owed else 0.0)
         return Joined(LEASE_S, plan.share, plan.limits, plan.roles, budget)
+
+    def _hear(self, epoch: int) -> None:
+        try:
+            self._book.hear(epoch, time.monotonic())
+        except Stranger:
+            raise WeaverantError(f"peer {epoch} was given up") from None
 
     def _beat(self, told: Beat) -> Answer:
         book, epoch = self._book, told.epoch

@@ -31,6 +31,7 @@ from weaverant.swarm.listener import dial
 from weaverant.swarm.lost import LinkLost, WrongKey
 from weaverant.swarm.messages import Answer, Beat, Counts, Join, Joined, Leave, Listed
 from weaverant.swarm.places import find_office, read_key
+from weaverant.swarm.pulse import Pulse
 from weaverant.swarm.takeover import Found
 
 BEAT_S = 0.5
@@ -125,10 +126,14 @@ class Peer:
         intake.hungry_with(self._urgent.set)
         if self.money is not None:
             self.money.urgent = self._urgent.set
+        pulse = Pulse(self._run, self._key, self.epoch, lambda: self._heard, self._hear)
+        pulse.start()
         try:
             await self._beat_on(swarm)
         except Exception as error:  # a fault of ours: unheard, this peer would only be given up
             swarm.broken(error)
+        finally:
+            pulse.stop()
 
     async def _beat_on(self, swarm: LocalSwarm) -> None:
         while True:
