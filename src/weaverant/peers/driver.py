@@ -32,7 +32,7 @@ from weaverant.swarm import messages as words
 from weaverant.swarm.crew import Crew, Ended
 from weaverant.swarm.ending import end_peers
 from weaverant.swarm.link import Link
-from weaverant.swarm.listener import dial
+from weaverant.swarm.listener import answers_nothing, dial
 from weaverant.swarm.lost import LinkLost
 from weaverant.swarm.messages import Counts, Status, Stop
 from weaverant.swarm.office import Plan
@@ -362,7 +362,7 @@ class PeersRun:
                 office = await asyncio.to_thread(find_office, self.directory)
                 if office is None:
                     return None
-                self._link = await dial(office.address, self._key, "driver", _nothing, 1.0)
+                self._link = await dial(office.address, self._key, "driver", answers_nothing, 1.0)
             answer = await self._link.ask(kind, body, timeout=1.0)
         except (LinkLost, TimeoutError, ValueError):
             self._lose_link()
@@ -384,7 +384,3 @@ def _how(code: int | None) -> str:
     if code is None:
         return "nobody knows why"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _nothing(link: Link, kind: str, body: Any) -> None:
-    raise WeaverantError(f"nobody answers {kind!r} here")

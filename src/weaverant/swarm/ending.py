@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -45,14 +44,14 @@ async def end_peers(run: Path) -> None:
 
 async def _stop_in_order(run: Path) -> None:
     from weaverant.swarm import messages as words  # deferred: most runs have no peers
-    from weaverant.swarm.listener import dial
+    from weaverant.swarm.listener import answers_nothing, dial
     from weaverant.swarm.places import find_office, read_key
 
     office = await asyncio.to_thread(find_office, run)
     if office is None:
         return
     try:
-        link = await dial(office.address, read_key(run), "successor", _nothing, 3.0)
+        link = await dial(office.address, read_key(run), "successor", answers_nothing, 3.0)
         await link.ask(words.STOP, words.Stop("interrupted", why=ANOTHER_SESSION), timeout=ANSWER_S)
         for _ in range(round(PATIENCE_S / LOOK_S)):
             if not msgspec.convert(await link.ask(words.STATUS, None, timeout=ANSWER_S), words.Status).working:
@@ -62,7 +61,3 @@ async def _stop_in_order(run: Path) -> None:
         link.close()
     except (WeaverantError, OSError, TimeoutError):
         return
-
-
-def _nothing(link: Any, kind: str, body: Any) -> None:
-    raise WeaverantError(f"nobody answers {kind!r} here")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
+from weaverant.errors import WeaverantError
 from weaverant.swarm.link import WINDOW, Link, Serve
 from weaverant.swarm.lost import LinkLost
 from weaverant.swarm.shared import SHARE_FROM
@@ -13,6 +14,11 @@ from weaverant.swarm.shared import SHARE_FROM
 HANDSHAKE_SECONDS = 5.0
 MOST_HALF_OPEN = 256
 """Connections that have not proven anything yet; of more, the oldest is dropped."""
+
+
+def answers_nothing(link: Link, kind: str, body: Any) -> None:
+    """The `Serve` of who only asks."""
+    raise WeaverantError(f"nobody answers {kind!r} here")
 
 
 async def dial(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from typing import Any
 
-from weaverant.errors import WeaverantError
 from weaverant.protocols import Engine
 from weaverant.step import ModelAsk
 from weaverant.swarm.link import Link
-from weaverant.swarm.listener import dial
+from weaverant.swarm.listener import answers_nothing, dial
 from weaverant.swarm.lost import LinkLost
 from weaverant.swarm.messages import Listed
 from weaverant.swarm.travel import AfarEngine
@@ -88,7 +86,7 @@ class Neighbours:
         """A link there, until cancelled; one that is lost or deaf is made anew."""
         while True:
             try:
-                link = await dial(address, self._key, self._name, _nothing, DEAF_S)
+                link = await dial(address, self._key, self._name, answers_nothing, DEAF_S)
             except LinkLost:
                 await asyncio.sleep(PING_S)
                 continue
@@ -104,7 +102,3 @@ class Neighbours:
                 if self._links.get(address) is link:
                     del self._links[address]
                 link.close()
-
-
-def _nothing(link: Link, kind: str, body: Any) -> None:
-    raise WeaverantError(f"nobody answers {kind!r} here")

@@ -27,7 +27,7 @@ from weaverant.swarm.allowance import Allowance
 from weaverant.swarm.intake import LeasedIntake
 from weaverant.swarm.leases import Cut, Grant
 from weaverant.swarm.link import Link, Refused
-from weaverant.swarm.listener import dial
+from weaverant.swarm.listener import answers_nothing, dial
 from weaverant.swarm.lost import LinkLost, WrongKey
 from weaverant.swarm.messages import Answer, Beat, Counts, Join, Joined, Leave, Listed
 from weaverant.swarm.places import find_office, read_key
@@ -170,7 +170,7 @@ class Peer:
             raise LinkLost("there is no office")
         if self._link is not None:
             self._link.close()
-        self._link = await dial(office.address, self._key, f"peer-{self.epoch}", _nothing, 1.0)
+        self._link = await dial(office.address, self._key, f"peer-{self.epoch}", answers_nothing, 1.0)
         self._generation = office.generation
         holdings = self._intake.holdings() if self._swarm is not None else []
         sent = self._now()
@@ -277,10 +277,6 @@ def _ended(why: str) -> JournalError:
     error = JournalError(f"the others go on with the rows of this peer: {why}")
     error.__cause__ = Fenced(why)
     return error
-
-
-def _nothing(link: Link, kind: str, body: Any) -> None:
-    raise WeaverantError(f"nobody answers {kind!r} here")
 
 
 def why_of(error: BaseException | None) -> str:

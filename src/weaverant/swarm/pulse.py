@@ -12,11 +12,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from weaverant.errors import WeaverantError
-from weaverant.swarm.link import Link
-from weaverant.swarm.listener import dial
+from weaverant.swarm.listener import answers_nothing, dial
 from weaverant.swarm.messages import PULSE
 from weaverant.swarm.places import find_office
 
@@ -58,7 +56,7 @@ class Pulse:
         office = find_office(self._run)
         if office is None:
             return
-        link = await dial(office.address, self._key, f"pulse-{self._epoch}", _nothing, 1.0)
+        link = await dial(office.address, self._key, f"pulse-{self._epoch}", answers_nothing, 1.0)
         try:
             while not self._over.is_set() and time.monotonic() - self._heard() > EVERY_S / 2:
                 sent = time.monotonic()
@@ -67,7 +65,3 @@ class Pulse:
                 await asyncio.sleep(EVERY_S)
         finally:
             link.close()
-
-
-def _nothing(link: Link, kind: str, body: Any) -> None:
-    raise WeaverantError(f"nobody answers {kind!r} here")
