@@ -19,6 +19,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from weaverant.errors import JournalCorrupt, JournalError
@@ -35,10 +36,12 @@ from weaverant.events import (
     TaskStarted,
     TaskTaken,
 )
-from weaverant.journal import JournalReader, SegmentJournal, StageCounts, TaskSummary
+from weaverant.journal import JournalReader, Reservations, SegmentJournal, StageCounts, TaskSummary
 from weaverant.journal.homes import Fence, epochs_of, fence, fence_of, home_of, is_fenced, new_epoch
 from weaverant.journal.index import UNTOLD
 from weaverant.message import Usage
+from weaverant.rundir import RunConfig
+from weaverant.summary import fold, row_costs
 
 # Fences
 
@@ -260,7 +263,9 @@ class History:
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
         self.tasks: dict[str, Known] = {}
-        self.written: dict[int, list[Event]] = {0: [RunOpened(0, 1.0, "0"), AgentBound("s", {})]}
+        self.written: dict[int, list[Event]] = {
+            0: [RunOpened(0, 1.0, "0"), AgentBound("s", {"name": "a", "model": "m"})]
+        }
         self.live = [0]
         """Journals that are written."""
         self.sessions: set[int] = set()
@@ -302,7 +307,7 @@ class History:
             return
         task = self.chance.choice(able)
         one, home = self.tasks[task], self.chance.choice(self.live)
-        if home == one.home or (home and home <= self._last(one)):
+        if home == one.home or (home and home in self._homes(task)):
             return
         if not home:  # another session of one process has begun, and with it a segment
             self.sessions.add(len(self.written[0]))
@@ -312,13 +317,9 @@ class History:
         if one.state == "failed":
             self._note(task, TaskReopened(task, self.clock, 0))
 
-    def _last(self, one: Known) -> int:
-        """The last peer that had it."""
-        task = one.events[0].task
-        return max(
-            (home for home, events in self.written.items() for event in events if getattr(event, "task", "") == task),
-            default=0,
-        )
+    def _homes(self, task: str) -> set[int]:
+        """The journals that have had it."""
+        return {home for home, events in self.written.items() if any(getattr(e, "task", "") == task for e in events)}
 
     def _go_on(self) -> None:
         task = self.chance.choice(list(self.tasks))
@@ -334,6 +335,9 @@ class History:
             self._note(task, TaskEnded(task, one.stage, state, "r", "", result, 1.0, self.clock))  # type: ignore[arg-type]
         else:
             key = "0", self.count.to_bytes(16, "little"), len(one.events)
+            waiting = [step[1:] for step in Reservations().follow(one.events).open]
+            if waiting and self.chance.random() < 0.5:  # maybe of another journal: the step is asked again
+                key = waiting[-1]
             if dice < 0.6:
                 dollars = self.chance.randrange(1, 5) / 4
                 self._note(task, CostReserved(task, *key, dollars, "", self.clock, "a"))
@@ -341,7 +345,21 @@ class History:
                 kind = "tool" if self.chance.random() < 0.2 else "model"
                 usage = Usage(1, 1, cost=self.chance.randrange(8) / 8)
                 value = "r" * self.chance.randrange(60)
-                step = StepEnded(task, *key, kind, "a", "s", {}, "reply", value, 0.0, 1.0, self.clock, usage, "m")  # type: ignore[arg-type]
+                step = StepEnded(
+                    task,
+                    *key,
+                    kind,
+                    "a",
+                    "s" if kind == "model" else "",
+                    {},
+                    "reply",
+                    value,
+                    0.0,
+                    1.0,
+                    self.clock,
+                    usage,
+                    "m",
+                )  # type: ignore[arg-type]
                 self._note(task, step)
 
     def _note(self, task: str, event: TaskEvent) -> None:
@@ -413,7 +431,19 @@ class History:
         for late in reader.ended_late():
             assert late.task in self.tasks
         assert reader.reserved().dollars == self._reserved()
+        assert fold(run).ledger.spent().total == reader.reserved().dollars + sum(step.usage.cost for step in steps)
         assert len(ended) + len(reader.unfinished()) == len(self.tasks)
+        self._compare_costs(run, sum(step.usage.cost for step in steps))
+
+    def _compare_costs(self, run: Path, cost: float) -> None:
+        """What rows cost that have ended, and those that have not; of one that was reopened, both."""
+        rows, costs = sum(one.state is not None for one in self.tasks.values()), row_costs(run)
+        if costs.each is not None:
+            assert costs.each * rows + costs.begun == pytest.approx(cost)
+        left = [one.events for one in self.tasks.values() if not any(isinstance(e, TaskEnded) for e in one.events)]
+        never = sum(event.usage.cost for events in left for event in events if isinstance(event, StepEnded))
+        reopened = any(isinstance(event, TaskReopened) for one in self.tasks.values() for event in one.events)
+        assert costs.begun >= never if reopened else costs.begun == never
 
     def _compare_histories(self, reader: JournalReader) -> None:
         unfinished = {task: one.events for task, one in self.tasks.items() if one.state is None}
@@ -442,6 +472,8 @@ def compared(run: Path, seed: int) -> None:
     history = History(random.Random(seed))
     history.go(20 + seed % 7 * 60)
     history.store(run)
+    config = RunConfig("a test", "", ["a", "b", "c"], "", {}, {}, {}, "")
+    (run / "run.json").write_bytes(msgspec.json.encode(config))
     history.compare(run)
 
 

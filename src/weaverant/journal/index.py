@@ -232,10 +232,7 @@ class SegmentIndex:
         for past in event.events:
             if isinstance(past, TaskStarted):
                 entry.row = past.digest
-            elif isinstance(past, CostReserved):
-                self._reserved.add(past)
-            elif isinstance(past, StepEnded):
-                self._reserved.close(past)
+        self._reserved.follow(event.events)
         self._change(entry, OPEN, event.time)
 
     def _note_ended(self, event: TaskEnded, frame: int) -> None:

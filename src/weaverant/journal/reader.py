@@ -14,13 +14,11 @@ from typing import Literal, NamedTuple, cast, get_args
 
 from weaverant.events import (
     AgentBound,
-    CostReserved,
     Event,
     PeerEvent,
     RunClosed,
     RunOpened,
     SourceEnded,
-    StepEnded,
     TaskEvent,
     TaskTaken,
 )
@@ -234,11 +232,7 @@ class JournalReader:
         tasks = {task for part in self.parts() for task in part.summary.reserved}
         found = Reservations()
         for _, events in self.histories(self.places(tasks)) if tasks else ():
-            for event in events:
-                if isinstance(event, CostReserved):
-                    found.add(event)
-                elif isinstance(event, StepEnded):
-                    found.close(event)
+            found.follow(events)
         return found
 
     def _all(self) -> list[Parts]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from weaverant.events import CostReserved, StepEnded
+from collections.abc import Iterable
+
+from weaverant.events import CostReserved, Event, StepEnded
 
 Reserved = tuple[str, str, bytes, int]
 """A step of a run: task, path, fingerprint, occurrence."""
@@ -16,6 +18,15 @@ class Reservations:
     def __init__(self) -> None:
         self.open: dict[Reserved, dict[str, CostReserved]] = {}
         """By step and claim."""
+
+    def follow(self, events: Iterable[Event]) -> Reservations:
+        """See these of one task, or of several, in the order of their journal. Gives itself."""
+        for event in events:
+            if isinstance(event, CostReserved):
+                self.add(event)
+            elif isinstance(event, StepEnded):
+                self.close(event)
+        return self
 
     def add(self, event: CostReserved) -> None:
         """A later event of the same claim takes the place of an earlier one; one of $0 ends it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from weaverant.events import CostReserved, Event, RunOpened, StepEnded, TaskEnded, TaskReopened
+from weaverant.events import CostReserved, Event, RunOpened, StepEnded, TaskEnded, TaskReopened, TaskTaken
 from weaverant.journal import JournalReader, Reservations
 
 
@@ -22,7 +22,7 @@ class RowCosts(Struct):
 
 
 def row_costs(directory: Path) -> RowCosts:
-    """One pass over the journal; memory is bounded by the rows under way."""
+    """One pass over the journals; memory is bounded by the rows under way and those that moved between journals."""
     folded = _Fold()
     for event in JournalReader(directory).events():
         folded.see(event)
@@ -40,6 +40,8 @@ class _Fold:
         """Rows that have ended: those that asked all their calls, and those that an earlier run or a cache answered."""
         self.begun: dict[str, float] = {}
         self._answered: set[str] = set()
+        self._moved: dict[str, _Sum | None] = {}
+        """Tasks that moved, and where those belong that have ended: of what they cost before some is read later."""
         self._reserved = Reservations()
         self._lost: dict[tuple[str, str, bytes, int], float] = {}
 
@@ -48,8 +50,9 @@ class _Fold:
             case CostReserved():
                 self._reserved.add(event)
             case RunOpened():
-                for step, claims in self._reserved.open.items():
-                    self._lost[step] = sum(claim.dollars for claim in claims.values() if not claim.claim)
+                self._lose(self._reserved)
+            case TaskTaken():
+                self._taken(event)
             case StepEnded():
                 self._step(event)
             case TaskEnded():
@@ -71,14 +74,29 @@ class _Fold:
             self._answered.add(event.task)
         self._reserved.close(event)
         lost = 0.0 if event.reused else self._lost.pop(_step_of(event), 0.0)
-        self.begun[event.task] = self.begun.get(event.task, 0.0) + usage.cost - min(lost, usage.unsure)
+        dollars = usage.cost - min(lost, usage.unsure)
+        if (ended := self._moved.get(event.task)) is not None:
+            ended.dollars += dollars
+        else:
+            self.begun[event.task] = self.begun.get(event.task, 0.0) + dollars
 
     def _ended(self, event: TaskEnded) -> None:
         found = self._sum_of(event.task)
         found.rows += 1
         found.dollars += self.begun.pop(event.task, 0.0)
+        if event.task in self._moved:
+            self._moved[event.task] = found
         if event.state != "failed":  # one that failed may be taken up again
             self._answered.discard(event.task)
+
+    def _taken(self, event: TaskTaken) -> None:
+        """The task goes on in this journal: what was set aside for its calls in flight elsewhere is lost."""
+        self._moved.setdefault(event.task, None)
+        self._lose(Reservations().follow(event.events))
+
+    def _lose(self, reserved: Reservations) -> None:
+        for step, claims in reserved.open.items():
+            self._lost[step] = sum(claim.dollars for claim in claims.values() if not claim.claim)
 
     def _sum_of(self, task: str) -> _Sum:
         return self.answered if task in self._answered else self.anew

@@ -48,6 +48,8 @@ def fold(directory: Path) -> Summary:
             for event in batch.events:
                 folded.see(event)
         folded.finish()
+        if reader.has_peers:  # a task's reservations may be read after their end, in the journal of who took it over
+            ledger.reserved = reader.reserved()
     state, why = folded.state, folded.why
     if not state:
         running = is_locked(directory)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 from weaverant.errors import JournalError
-from weaverant.events import CostReserved, Shortfall, StepEnded, TaskEvent
+from weaverant.events import Shortfall, TaskEvent
 from weaverant.journal import Reservations
 from weaverant.protocols import Clock
 from weaverant.runtime.budget import ROUNDING, Budget, Write
@@ -55,12 +55,7 @@ class Allowance(Budget):
     def bring(self, events: Iterable[TaskEvent]) -> None:
         """A task comes from the journal of a peer that has ended, or of an earlier session. What was set aside for its
         calls in flight is spent there, and is closed in this journal when they end."""
-        left = Reservations()
-        for event in events:
-            if isinstance(event, CostReserved):
-                left.add(event)
-            elif isinstance(event, StepEnded):
-                left.close(event)
+        left = Reservations().follow(events)
         if left.open:
             self._brought += left.dollars
             self.take_over(left)
