@@ -85,8 +85,8 @@ sim-peers: install  ## a simulated swarm of 1,000 peers weaves 100,000,000 rows,
 	@$(BIN)/python bench/sim_peers.py
 
 TRIALS ?= 30
-chaos: install  ## 5,000 rows on two hosts made of network namespaces, a fault in each of TRIALS=30 trials (needs root; PRIVATE=1: in a store)
-	@cd tests && ../$(BIN)/python -m chaos --trials $(TRIALS) $(if $(SEED),--seed $(SEED)) $(if $(PRIVATE),--private)
+chaos: $(VENV)-heavy/.installed  ## 5,000 rows on two hosts made of network namespaces, a fault in each of TRIALS=30 trials (needs root; PRIVATE=1: in a store)
+	@cd tests && ../$(VENV)-heavy/bin/python -m chaos --trials $(TRIALS) $(if $(SEED),--seed $(SEED)) $(if $(PRIVATE),--private)
 
 test-ray: $(VENV)-heavy/.installed  ## peers on real Ray clusters of this machine, nodes killed
 	$(VENV)-heavy/bin/python -m pytest -m heavy tests/test_swarm_ray.py

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from chaos import rays
 from chaos.hosts import why_not
 from chaos.trial import attempt, computed
 
@@ -29,3 +34,20 @@ def test_hosts_that_share_only_a_store_lose_nothing_with_one_of_them():
     trial = attempt("kill-far", 3, ROWS, computed(ROWS), long_s=LONG_S, private=True)
     assert trial.held, f"{trial.what}: {trial.verdict.faults}\n{trial.said}"
     assert trial.what, "it was struck"
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(bool(rays.why_not()), reason=rays.why_not() or "-")
+def test_a_node_of_ray_whose_raylet_is_killed_costs_its_peer_only():
+    trial = attempt("raylet", 1, ROWS, computed(ROWS))
+    assert trial.held, f"{trial.what}: {trial.verdict.faults}\n{trial.said}"
+    assert trial.what, "it was struck"
+
+
+@pytest.mark.skipif(not rays.why_not(), reason="Ray is here")
+def test_a_fault_that_needs_ray_is_skipped_in_so_many_words_where_there_is_none():
+    told = subprocess.run(
+        [sys.executable, "-m", "chaos", "--fault", "raylet", "--trials", "1"], cwd=Path(__file__).parent,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == 2 and "skipped: raylet" in told.stderr and "weaverant[ray]" in told.stderr

@@ -29,9 +29,14 @@ def main() -> int:
     parser.add_argument("--private", action="store_true", help="hosts with disks of their own, and the run in a store")
     options = parser.parse_args()
     possible = [name for name, fault in FAULTS.items() if options.private in fault.where]
-    names = options.fault or possible
-    if set(names) - set(possible):
+    if set(options.fault or ()) - set(possible):
         parser.error(f"only {', '.join(possible)} {'with' if options.private else 'without'} --private")
+    skipped = {name: why for name in options.fault or possible if (why := FAULTS[name].why_not())}
+    names = [name for name in options.fault or possible if name not in skipped]
+    for name, why in skipped.items():
+        print(f"skipped: {name}, as {why}", file=sys.stdout if names else sys.stderr)
+    if not names:
+        return 2
     if why := why_not():
         print(f"no trials here: {why}", file=sys.stderr)
         return 2

@@ -12,8 +12,9 @@ from random import Random
 
 from msgspec import Struct, field
 
+from chaos import rays
 from chaos.hosts import FAR_AT_MODEL, NEAR_AT_MODEL
-from chaos.scene import Scene
+from chaos.scene import Scene, until
 from weaverant.swarm.places import offices
 
 
@@ -26,6 +27,8 @@ class Struck(Struct):
     """Unix seconds."""
     epochs: tuple[int, ...] = ()
     """Peers that are to be noticed, and whose rows are to run elsewhere, in time."""
+    moves: bool = False
+    """Those had rows, so that some have to run elsewhere."""
     office: int = 0
     """The generation of the office that was struck; 0 for none."""
     heal: Callable[[], None] | None = None
@@ -48,10 +51,14 @@ class Fault(Struct, frozen=True):
     strike: Callable[[Scene, Random], Struck]
     long: bool = False
     """The run has to last longer than a link is cut."""
+    least_s: float = 0.0
+    """Seconds that the run has to last where `long` asks for nothing."""
     begin: dict[str, object] = field(default_factory=dict[str, object])
     """How the scene begins."""
     where: tuple[bool, ...] = (False, True)
     """Whether hosts may have disks of their own then, and share no directory."""
+    why_not: Callable[[], str] = str
+    """Why it cannot be tried here; empty where it can."""
 
 
 def _kill_near(scene: Scene, random: Random) -> Struck:
@@ -180,6 +187,16 @@ def _lose_host(scene: Scene, random: Random) -> Struck:
     return struck
 
 
+def _kill_raylet(scene: Scene, random: Random) -> Struck:
+    """What Ray began on the far host ends with it, the peer among them."""
+    epoch = scene.far_epochs()[-1]
+    os.kill(scene.raylet("far"), signal.SIGKILL)
+    killed = time.monotonic()
+    until(lambda: epoch not in scene.far_epochs(), 10.0, "the end of a peer whose raylet was killed")
+    what = f"raylet killed, far; peer {epoch} ended after {time.monotonic() - killed:.1f} s"
+    return Struck(what, epochs=(epoch,), moves=True)
+
+
 def _go_on(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGCONT)
@@ -220,6 +237,8 @@ FAULTS: dict[str, Fault] = {
     "disk-home": Fault(_fill_home, long=True, begin={"small_home": True}, where=(False,)),
     "kill-host": Fault(_kill_host),
     "stall-office": Fault(_stall_office, long=True),
+    # Ray takes a while from one peer to the next: the first should not have done all by then
+    "raylet": Fault(_kill_raylet, least_s=6.0, begin={"ray": True}, where=(False,), why_not=rays.why_not),
     "lose-far": Fault(_lose_far, where=(True,)),
     "lose-host": Fault(_lose_host, where=(True,)),
 }

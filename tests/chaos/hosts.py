@@ -87,6 +87,20 @@ class Hosts:
         mounts = [] if disk is None else [f"--mount=/proc/{disk.pid}/ns/mnt"]
         return ["nsenter", f"--net=/run/netns/{self._name(host)}", *mounts, *command]
 
+    def processes(self, host: Host | None = None) -> list[int]:
+        """All that run on that host, or on any, whoever has begun them."""
+        hosts: list[Host] = [host] if host else list(ADDRESSES)
+        places = [Path("/run/netns", self._name(each)) for each in hosts]
+        there = {place.stat().st_ino for place in places if place.exists()}
+        found: list[int] = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if (path / "ns/net").stat().st_ino in there:
+                    found.append(int(path.name))
+            except OSError:  # it has ended
+                continue
+        return found
+
     # Disks
 
     def give_disk(self, host: Host, path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The processes of one run: the model, the driver with its office and its peers on the near host, a peer far away."""
+"""The processes of one run: the model, the driver with its office and its peers on the near host, a peer far away; or a
+Ray of both hosts, and what it starts there."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+from chaos import rays
 from chaos.chain import STEPS
-from chaos.hosts import ADDRESSES, MODEL, Host, Hosts
+from chaos.hosts import ADDRESSES, FAR_AT_MODEL, MODEL, Host, Hosts
 from weaverant.errors import UserError
 from weaverant.journal.lock import Holder
 from weaverant.swarm.places import KEY_VARIABLE, find_office, read_key
@@ -30,6 +32,8 @@ LONG_S = 30.0
 """Seconds that a link is cut, or a process stands still."""
 LIVES_S = 40.0
 """What the far peer may take to find that all is over: a cut off one looks for an office for 15 s."""
+RAY_STARTS_S = 60.0
+"""What one node of Ray may take to be there, of two cores that others use too."""
 
 
 class Hung(Exception):
@@ -65,7 +69,8 @@ class Scene:
         self.driver: subprocess.Popen[bytes]
         self.far: subprocess.Popen[bytes] | None = None
         self._latency = latency
-        self._key = {KEY_VARIABLE: secrets.token_hex(32)} if private else {}
+        self._secrets = {KEY_VARIABLE: secrets.token_hex(32)} if private else {}
+        self._swarm = ["--host", ADDRESSES["near"]]
         self._model: subprocess.Popen[bytes] | None = None
         self._started: list[subprocess.Popen[bytes]] = []
         self._read = 0
@@ -73,8 +78,9 @@ class Scene:
 
     # To begin and to end
 
-    def begin(self, *, far: bool = True, small_disk: int = 0, small_home: bool = False) -> None:
-        """Start all; return once the far peer has joined. `small_disk`: MiB of a file system of the run's own."""
+    def begin(self, *, far: bool = True, small_disk: int = 0, small_home: bool = False, ray: bool = False) -> None:
+        """Start all; return once the far peer has joined. `small_disk`: MiB of a file system of the run's own. `ray`:
+        nobody joins, a Ray of both hosts has a peer on each."""
         if small_disk:
             self.disk.mkdir()
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={small_disk}m", "tmpfs", self.disk], check=True)
@@ -88,6 +94,8 @@ class Scene:
         self._model = self._start("model", ["-m", "chaos.model", *options], "model", subprocess.PIPE)
         assert self._model.stdout is not None
         port = int(self._model.stdout.readline())
+        if ray:
+            self._start_ray()
         rows = self.folder / "rows.jsonl"
         rows.write_text("".join(f'{{"id": {n}, "text": "begin {n}"}}\n' for n in range(self.rows)))
         at_once = str(NEAR_PEERS * IN_FLIGHT)
@@ -96,7 +104,9 @@ class Scene:
             "run", workflow, "--input", str(rows), "--model", f"http://{MODEL}:{port}/v1#m", "--run", str(self.run),
             "--concurrency", at_once, "--in-flight", at_once,
         ])  # fmt: skip
-        if far:
+        if ray:
+            until(lambda: FAR_AT_MODEL in self.log.read_text(), 40.0, "a call of a far peer")
+        elif far:
             self.join(small_home=small_home)
 
     def resume(self) -> None:
@@ -147,9 +157,7 @@ class Scene:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
-        for pid in self.strays():
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: not self.strays(), 10.0, "the end of killed processes")
+        until(self._cleared, 10.0, "the end of killed processes")
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for mount in reversed([mount for mount in mounts if mount.startswith(f"{self.folder}/")]):
             subprocess.run(["umount", "--lazy", mount], check=False)
@@ -192,13 +200,21 @@ class Scene:
         return self.run / "peers" / f"{epoch:06}"
 
     def near(self) -> dict[int, int]:
-        """The near peers' processes, by epoch: those that live and that the driver has begun."""
-        far = None if self.far is None else self.far.pid
-        return {epoch: pid for epoch, pid in self.epochs().items() if pid != far and _lives(pid)}
+        """The near peers' processes that live, by epoch."""
+        there = self.hosts.processes("near")
+        return {epoch: pid for epoch, pid in self.epochs().items() if pid in there}
 
     def far_epochs(self) -> list[int]:
-        """The far peer's, the last one at the end."""
-        return [epoch for epoch, pid in self.epochs().items() if self.far is not None and pid == self.far.pid]
+        """Those of far peers that live, the last one at the end."""
+        there = self.hosts.processes("far")
+        return sorted(epoch for epoch, pid in self.epochs().items() if pid in there)
+
+    def raylet(self, host: Host) -> int:
+        """The process that is Ray's node on that host."""
+        found = [pid for pid in self.hosts.processes(host) if _name(pid) == "raylet"]
+        if len(found) != 1:
+            raise Hung(f"the {host} host has {len(found)} raylets; expected one")
+        return found[0]
 
     def office(self) -> int:
         """Its process."""
@@ -237,8 +253,28 @@ class Scene:
         return find_office(self.run) is not None
 
     def _drive(self, arguments: Sequence[str]) -> None:
-        peers = ["--peers", str(NEAR_PEERS), "--host", ADDRESSES["near"], *self._in_store()]
+        peers = ["--peers", str(NEAR_PEERS), *self._swarm, *self._in_store()]
         self.driver = self._start("near", ["-m", "weaverant", *arguments, *peers], "driver")
+
+    def _start_ray(self) -> None:
+        self._secrets |= rays.environment()
+        self._swarm = ["--swarm", "ray", "--address", rays.ADDRESS]
+        for host in ("near", "far"):
+            starts = self._start(host, rays.start(host, self.folder), f"ray-{host}")
+            try:
+                code = starts.wait(RAY_STARTS_S)
+            except subprocess.TimeoutExpired:
+                raise Hung(f"Ray on the {host} host: not there after {RAY_STARTS_S:.0f} s") from None
+            if code:
+                raise Hung(f"Ray could not be started on the {host} host: exit code {code}")
+
+    def _cleared(self) -> bool:
+        """Whether nothing is left; what there is, is killed. Ray's processes begin others, so once may not do."""
+        left = {*self.strays(), *self.hosts.processes()}
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not left
 
     def _start(
         self, host: Host, arguments: Sequence[str], name: str, out: int | None = None
@@ -249,14 +285,14 @@ class Scene:
         with (self.folder / f"{name}.out").open("ab") as log:
             process = subprocess.Popen(
                 self.hosts.on(host, [sys.executable, *arguments]), stdin=subprocess.DEVNULL, stdout=out or log,
-                stderr=log, env={**environment, **self._key, "PYTHONPATH": path}, start_new_session=True,
+                stderr=log, env={**environment, **self._secrets, "PYTHONPATH": path}, start_new_session=True,
             )  # fmt: skip
         self._started.append(process)
         return process
 
 
-def _lives(pid: int) -> bool:
+def _name(pid: int) -> str:
     try:
-        return b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()
+        return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
-        return False
+        return ""

@@ -79,9 +79,8 @@ def attempt(
     """Raises nothing for what does not hold: it is in the verdict. With `keep`, the folder of such a trial stays.
     `private`: the hosts share nothing but a store."""
     chosen, random, trial = FAULTS[fault], Random(seed), Trial(fault, seed)
-    latency = LATENCY_S
-    if chosen.long:
-        latency = max(latency, long_s * LONGER * (NEAR_PEERS + 1) * IN_FLIGHT / (rows * STEPS))
+    least_s = long_s * LONGER if chosen.long else chosen.least_s
+    latency = max(LATENCY_S, least_s * (NEAR_PEERS + 1) * IN_FLIGHT / (rows * STEPS))
     began = time.monotonic()
     with Hosts() as hosts:
         scene = Scene(hosts, _folder(), rows, latency, long_s, private=private)
@@ -172,7 +171,7 @@ def _keep(scene: Scene, trial: Trial) -> None:
     """What is left of a trial that did not hold, to be looked at."""
     target = Path(tempfile.gettempdir()) / f"chaos-kept-{trial.fault}-{trial.seed}"
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(scene.folder, target)
+    shutil.copytree(scene.folder, target, symlinks=True, ignore=shutil.ignore_patterns("sockets"))
     for host, run in zip(PRIVATE, scene.directories(), strict=False):
         if scene.store is not None and run.exists():
             shutil.copytree(run, target / host)

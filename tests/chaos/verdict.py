@@ -210,6 +210,8 @@ def _time(verdict: Verdict, ends: Ends, journals: Journals, struck: Struck) -> N
     elif struck.epochs:
         verdict.noticed = max(ends.time(epoch) for epoch in struck.epochs) - struck.time
         verdict.moved = _moved(journals, struck)
+    if struck.moves and verdict.moved is None:
+        verdict.faults.append(f"no row of {struck.epochs} ran elsewhere")
     if verdict.noticed is not None and verdict.noticed > NOTICED_S:
         verdict.faults.append(f"noticed after {verdict.noticed:.1f} s")
     if verdict.moved is not None and verdict.moved > MOVED_S:
