@@ -19,7 +19,7 @@ import least
 import report
 import workloads
 
-from weaverant import launch, run
+from weaverant import run, session
 from weaverant.runtime.collector import Collector
 
 GOALS = {("durable", 1_000): 40_000, ("durable", 20_000): 30_000} | {("no journal", n): 50_000 for n in (1_000, 20_000)}
@@ -69,11 +69,11 @@ class Untouched(Collector):
 
 def default_collector(tasks: int, in_flight: int) -> Measured:
     """W2, durable, with Python's own thresholds."""
-    raised, launch.Collector = launch.Collector, Untouched
+    raised, session.Collector = session.Collector, Untouched
     try:
         return weave("w2", tasks, in_flight, journal=True)
     finally:
-        launch.Collector = raised
+        session.Collector = raised
 
 
 def bare(workload: str, tasks: int, in_flight: int) -> Measured:

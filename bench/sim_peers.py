@@ -89,7 +89,9 @@ class Swarm:
     def __init__(self, rows: int, peers: int, size: int, seed: int) -> None:
         self.rows, self.size = rows, size
         self.random = random.Random(f"{seed} {size}")
-        self.book = LeaseBook(1, (), (), rows, 0.0, closed_homes=(), rows=size, least=min(64, size), lease=LEASE)
+        self.book = LeaseBook(
+            1, (), (), rows, 0.0, closed_homes=(), rows=size, least=min(64, size), lease=LEASE, planned=peers
+        )
         self.ended, self.held = bytearray(rows), bytearray(rows)
         self.now = 0.0
         self.events: list[tuple[float, int, Any, tuple[Any, ...]]] = []

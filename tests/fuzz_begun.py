@@ -17,10 +17,10 @@ from weaverant import Agent, Message, Reply, Stages, StepFailed, group, reject, 
 from weaverant.cli.show import storyteller
 from weaverant.journal import JournalReader
 from weaverant.journal.disk import Disk
-from weaverant.launch import Run
 from weaverant.message import Request, ToolCall, Usage, assistant, digest, user
 from weaverant.protocols import CallContext
 from weaverant.runtime.surroundings import Surroundings
+from weaverant.session import Run
 from weaverant.story import Story
 from weaverant.testing.world.life import EPOCH
 from weaverant.testing.world.loop import VirtualClock, VirtualLoop, VirtualWorker

@@ -14,8 +14,8 @@ from fuzz_forgery import ask
 from fuzz_journal import DOCUMENTED, attempt, states
 from weaverant.events import Event
 from weaverant.journal import JournalReader
-from weaverant.launch import Run
 from weaverant.runtime.ledger import Ledger
+from weaverant.session import Run
 from weaverant.summary import fold
 
 COMMANDS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,10 +12,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeGuard
 
 from weaverant.events import StepEnded, TaskEnded, TaskReopened, TaskStarted
 from weaverant.journal import JournalReader
@@ -24,6 +25,7 @@ from weaverant.swarm.places import find_office
 
 WORKFLOWS = """
 import os
+import time
 
 from weaverant import Agent, Stages, group, reject, workflow
 
@@ -33,33 +35,39 @@ third = Agent("third", prompt="third {{ n }} {{ part }}")
 fourth = Agent("fourth", prompt="fourth of {{ members }} in {{ kind }}")
 
 
+def saw(reply):
+    with open("seen.txt", "a") as seen:
+        seen.write(f"{os.getpid()} {time.monotonic()} {reply}\\n")
+    return reply
+
+
 @workflow
 async def twice(row):
-    said = await first(n=row["n"])
+    said = saw(await first(n=row["n"]))
     if row["n"] % 17 == 16:
         return reject("seventeen")
     if row["n"] % 23 == 22 and not os.path.exists("mended"):
         raise LookupError("to be mended")
-    return {**row, "said": await second(n=row["n"], said=said)}
+    return {**row, "said": saw(await second(n=row["n"], said=said))}
 
 
 @workflow
 async def parted(row):
     if row["n"] % 23 == 22 and not os.path.exists("mended"):
         raise LookupError("to be mended")
-    done = await second(n=row["n"], said=await first(n=row["n"]))
+    done = saw(await second(n=row["n"], said=saw(await first(n=row["n"]))))
     return [{"n": row["n"], "part": part, "kind": row["n"] % 3, "done": done} for part in range(row["n"] % 4)]
 
 
 @workflow
 async def judged(row):
-    return {**row, "judged": await third(n=row["n"], part=row["part"])}
+    return {**row, "judged": saw(await third(n=row["n"], part=row["part"]))}
 
 
 @group(by="kind")
 async def merged(rows):
     rows = sorted(rows, key=lambda row: (row["n"], row["part"]))
-    said = await fourth(members=len(rows), kind=rows[0]["kind"])
+    said = saw(await fourth(members=len(rows), kind=rows[0]["kind"]))
     return {"n": rows[0]["n"], "part": len(rows), "said": said, "all": [[row["n"], row["judged"]] for row in rows]}
 
 
@@ -106,11 +114,15 @@ def _sorted(results: Iterable[Any]) -> list[Any]:
 
 
 class Call(NamedTuple):
-    """One request, in seconds of `time.monotonic`; `answered` is infinite for one whose client left."""
+    """One request, in seconds of `time.monotonic`; `answered` is infinite until then, and where the client left before."""
 
     key: str
     came: float
     answered: float
+    number: int
+    """Of the reply: its tokens tell, in the journal too, which request a step is of."""
+    pid: int | None
+    """Who asked; None where it had ended before anybody looked."""
 
 
 class CountingModel:
@@ -119,6 +131,7 @@ class CountingModel:
     def __init__(self, latency: float = 0.05) -> None:
         self.latency = latency
         self.calls: list[Call] = []
+        self._numbers = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server
@@ -149,30 +162,57 @@ class CountingModel:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pid = owner_of(writer.get_extra_info("peername")[1])
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 size = next((int(line[15:]) for line in head.split("\r\n") if line.startswith("content-length:")), 0)
                 body = json.loads(await reader.readexactly(size) or b"{}")
                 if "messages" in body:
-                    await self._answer(reader, writer, body)
+                    await self._answer(reader, writer, body, pid)
                 else:  # somebody looks what server this is
                     writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
         writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
-        came, text, calls = time.monotonic(), body["messages"][-1]["content"], self.calls
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: dict[str, Any], pid: int | None
+    ) -> None:
+        number = self._numbers = self._numbers + 1
+        text, calls = body["messages"][-1]["content"], self.calls
+        call, place = Call(f"{text}|{body.get('seed')}", time.monotonic(), math.inf, number, pid), len(calls)
+        calls.append(call)
         await asyncio.sleep(self.latency)
-        gone = reader.at_eof()
-        calls.append(Call(f"{text}|{body.get('seed')}", came, float("inf") if gone else time.monotonic()))
+        if not reader.at_eof():
+            calls[place] = call._replace(answered=time.monotonic())
         message = {"role": "assistant", "content": f"<{text}>"}
         data = json.dumps({
             "id": "1", "object": "chat.completion", "created": 0, "model": "m",
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+            "usage": {"prompt_tokens": number, "completion_tokens": 1, "total_tokens": number + 1},
         }).encode()  # fmt: skip
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data))
         writer.write(data)
         await writer.drain()
+
+
+def owner_of(port: int) -> int | None:
+    """The process of this host whose connection comes from that port of the loopback; None where it has ended."""
+    for _ in range(5):  # the kernel's table is read in parts, and changes meanwhile
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        inode = next((words[9] for words in lines if words[1] == f"0100007F:{port:04X}"), "0")
+        if inode != "0" and (pid := _holder(f"socket:[{inode}]")) is not None:
+            return pid
+    return None
+
+
+def _holder(file: str) -> int | None:
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):
+            if "weaverant" in Path(f"/proc/{entry}/cmdline").read_text():
+                for number in os.listdir(f"/proc/{entry}/fd"):
+                    with suppress(OSError):
+                        if os.readlink(f"/proc/{entry}/fd/{number}") == file:
+                            return int(entry)
+    return None
 
 
 def write_rows(folder: Path, count: int) -> None:
@@ -298,7 +338,7 @@ def faults(run: Path, *, left: int = 0) -> list[str]:
             ends[event.task] += 1
         elif isinstance(event, TaskReopened):
             ends[event.task] -= 1
-        elif isinstance(event, StepEnded) and event.kind == "model" and event.outcome == "reply":
+        elif _is_reply(event):
             paid[event.task, event.path, event.fingerprint, event.occurrence] += 1
     found = [f"{task} begins {count} times" for task, count in begun.items() if count != 1]
     found += [f"{task} ends {count} times" for task, count in ends.items() if count != 1 and task in begun]
@@ -313,16 +353,24 @@ def faults(run: Path, *, left: int = 0) -> list[str]:
     return found
 
 
-def asked_twice(calls: list[Call], deaths: list[tuple[float, float]], slack: float = 0.5) -> list[str]:
-    """Calls that were made again although they had been answered well before any process died. `deaths` are spans of
-    `time.monotonic` in which something died; `slack` is the time from an answer until it is surely durable."""
+def asked_twice(run: Path, calls: list[Call], dead: Collection[int] = ()) -> list[str]:
+    """Calls that were paid for and are in no journal, but for those that were in flight when a process died, or stood
+    still: `dead` are their pids. What was in flight then no clock can tell: a request may lie in a socket, and a reply
+    wait for its disk. So each workflow writes down what it sees; of that nothing may be lost."""
+    kept = {event.usage.prompt_tokens for event in JournalReader(run).events() if _is_reply(event)}
+    seen = [line.split(maxsplit=2) for line in (run.parent / "seen.txt").read_text().splitlines()]
     found: list[str] = []
-    last: dict[str, Call] = {}
-    for one in sorted(calls, key=lambda one: one.came):
-        before = last.get(one.key)
-        if before is not None and not any(
-            before.came <= end and begin <= before.answered + slack for begin, end in deaths
-        ):
-            found.append(f"{one.key} asked at {before.came:.3f}, answered {before.answered:.3f}, again {one.came:.3f}")
-        last[one.key] = one
+    for one in calls:
+        if one.number in kept:
+            continue
+        again = min((each.came for each in calls if each.key == one.key and each.came > one.came), default=math.inf)
+        reply = f"<{one.key.partition('|')[0]}>"
+        if one.pid not in dead and (one.pid is not None or not dead):
+            found.append(f"{one}: its process did not die")
+        elif any(int(pid) == one.pid and one.came < float(when) < again for pid, when, what in seen if what == reply):
+            found.append(f"{one}: its workflow had seen the reply")
     return found
+
+
+def _is_reply(event: Any) -> TypeGuard[StepEnded]:
+    return isinstance(event, StepEnded) and event.kind == "model" and event.outcome == "reply"

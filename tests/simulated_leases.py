@@ -223,7 +223,7 @@ class World:
         """Rows, and the home that each ended in."""
         self.rows = draw.choice((1, 40, 120, 250))
         self.known = self.rows if draw.random() < 0.6 else None
-        self.sizes = {"rows": draw.choice((4, 16, 64)), "least": draw.choice((1, 2, 4))}
+        self.sizes = {"rows": draw.choice((4, 16, 64)), "least": draw.choice((1, 2, 4)), "planned": 1 + seed % 4}
         self.slowness = draw.choice((0.2, 1.0, 3.0))
         self.loss = draw.choice((0.0, 0.05, 0.3))
         self.delay = draw.choice((0.01, 0.2, 1.5))
@@ -306,9 +306,9 @@ class World:
         records: list[Record] = []
         if self.whole:
             records.append(Record(0, 0, 0, self.whole, True))
-        last = 0.0
+        last, slowest = 0.0, self.random.choice((0.5, 2.0))
         for home in list(self.homes.values()):
-            last = max(last, delay := self.random.uniform(0.0, 0.5))
+            last = max(last, delay := self.random.uniform(0.0, slowest))
             self.after(delay, self, lambda home=home: records.extend(home.leases.values()))
         self.after(last, self, self.open_book, self.generation, records, open_homes, closed_homes)
 

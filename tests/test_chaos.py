@@ -23,7 +23,7 @@ def possible() -> None:
         pytest.skip(why)
 
 
-@pytest.mark.parametrize(("fault", "seed"), [("kill-far", 1), ("cut", 2), ("kill-driver", 1)])
+@pytest.mark.parametrize(("fault", "seed"), [("kill-far", 1), ("cut", 2), ("kill-driver", 1), ("kill-head", 1)])
 def test_a_struck_run_ends_whole_and_pays_nothing_twice(fault: str, seed: int):
     trial = attempt(fault, seed, ROWS, computed(ROWS), long_s=LONG_S)
     assert trial.held, f"{trial.what}: {trial.verdict.faults}\n{trial.said}"

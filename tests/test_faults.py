@@ -24,7 +24,7 @@ from weaverant import Agent, StepFailed, process_step, reject, resume, run, step
 from weaverant.engines.scripted import Scripted
 from weaverant.errors import JournalCorrupt
 from weaverant.journal import JournalReader
-from weaverant.launch import Run
+from weaverant.session import Run
 from weaverant.task import Task
 from weaverant.testing.server import MockServer
 

@@ -17,7 +17,7 @@ FLOORS = {
     ],
     3: ["runtime", "swarm"],
     4: ["recipes"],
-    5: ["launch", "given", "found", "blocking", "rundir", "summary", "pilot", "peers"],
+    5: ["launch", "session", "given", "found", "blocking", "rundir", "summary", "pilot", "peers"],
     6: ["cli", "testing", "__main__"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

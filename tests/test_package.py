@@ -17,10 +17,25 @@ print(used, peak, *sorted(sys.modules))
 """
 
 
+STANDARD = """
+import time
+began = time.process_time()
+import asyncio, dataclasses, email.message, http.client, inspect, json, logging, ssl
+print(time.process_time() - began)
+"""
+
+
+def slowness() -> float:
+    """How many times longer imports take now than on the machine that the limits are for, which imports these modules of
+    Python's in 0.07 s; at least 1. A shared machine may run at half its speed for hours."""
+    return max(1.0, min(float(subprocess.check_output([sys.executable, "-c", STANDARD])) for _ in range(5)) / 0.07)
+
+
 def test_the_import_is_light():
     """CPU seconds, the best of nine: wall time says more about the machine's other work."""
+    limit = 0.150 * slowness()
     outputs = [subprocess.check_output([sys.executable, "-c", MEASURE], text=True).split() for _ in range(9)]
-    assert min(float(output[0]) for output in outputs) < 0.150
+    assert min(float(output[0]) for output in outputs) < limit
     assert min(int(output[1]) for output in outputs) < 40_000
     loaded = set(outputs[0][2:])
     assert not loaded & {"pydantic", "numpy", "aiohttp", "torch", "jsonschema", "sqlite3"}
@@ -34,7 +49,7 @@ def test_help_is_quick():
         "print(used.ru_utime + used.ru_stime)"
     )
     seconds = [float(subprocess.check_output([sys.executable, "-c", measure])) for _ in range(3)]
-    assert min(seconds) < 0.400
+    assert min(seconds) < 0.400 * slowness()
 
 
 def test_the_readmes_example_runs(tmp_path: Path):

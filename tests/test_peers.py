@@ -6,6 +6,7 @@ As a script this is the long form: `python tests/test_peers.py 20` disturbs 20 r
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import signal
 import subprocess
@@ -38,8 +39,13 @@ from peers_world import (
     write_rows,
 )
 from weaverant.journal import JournalReader
-from weaverant.journal.homes import epochs_of
+from weaverant.journal.homes import epochs_of, home_of
 from weaverant.summary import fold
+from weaverant.swarm.listener import answers_nothing, dial
+from weaverant.swarm.messages import STOP, Stop
+from weaverant.swarm.office import DRIVER_S
+from weaverant.swarm.peer import BEAT_S
+from weaverant.swarm.places import find_office, read_key
 
 RUN = ["run", "wf.py:twice", "--input", "rows.jsonl", "--run", "out", "--max-failures", "1"]
 
@@ -106,10 +112,22 @@ def test_peers_make_what_one_process_makes(folder: Path, model: CountingModel, w
     assert ran.returncode == 0, ran.stderr
     assert "finished" in ran.stdout
     is_right(folder, 60, workflow, mended=True)
-    assert asked_twice(model.calls, []) == []
+    assert asked_twice(folder / "out", model.calls) == []
     assert len(epochs_of(folder / "out")) == 3
     again = call(folder, "resume", "out", "--peers", "2")
     assert again.returncode == 0, again.stderr
+
+
+def test_few_rows_are_shared_out(folder: Path, model: CountingModel):
+    """Any one of the peers could begin all of them at once."""
+    (folder / "mended").touch()
+    model.latency = 1.0
+    ran = call(folder, *RUN, "--model", model.url, "--peers", "3")
+    assert ran.returncode == 0, ran.stderr
+    parts = [sum(1 for _ in JournalReader(folder / "out", [epoch]).tasks()) for epoch in (1, 2, 3)]
+    assert sum(parts) == 60 and min(parts) >= 0.2 * 60, parts
+    is_right(folder, mended=True)
+    assert asked_twice(folder / "out", model.calls) == []
 
 
 def test_some_rows_fail_and_are_tried_again(folder: Path, model: CountingModel):
@@ -205,7 +223,7 @@ def test_peers_without_a_session_are_told_so(folder: Path, model: CountingModel)
         [sys.executable, "-m", "weaverant.peers", "peer", "out"],
         capture_output=True, text=True, timeout=30, check=False, cwd=folder,
     )  # fmt: skip
-    assert found.returncode == 1
+    assert found.returncode == 2
     assert "no session with peers" in found.stderr
 
 
@@ -225,8 +243,26 @@ def test_ctrl_c_stops_in_order_and_is_4(folder: Path, model: CountingModel):
     asked = len(model.calls)
     resumed(folder, "--peers", "3")
     is_right(folder, 200)
-    assert asked_twice(model.calls, []) == [], "what was in flight had been waited for"
+    assert asked_twice(folder / "out", model.calls) == [], "what was in flight had been waited for"
     assert len(model.calls) > asked
+
+
+@pytest.mark.parametrize("office", [False, True])
+def test_sigterm_to_all_cuts_off_no_calls(folder: Path, model: CountingModel, office: bool):
+    """As a service's manager ends all processes at once; an office that is among them ends."""
+    write_rows(folder, 100)
+    driver = start(folder, model, 2, "--concurrency", "8")
+    wait_until(lambda: steps_done(folder / "out") > 30)
+    model.latency = 1.5
+    asked = len(model.calls)
+    wait_until(lambda: len(model.calls) > asked + 4)
+    for pid in [*peer_pids(folder / "out"), driver.pid, *([office_pid(folder / "out")] if office else [])]:
+        signal_to(pid, signal.SIGTERM)
+    assert driver.wait(40) == 4
+    model.latency = 0.05
+    resumed(folder, "--peers", "2")
+    is_right(folder, 100)
+    assert asked_twice(folder / "out", model.calls) == []
 
 
 def test_ctrl_c_at_once(folder: Path, model: CountingModel):
@@ -244,7 +280,7 @@ def test_ctrl_c_at_once(folder: Path, model: CountingModel):
     if (folder / "out/run.json").exists():
         resumed(folder)
         is_right(folder)
-        assert asked_twice(model.calls, []) == []
+        assert asked_twice(folder / "out", model.calls) == []
 
 
 def test_ctrl_c_twice(folder: Path, model: CountingModel):
@@ -285,16 +321,15 @@ def killed(folder: Path, model: CountingModel, disturb: Callable[[Path], object]
 
 def test_a_killed_peer_is_replaced(folder: Path, model: CountingModel):
     write_rows(folder, 100)
-    deaths: list[tuple[float, float]] = []
+    dead: list[int] = []
 
     def kill(run: Path) -> None:
-        began = time.monotonic()
-        assert signal_to(peer_pids(run)[0])
-        deaths.append((began, time.monotonic()))
+        dead.append(peer_pids(run)[0])
+        assert signal_to(dead[0])
 
     assert killed(folder, model, kill) == 3
     is_right(folder, 100)
-    assert asked_twice(model.calls, deaths) == []
+    assert asked_twice(folder / "out", model.calls, dead) == []
     assert len(epochs_of(folder / "out")) == 3
 
 
@@ -302,7 +337,7 @@ def test_a_killed_office_is_replaced(folder: Path, model: CountingModel):
     write_rows(folder, 100)
     assert killed(folder, model, lambda run: signal_to(office_pid(run))) == 3
     is_right(folder, 100)
-    assert asked_twice(model.calls, []) == [], "no peer died"
+    assert asked_twice(folder / "out", model.calls) == [], "no peer died"
     assert len(epochs_of(folder / "out")) == 2
 
 
@@ -315,7 +350,23 @@ def test_a_killed_driver_is_resumed(folder: Path, model: CountingModel, peers: i
     driver.wait()
     resumed(folder, *(("--peers", str(peers)) if peers else ()))
     is_right(folder, 100)
-    assert asked_twice(model.calls, []) == [], "peers had time to end"
+    assert asked_twice(folder / "out", model.calls) == [], "peers had time to end"
+
+
+@pytest.mark.slow
+def test_a_resume_that_comes_late_cuts_off_no_calls(folder: Path, model: CountingModel):
+    """The office has missed its driver and told all to stop; then the next session tells it to."""
+    write_rows(folder, 100)
+    driver = start(folder, model, 2, "--concurrency", "8")
+    wait_until(lambda: steps_done(folder / "out") > 30)
+    model.latency = 9.0
+    driver.kill()
+    driver.wait()
+    time.sleep(DRIVER_S + 0.6)
+    model.latency = 0.05
+    resumed(folder, "--peers", "2")
+    is_right(folder, 100)
+    assert asked_twice(folder / "out", model.calls) == []
 
 
 def test_all_killed_at_once(folder: Path, model: CountingModel):
@@ -323,61 +374,138 @@ def test_all_killed_at_once(folder: Path, model: CountingModel):
     driver = start(folder, model, 2, "--concurrency", "8")
     wait_until(lambda: steps_done(folder / "out") > 30)
     driver.kill()
-    began = time.monotonic()
-    end_all(folder)
-    deaths = [(began, time.monotonic())]
+    dead = end_all(folder)
     driver.wait()
     shown = call(folder, "show", "out")
     assert shown.returncode == 0, shown.stderr
     resumed(folder, "--peers", "2")
     is_right(folder, 100)
-    assert asked_twice(model.calls, deaths) == []
+    assert asked_twice(folder / "out", model.calls, dead) == []
 
 
-def test_an_office_and_its_driver_killed_together(folder: Path, model: CountingModel):
-    """Nobody can tell the peers: the next session ends their homes, and they leave without another."""
+@pytest.mark.parametrize("peers", [0, 2])
+def test_an_office_and_its_driver_killed_together(folder: Path, model: CountingModel, peers: int):
+    """The next session stands in for the office, tells the peers to stop, and waits for what they have asked."""
     write_rows(folder, 100)
-    driver = start(folder, model, 2, "--concurrency", "8")
+    model.latency = 0.4
+    driver = start(folder, model, 2, "--concurrency", "16")
     wait_until(lambda: steps_done(folder / "out") > 30)
-    began = time.monotonic()
     signal_to(office_pid(folder / "out"))
     driver.kill()
     driver.wait()
-    resumed(folder, "--peers", "2")
+    resumed(folder, *(("--peers", str(peers)) if peers else ()))
     is_right(folder, 100)
-    assert asked_twice(model.calls, [(began, began + 3)]) == []
-    assert len(epochs_of(folder / "out")) == 4
+    assert asked_twice(folder / "out", model.calls, []) == [], "peers had time to end"
+    assert all(call.answered < float("inf") for call in model.calls), "no call was cut off"
+    assert len(epochs_of(folder / "out")) == 2 + peers
+
+
+def test_peers_that_stop_already_are_not_hurried(folder: Path, model: CountingModel):
+    """By a session that begins while they wait for what they have asked."""
+    write_rows(folder, 60)
+    model.latency = 0.2
+    driver = start(folder, model, 2, "--concurrency", "16")
+    wait_until(lambda: steps_done(folder / "out") > 16)
+    model.latency = 1.5
+    time.sleep(0.5)
+    driver.kill()
+    driver.wait()
+    asyncio.run(tell_to_stop(folder / "out"))
+    time.sleep(BEAT_S)
+    model.latency = 0.05  # of those that come from now on
+    resumed(folder, "--peers", "2")
+    is_right(folder)
+    assert asked_twice(folder / "out", model.calls, []) == [], "peers had time to end"
+
+
+async def tell_to_stop(run: Path) -> None:
+    """As an office does that misses its driver."""
+    office = find_office(run)
+    assert office is not None
+    link = await dial(office.address, read_key(run), "test", answers_nothing)
+    await link.ask(STOP, Stop("interrupted", why="its driver is gone"))
+    link.close()
+
+
+def test_of_many_killed_the_one_that_lives_ends_in_order(folder: Path, model: CountingModel):
+    """The dead are not waited for, and the one that stands still only until it must call nobody."""
+    write_rows(folder, 100)
+    driver = start(folder, model, 3, "--concurrency", "12")
+    wait_until(lambda: steps_done(folder / "out") > 30 and len(peer_pids(folder / "out")) == 3)
+    dead, still, living = peer_pids(folder / "out")
+    for pid, number in ((dead, signal.SIGKILL), (still, signal.SIGSTOP), (office_pid(folder / "out"), signal.SIGKILL)):
+        assert signal_to(pid, number)
+    driver.kill()
+    driver.wait()
+    own = journaled(folder / "out", living)
+    resumed(folder, "--peers", "1")
+    signal_to(still, signal.SIGCONT)
+    is_right(folder, 100)
+    assert journaled(folder / "out", living) > own
+    assert asked_twice(folder / "out", model.calls, [dead, still]) == []
+    wait_until(lambda: still not in processes(folder), 10, "that it leaves")
+    assert len(epochs_of(folder / "out")) == 4, "it did not join again"
+
+
+def journaled(run: Path, pid: int) -> int:
+    """Model steps in the home of that process."""
+    epoch = next(each for each in epochs_of(run) if f'"pid":{pid},' in (home_of(run, each) / "lock").read_text())
+    return JournalReader(run, [epoch]).calls()
 
 
 def test_a_stopped_peer_is_given_up_and_comes_back_as_another(folder: Path, model: CountingModel):
     write_rows(folder, 220)
-    deaths: list[tuple[float, float]] = []
+    dead: list[int] = []
 
     def stop(run: Path) -> None:
         pid = peer_pids(run)[0]
-        began = time.monotonic()
+        dead.append(pid)
         signal_to(pid, signal.SIGSTOP)
         wait_until(lambda: pid not in peer_pids(run), 15, "that it is given up")
-        deaths.append((began, time.monotonic()))
         signal_to(pid, signal.SIGCONT)
 
     assert killed(folder, model, stop, "--concurrency", "4") == 3
     is_right(folder, 220)
-    assert asked_twice(model.calls, deaths) == []
+    assert asked_twice(folder / "out", model.calls, dead) == []
+
+
+def test_a_stopped_peer_asks_nothing_once_others_have_its_rows(folder: Path, model: CountingModel):
+    """Calls that it had let go, and that waited for one of the model's few connections, stay with it for good. The others
+    end the run before it wakes up, so whatever comes then is its own."""
+    write_rows(folder, 150)
+    model.latency = 0.1
+    model_url = model.url.replace("#", "?connections=6#")
+    limits = ("--concurrency", "40", "--in-flight", "40", "--peers", "1")
+    driver = begin(folder, *RUN, "--model", model_url, *limits)
+    wait_until(lambda: peer_pids(folder / "out"))
+    joined = subprocess.Popen([sys.executable, "-m", "weaverant.peers", "peer", "out"], cwd=folder)
+    begun.append(joined)  # type: ignore[arg-type]
+    wait_until(lambda: len(epochs_of(folder / "out")) == 2 and JournalReader(folder / "out", [2]).calls() > 5)
+    joined.send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    assert driver.wait(60) == 3
+    assert {call.key for call in model.calls if call.came < stopped and call.answered > stopped}, "in a burst"
+    is_right(folder, 150)
+    time.sleep(2 * model.latency)
+    model.forget()
+    joined.send_signal(signal.SIGCONT)
+    assert joined.wait(20) == 0
+    time.sleep(2 * model.latency)
+    assert model.calls == []
 
 
 def test_a_stopped_office_is_replaced(folder: Path, model: CountingModel):
     write_rows(folder, 200)
     assert killed(folder, model, lambda run: signal_to(office_pid(run), signal.SIGSTOP)) == 3
     is_right(folder, 200)
-    assert asked_twice(model.calls, []) == []
+    assert asked_twice(folder / "out", model.calls) == []
 
 
 def test_a_peer_leaves_in_order(folder: Path, model: CountingModel):
     write_rows(folder, 100)
     assert killed(folder, model, lambda run: signal_to(peer_pids(run)[0], signal.SIGTERM)) == 3
     is_right(folder, 100)
-    assert asked_twice(model.calls, []) == []
+    assert asked_twice(folder / "out", model.calls) == []
     assert len(epochs_of(folder / "out")) == 2, "it is not replaced"
 
 
@@ -392,7 +520,7 @@ def test_a_peer_joins_by_hand(folder: Path, model: CountingModel):
     assert killed(folder, model, join) == 3
     assert joined[0].wait(10) == 0
     is_right(folder, 120)
-    assert asked_twice(model.calls, []) == []
+    assert asked_twice(folder / "out", model.calls) == []
     assert len(epochs_of(folder / "out")) == 3
     assert any(JournalReader(folder / "out", [3]).tasks()), "it has worked"
 
@@ -424,7 +552,7 @@ def test_a_row_that_ends_its_process_ends_the_run(folder: Path, model: CountingM
     assert "exit code 9" in ran.stderr
     assert processes(folder) == {}
     (folder / "mended").touch()
-    resumed(folder, "--peers", "2")
+    resumed(folder, "--retry", "failed", "--peers", "2")
     is_right(folder, mended=True)
 
 
@@ -441,7 +569,7 @@ def test_a_second_driver_is_refused(folder: Path, model: CountingModel):
     assert driver.wait(40) == 4
     resumed(folder)
     is_right(folder, 400)
-    assert asked_twice(model.calls, []) == []
+    assert asked_twice(folder / "out", model.calls) == []
 
 
 SLOW = """
@@ -477,19 +605,21 @@ def disturbed(folder: Path, model: CountingModel, seed: int, rows: int = 90) -> 
     chance = Random(seed)
     workflow = chance.choice(["twice", "staged", "grouped"])
     write_rows(folder, rows)
-    deaths: list[tuple[float, float]] = []
+    dead: set[int] = set()
     told: list[str] = []
     run, wrong = folder / "out", list[str]()
     for session in range(chance.randint(2, 5)):
         peers = chance.choice([0, 1, 2, 2, 3])
         driver = begin(folder, *_session(run, workflow, model, peers, chance.random() < 0.3))
+        done: list[str] = []
         for _ in range(chance.randint(1, 2)):
             before = steps_done(run)
             if chance.random() < 0.3:
                 time.sleep(chance.random() * 1.5)
             else:
                 _wait_for(driver, run, before + chance.randrange(1, rows))
-            told.append(f"{session} ({peers}): {_disturb(run, driver, folder, chance, deaths)}")
+            done.append(_disturb(run, driver, folder, chance, dead, done))
+            told.append(f"{session} ({peers}): {done[-1]}")
             if chance.random() < 0.3 and (run / "journal").exists():
                 shown = call(folder, "show", "out")
                 if shown.returncode:
@@ -509,7 +639,7 @@ def disturbed(folder: Path, model: CountingModel, seed: int, rows: int = 90) -> 
     ended = call(folder, *_session(run, workflow, model, chance.choice([0, 1, 3]), True))
     if ended.returncode:
         return [*wrong, f"the last session ended with {ended.returncode}: {ended.stderr[-3000:]}", workflow, *told]
-    wrong += faults(run) + asked_twice(model.calls, deaths)
+    wrong += faults(run) + asked_twice(run, model.calls, dead)
     if exported(folder) != results_of(workflow, range(rows)):
         wrong.append("the export differs")
     shown = call(folder, "show", "out").stdout
@@ -533,9 +663,11 @@ def _wait_for(driver: subprocess.Popen[str], run: Path, steps: int) -> None:
 
 
 def _disturb(
-    run: Path, driver: subprocess.Popen[str], folder: Path, chance: Random, deaths: list[tuple[float, float]]
+    run: Path, driver: subprocess.Popen[str], folder: Path, chance: Random, dead: set[int], done: list[str]
 ) -> str:
-    """Something happens to the session. Of a peer nothing is known but that it dies some time around now."""
+    """Something happens to the session, to which that was done before. `dead` gets the pids of those that may lose what
+    they have in flight: who is killed or stopped, who is told twice to hurry, and peers with nobody left to tell them
+    that another session begins."""
     what = chance.choice(
         [
             "peer",
@@ -552,11 +684,15 @@ def _disturb(
         ]
     )
     peers = peer_pids(run)
-    began = time.monotonic()
+    ends = {"driver", "office", "office and peer", "office stop", "all"}
+    if (what in ends and ends & {*done}) or (what == "interrupt" and what in done):
+        dead.update((driver.pid, *peers))
     match what:
         case "peer" if peers:
-            signal_to(chance.choice(peers))
+            dead.add(pid := chance.choice(peers))
+            signal_to(pid)
         case "peers":
+            dead.update(peers)
             for pid in peers:
                 signal_to(pid)
         case "office":
@@ -564,19 +700,23 @@ def _disturb(
         case "office and peer":
             signal_to(office_pid(run))
             time.sleep(chance.random() * 0.2)
+            dead.update(peers[:1])
             for pid in peers[:1]:
                 signal_to(pid)
         case "driver":
+            dead.add(driver.pid)
             driver.kill()
         case "all":
+            dead.add(driver.pid)
             driver.kill()
-            end_all(folder)
+            dead.update(end_all(folder))
         case "leave" if peers:
-            signal_to(chance.choice(peers), signal.SIGTERM)
+            signal_to(pid := chance.choice(peers), signal.SIGTERM)
+            dead.update([pid] if "leave" in done else [])
         case "interrupt":
             driver.send_signal(signal.SIGINT)
         case "stop" if peers:
-            pid = chance.choice(peers)
+            dead.add(pid := chance.choice(peers))
             signal_to(pid, signal.SIGSTOP)
             time.sleep(chance.choice([1.0, 6.0]))
             signal_to(pid, signal.SIGCONT)
@@ -587,8 +727,6 @@ def _disturb(
             signal_to(pid, signal.SIGCONT)
         case _:
             pass
-    if what in ("peer", "peers", "office and peer", "all", "stop", "driver"):
-        deaths.append((began, time.monotonic()))
     return what
 
 

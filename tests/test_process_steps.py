@@ -17,9 +17,9 @@ import pytest
 from weaverant import Agent, Reply, Request, StepFailed, Usage, deadline, process_step, resume, run, workflow
 from weaverant.engines.scripted import Scripted
 from weaverant.journal import JournalReader
-from weaverant.launch import Run
 from weaverant.message import assistant
 from weaverant.protocols import CallContext
+from weaverant.session import Run
 
 pytestmark = [
     pytest.mark.timeout(60),

@@ -14,8 +14,9 @@ from weaverant import Agent, run, step, workflow
 from weaverant.engines.scripted import Scripted
 from weaverant.errors import RunChanged, StepFailed
 from weaverant.journal import JournalReader
-from weaverant.launch import Run, resume
+from weaverant.launch import resume
 from weaverant.message import Request
+from weaverant.session import Run
 from weaverant.story import Storyteller
 from weaverant.workflow import Workflow
 

@@ -17,9 +17,9 @@ from weaverant.engines.scripted import Scripted
 from weaverant.errors import JournalCorrupt
 from weaverant.journal import JournalReader, segment
 from weaverant.journal.segment import EVENTS, HEADER_BYTES, MAP, SUMMARY, Segment
-from weaverant.launch import Run
 from weaverant.message import Request
 from weaverant.runtime.ledger import Ledger
+from weaverant.session import Run
 from weaverant.summary import fold
 
 say = Agent("say", prompt="{{ text }}")

@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from weaverant.journal.homes import epochs_of
+from weaverant.swarm.places import KEY_VARIABLE
+
 pytestmark = [
     pytest.mark.heavy,
     pytest.mark.timeout(150),
@@ -39,7 +42,8 @@ async def talk(row):
     return {"text": text}
 """
 CLUSTER = """
-import json, sys
+import ctypes, json, os, subprocess, sys
+from contextlib import contextmanager, nullcontext
 import ray
 
 
@@ -49,6 +53,19 @@ def say(what):
 
 from ray.cluster_utils import Cluster
 
+@contextmanager
+def apart(folder):
+    "For what is started here the folder is empty, and nothing that is written there is seen elsewhere."
+    libc, here, before = ctypes.CDLL(None), os.getcwd(), os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
+    assert libc.unshare(0x20000) == 0  # of this thread, and of its children
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    yield
+    assert libc.unshare(0x200) == 0 and libc.setns(before, 0) == 0  # threads began that have the same root
+    os.close(before)
+    os.chdir(here)
+
+
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 ray.init(address=cluster.address, log_to_driver=False)
 say([cluster.address, cluster.head_node.all_processes["raylet"][0].process.pid])
@@ -56,7 +73,9 @@ for line in sys.stdin:
     if line.strip() == "actors":
         say([each["name"] for each in ray.util.list_named_actors(all_namespaces=True)])
     else:
-        node = cluster.add_node(num_cpus=1, resources=json.loads(line))
+        resources, private = json.loads(line)
+        with apart(private) if private else nullcontext():
+            node = cluster.add_node(num_cpus=1, resources=resources)
         say(node.all_processes["raylet"][0].process.pid)
 ray.shutdown()
 cluster.shutdown()
@@ -67,8 +86,9 @@ class RayCluster:
     """Of a process of its own. `environment` is what those need who come to it."""
 
     def __init__(self) -> None:
+        key = {KEY_VARIABLE: secrets.token_hex(32)}
         secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-        self.environment = {**os.environ, **secret}
+        self.environment = {**os.environ, **secret, **key}
         self._process = subprocess.Popen(
             [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, env=self.environment,
@@ -77,9 +97,9 @@ class RayCluster:
         self.node = self.add({})
         self.sandbox = self.add({"sandbox": 1})
 
-    def add(self, resources: dict[str, float]) -> int:
-        """One more node: its raylet's process id."""
-        return self._ask(json.dumps(resources))
+    def add(self, resources: dict[str, float], private: Path | None = None) -> int:
+        """One more node: its raylet's process id. `private` is a folder that is its own there."""
+        return self._ask(json.dumps([resources, None if private is None else str(private)]))
 
     def actors(self) -> list[str]:
         return self._ask("actors")
@@ -324,3 +344,27 @@ def test_a_label_that_no_node_offers_ends_the_run(cluster: RayCluster, folder: P
     out, _ = ran.communicate(timeout=60)
     assert ran.returncode == 2 and "no node of the Ray cluster offers 'tpu'" in out, out
     nothing_left(cluster, folder / "label")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a node a file system of its own")
+def test_nodes_that_share_only_a_store_work_together_and_one_is_lost_with_its_disk(
+    cluster: RayCluster, folder: Path, expected: list[str]
+):
+    (folder / "private").mkdir()
+    doomed = cluster.add({"far": 1}, folder / "private")
+    store = ["--store", f"file://{folder}/store"]
+    none = {key: value for key, value in cluster.environment.items() if key != KEY_VARIABLE}
+    there = ["--swarm", "ray", "--address", cluster.address]
+    assert f"variable {KEY_VARIABLE}" in refused(folder, none, *store, *there)
+    run = folder / "private" / "run"
+    words = ["--run", str(run), "--peers", "2", "--label", "far=1", "--in-flight", "24"]
+    ran = on(cluster, folder, *RUN, *store, *words)
+    labelled = until(lambda: [each for each in processes(run, "peer") if raylet_of(each) == doomed])
+    until(lambda: sum(len(list(home.glob("journal/*"))) > 8 for home in (folder / "store" / "peers").glob("0*")) >= 2)
+    assert len(epochs_of(run)) < len(list((folder / "store" / "peers").glob("0*"))), "its home is not seen here"
+    os.kill(doomed, signal.SIGKILL)
+    until(lambda: not set(labelled) & set(processes(run, "peer")), 30.0)
+    cluster.add({"far": 1})
+    finished(ran)
+    assert exported(folder, str(run)) == expected
+    nothing_left(cluster, run)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from weaverant import deadline, run, step, workflow
-from weaverant.launch import Run
 from weaverant.runtime.threads import ABANDONED, StepThread
+from weaverant.session import Run
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -12,7 +12,7 @@ import pytest
 
 from linked import echo, go, pair, until
 from weaverant import Agent, run, workflow
-from weaverant.errors import Misdirected, StepFailed, Unavailable, UserError, WeaverantError
+from weaverant.errors import Misdirected, StepFailed, Unavailable, WeaverantError
 from weaverant.message import (
     Choice,
     ImagePart,
@@ -30,8 +30,10 @@ from weaverant.message import (
     user,
 )
 from weaverant.protocols import CallContext
+from weaverant.runtime.permit import RevocablePermit
 from weaverant.step import Turn
 from weaverant.swarm.link import Link, LinkLost, Refused
+from weaverant.swarm.purses import Till
 from weaverant.swarm.travel import AfarEngine, HostedEngines
 
 
@@ -235,11 +237,172 @@ def test_an_answer_that_is_none_fails_the_call():
     go(test)
 
 
-def test_a_budget_does_not_travel():
+class NotedPurse:
+    """Sets aside what it is asked to, and remembers that; what does not fit waits until `more`."""
+
+    def __init__(self, room: float = 100.0) -> None:
+        self.asked: list[tuple[float, str]] = []
+        self.room = room
+        self.more = asyncio.Event()
+
+    async def afford(self, dollars: float, claim: str = "") -> None:
+        self.asked.append((dollars, claim))
+        if dollars > self.room:
+            await self.more.wait()
+
+    def affords(self, dollars: float) -> bool:
+        return dollars <= self.room
+
+
+class Dear(Played):
+    """An engine whose requests cost 3 dollars at the most, and that asks its purse before each."""
+
+    claims = False
+
+    def worst(self, request: Request) -> float:
+        return 3.0
+
+    def unbounded(self, request: Request) -> str:
+        return "no price is known" if request.agent == "unknown" else ""
+
+
+def dear(hosts: Callable[[], list[Link]], till: Till, claims: bool = False) -> AfarEngine:
+    real = Dear(lambda request, ctx: None)
+    real.claims = claims
+    return AfarEngine("played", "m", hosts, real, till)
+
+
+def paying(play: Callable[[CallContext], Any]) -> HostedEngines:
+    return hosted(lambda request, ctx: play(ctx))[1]
+
+
+def test_what_a_call_may_cost_is_set_aside_by_its_owner_before_it_leaves():
     async def test():
-        async with pair() as (ours, _):
-            with pytest.raises(UserError, match="budget"):
-                await afar(ours).generate(ASKED, CallContext("0.0.0", purse=object()))  # type: ignore[arg-type]
+        purse, till = NotedPurse(room=1.0), Till()
+        seen: list[bool] = []
+
+        async def play(ctx: CallContext) -> Reply:
+            assert ctx.purse is not None
+            seen.extend([ctx.purse.affords(3.0), ctx.purse.affords(3.5)])
+            await ctx.purse.afford(3.0)
+            return Reply(assistant("paid"), Usage(cost=2.5))
+
+        async with pair(there=paying(play).serve, here=till.serve) as (ours, _):
+            call = asyncio.create_task(dear(lambda: [ours], till).generate(ASKED, CallContext("0", purse=purse)))
+            await until(lambda: purse.asked == [(3.0, "")])
+            await asyncio.sleep(0.02)
+            assert seen == [], "nothing leaves before its money is there"
+            purse.more.set()
+            reply = await call
+            assert seen == [True, False] and purse.asked == [(3.0, "")], "nothing is asked for twice"
+            assert (reply.usage.cost, reply.usage.unsure) == (2.5, 0.0)
+            assert dear(lambda: [ours], till).unbounded(Request("unknown", "m", ())) == "no price is known"
+
+    go(test)
+
+
+@pytest.mark.parametrize("claims", [False, True])
+def test_a_host_that_needs_more_asks_for_it_and_waits(claims: bool):
+    """With claims nothing is set aside beforehand: it would hide what stands under the claim."""
+
+    async def test():
+        purse, till, claim = NotedPurse(room=5.0), Till(), "batch" if claims else ""
+        paid: list[float] = []
+
+        async def play(ctx: CallContext) -> Reply:
+            assert ctx.purse is not None
+            for dollars in (3.0, 4.0, 6.0):
+                await ctx.purse.afford(dollars, claim)
+                paid.append(dollars)
+            return Reply(assistant("paid"), Usage(cost=6.0))
+
+        async with pair(there=paying(play).serve, here=till.serve) as (ours, theirs):
+            away = dear(lambda: [ours], till, claims)
+            call = asyncio.create_task(away.generate(ASKED, CallContext("0", purse=purse)))
+            await until(lambda: len(purse.asked) == 3)
+            await asyncio.sleep(0.02)
+            assert paid == [3.0, 4.0] and not call.done()
+            purse.more.set()
+            assert (await call).usage.cost == 6.0
+            assert purse.asked == [(3.0, claim), (4.0, claim), (6.0, claim)]
+            with pytest.raises(Refused, match="it has ended"):
+                await theirs.ask("afford", (1, 1.0, ""))
+            for body in (None, [1], [1, -1.0, ""], [1, float("nan"), ""], ["x", 1.0, ""]):
+                with pytest.raises(Refused, match="nothing that"):
+                    await theirs.ask("afford", body)
+
+    go(test)
+
+
+def test_what_a_lost_host_may_have_spent_is_counted_and_stays_set_aside():
+    async def test():
+        purse, till, turn = NotedPurse(), Till(), Turn()
+        begun = asyncio.Event()
+
+        async def never(ctx: CallContext) -> Reply:
+            assert ctx.purse is not None
+            await ctx.purse.afford(4.0)
+            begun.set()
+            await asyncio.sleep(100)
+            raise AssertionError
+
+        async def play(ctx: CallContext) -> Reply:
+            assert ctx.purse is not None
+            await ctx.purse.afford(3.5)
+            return Reply(assistant("paid"), Usage(cost=2.0, unsure=0.5))
+
+        def fail(ctx: CallContext) -> Reply:
+            raise StepFailed("server", "no", usage=Usage(cost=1.0))
+
+        for last, cost, unsure in ((play, 6.0, 4.5), (fail, 5.0, 4.0)):
+            async with (
+                pair(there=paying(never).serve, here=till.serve) as (first, _),
+                pair(there=paying(last).serve, here=till.serve) as (second, _),
+            ):
+                hosts = [first]
+                begun.clear()
+                purse.asked.clear()
+                turn.kept = 0.0
+                away = dear(lambda hosts=hosts: hosts, till)
+                call = asyncio.create_task(away.generate(ASKED, CallContext("0", purse=purse, turn=turn)))
+                await begun.wait()
+                first.close()
+                await until(lambda: turn.waiting)
+                assert turn.kept == 4.0, "it may be taken back, and that is not"
+                hosts.append(second)
+                (outcome,) = await asyncio.gather(call, return_exceptions=True)
+                assert isinstance(outcome, Reply | StepFailed) and outcome.usage is not None
+                usage = outcome.usage
+                assert (usage.cost, usage.unsure, usage.requests) == (cost, unsure, 1)
+                assert purse.asked[:3] == [(3.0, ""), (4.0, ""), (7.0, "")]
+                assert purse.asked[3:] == ([(7.5, "")] if last is play else [])
+
+    go(test)
+
+
+def test_a_call_that_never_left_for_a_lost_host_has_cost_nothing():
+    async def test():
+        purse, till, turn = NotedPurse(), Till(), Turn()
+
+        async def never(ctx: CallContext) -> Reply:
+            await asyncio.sleep(100)
+            raise AssertionError
+
+        host = paying(never)
+        async with (
+            pair(there=host.serve, here=till.serve, window=1) as (first, _),
+            pair(there=paying(lambda ctx: Reply(assistant("paid"), Usage(cost=2.0))).serve) as (second, _),
+        ):
+            hosts = [first]
+            away = dear(lambda: hosts, till)
+            busy = asyncio.create_task(away.generate(ASKED, CallContext("0", purse=NotedPurse())))
+            await until(lambda: host.open == 1)
+            call = asyncio.create_task(away.generate(ASKED, CallContext("1", purse=purse, turn=turn)))
+            await until(lambda: turn.waiting)
+            hosts[:] = [second]
+            first.close()
+            assert (await call).usage.cost == 2.0 and turn.kept == 0.0
+            assert (await busy).usage.cost == 5.0, "the other one may have cost 3 there"
 
     go(test)
 
@@ -349,6 +512,51 @@ def test_a_call_that_waits_for_room_on_a_link_that_breaks_is_asked_elsewhere():
             assert not turn.waiting
             for call in calls:
                 call.cancel()
+
+    go(test)
+
+
+def test_a_peer_that_others_gave_up_is_asked_nothing_for():
+    """It may have stood still with the call under way to its host; should it turn out to live, the call is made."""
+
+    async def test():
+        names, gone = set[str](), [True]
+
+        def departed(name: str) -> bool:
+            names.add(name)
+            return gone[0]
+
+        engine = Played(lambda request, ctx: Reply(assistant("here")))
+        host = HostedEngines({"m": engine}, "run", departed=departed)
+        async with pair(there=host.serve) as (ours, theirs):
+            turn = Turn()
+            call = asyncio.create_task(afar(ours).generate(ASKED, CallContext("0", turn=turn)))
+            await until(lambda: turn.waiting)
+            assert engine.asked == []
+            assert names == {theirs.name}
+            gone[0] = False
+            assert (await call).text == "here"
+
+    go(test)
+
+
+def test_a_call_travels_only_with_a_permit_and_its_host_asks_its_own():
+    async def test():
+        given = {"here": False, "there": True}
+        permits = {at: RevocablePermit(lambda at=at: given[at]) for at in given}
+        engine = Played(lambda request, ctx: Reply(assistant(str(ctx.permit is permits["there"]))))
+        host = HostedEngines({"m": engine}, "run", permits["there"])
+        async with pair(there=host.serve) as (ours, _):
+            turn = Turn()
+            ctx = CallContext("0", turn=turn, permit=permits["here"])
+            call = asyncio.create_task(afar(ours).generate(ASKED, ctx))
+            await until(lambda: turn.waiting)
+            await asyncio.sleep(0.02)
+            assert host.served == 0
+            given["here"] = True
+            permits["here"].go_on()
+            assert (await call).text == "True"
+            assert not turn.waiting and turn.waited > 0.01
 
     go(test)
 

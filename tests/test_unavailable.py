@@ -18,7 +18,7 @@ from weaverant.cli import main
 from weaverant.errors import RunChanged, Unavailable
 from weaverant.events import CostReserved
 from weaverant.journal import JournalReader
-from weaverant.launch import Run
+from weaverant.session import Run
 from weaverant.summary import document, fold
 from weaverant.testing.server import MockServer
 

@@ -25,8 +25,9 @@ from weaverant.workflow import (
 )
 
 if TYPE_CHECKING:
-    from weaverant.launch import Run, resume, run
+    from weaverant.launch import resume, run
     from weaverant.recipe import exporter
+    from weaverant.session import Run
     from weaverant.story import Step, Story
     from weaverant.task import Task
 

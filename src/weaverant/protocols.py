@@ -46,10 +46,23 @@ class Purse(Protocol):
         ...
 
 
+class Permit(Protocol):
+    """Whether anything may be asked now. An engine gets one where others may be about to take this process's tasks, and
+    looks right before a request leaves the process: a call that was let go may have stood still since, with all the
+    process, and others have made it meanwhile."""
+
+    def __call__(self) -> bool: ...
+
+    async def wait(self) -> None:
+        """Return once it may be so again: the call is none that failed. May last until the run ends."""
+        ...
+
+
 class CallContext(Struct, frozen=True):
     """What an engine may know of a call besides the request. `task` and `path` say where it was made, `occurrence`
     counts equal requests in that branch, `order` is the task's age (smaller is older and goes first), `run` tells
-    the run from all others, through all its sessions. In `turn` the engine says whether the call still waits."""
+    the run from all others, through all its sessions. In `turn` the engine says whether the call still waits. Without a
+    `permit` it may always ask."""
 
     task: str
     path: str = ""
@@ -58,6 +71,7 @@ class CallContext(Struct, frozen=True):
     run: str = ""
     purse: Purse | None = None
     turn: Turn | None = None
+    permit: Permit | None = None
 
 
 class Engine(Protocol):
@@ -91,6 +105,13 @@ class Priced(Protocol):
     def worst(self, request: Request) -> float | None:
         """The most that one such request can cost, in dollars; None where `Costly.unbounded` says why nobody knows."""
         ...
+
+
+class Claiming(Protocol):
+    """What an engine has besides where it buys what outlives the process, under claims of its purse."""
+
+    @property
+    def claims(self) -> bool: ...
 
 
 class Selective(Protocol):

@@ -28,6 +28,8 @@ class Turn(msgspec.Struct):
     waiting: bool = False
     waited: float = 0.0
     """Seconds: no part of the model's latency."""
+    kept: float = 0.0
+    """US dollars that stay set aside when the call is taken back while it waits: others may have spent them for it."""
     stake: Callable[[], Usage] | None = None
     """What the call has used if it is cut off now, with a bound for what nobody will know. An engine that can say sets
     it, for a call without a purse."""

@@ -14,7 +14,7 @@ from msgspec import Struct, field
 
 from chaos import rays
 from chaos.hosts import FAR_AT_MODEL, NEAR_AT_MODEL
-from chaos.scene import Scene, until
+from chaos.scene import IN_FLIGHT, Scene, until
 from weaverant.swarm.places import offices
 
 
@@ -41,8 +41,10 @@ class Struck(Struct):
     resume: bool = False
     """The session ends of it, and another goes on."""
     held_back: str = ""
-    """Calls of the struck peer may come late: it had let them go, and the network, or its own standing still, held them
-    back. What its address begins with, at the model."""
+    """Calls of the struck peer may come late. What its address begins with, at the model."""
+    late: int = 0
+    """How many of them at the most: what the network had taken and held back; or, of a peer that was stopped, the one
+    call that was between the last look and the write."""
     most: int = 1
     """Peers whose calls in flight it may cut off; 0: nothing may be asked again at all."""
 
@@ -89,7 +91,7 @@ def _stall_near(scene: Scene, random: Random) -> Struck:
     os.kill(pid, signal.SIGSTOP)
     heal = partial(_go_on, pid)
     return Struck(
-        f"peer {epoch} stalled, near", epochs=(epoch,), heal=heal, lasts=scene.long_s, held_back=NEAR_AT_MODEL
+        f"peer {epoch} stalled, near", epochs=(epoch,), heal=heal, lasts=scene.long_s, held_back=NEAR_AT_MODEL, late=1
     )
 
 
@@ -98,7 +100,9 @@ def _stall_far(scene: Scene, random: Random) -> Struck:
     pid = scene.epochs()[epoch]
     os.kill(pid, signal.SIGSTOP)
     heal = partial(_go_on, pid)
-    return Struck(f"peer {epoch} stalled, far", epochs=(epoch,), heal=heal, lasts=scene.long_s, held_back=FAR_AT_MODEL)
+    return Struck(
+        f"peer {epoch} stalled, far", epochs=(epoch,), heal=heal, lasts=scene.long_s, held_back=FAR_AT_MODEL, late=1
+    )
 
 
 def _cut(scene: Scene, random: Random) -> Struck:
@@ -123,7 +127,10 @@ def _unplug(scene: Scene, random: Random) -> Struck:
             scene.hosts.show("far", scene.store)
         scene.hosts.mend()
 
-    return Struck("far host cut off from all", epochs=(epoch,), heal=heal, lasts=scene.long_s, held_back=FAR_AT_MODEL)
+    return Struck(
+        "far host cut off from all", epochs=(epoch,), heal=heal, lasts=scene.long_s, held_back=FAR_AT_MODEL,
+        late=IN_FLIGHT,
+    )  # fmt: skip
 
 
 def _fill_disk(scene: Scene, random: Random) -> Struck:
@@ -161,6 +168,14 @@ def _kill_driver(scene: Scene, random: Random) -> Struck:
     os.kill(scene.driver.pid, signal.SIGKILL)
     time.sleep(random.choice((0.0, 1.0, 13.0)))
     return Struck("driver killed", codes=(-9, 0), resume=True, most=0)
+
+
+def _kill_head(scene: Scene, random: Random) -> Struck:
+    """Nobody is left to tell the peers anything, until another session is."""
+    for pid in (scene.office(), scene.driver.pid):
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(random.choice((0.0, 1.0, 13.0)))
+    return Struck("driver and office killed", codes=(-9, 0), resume=True, most=0)
 
 
 def _kill_host(scene: Scene, random: Random) -> Struck:
@@ -235,6 +250,7 @@ FAULTS: dict[str, Fault] = {
     "stall-near": Fault(_stall_near, long=True),
     "unplug": Fault(_unplug, long=True),
     "disk-home": Fault(_fill_home, long=True, begin={"small_home": True}, where=(False,)),
+    "kill-head": Fault(_kill_head),
     "kill-host": Fault(_kill_host),
     "stall-office": Fault(_stall_office, long=True),
     # Ray takes a while from one peer to the next: the first should not have done all by then

@@ -217,9 +217,11 @@ class Scene:
         return found[0]
 
     def office(self) -> int:
-        """Its process."""
-        found = find_office(self.meeting)
-        assert found is not None
+        """Its process; of one that is just beginning, once it can be found."""
+        until = time.monotonic() + 10
+        while (found := find_office(self.meeting)) is None:
+            assert time.monotonic() < until, "no office begins"
+            time.sleep(0.05)
         return found.pid
 
     @property

@@ -8,8 +8,8 @@ stands in a peer's journal before its fence. That holds then:
   there, and the next one of a row that was open at that end (the first one, of a leased row whose beginning was not
   durable either). So it comes once more for each such journal at most, and a peer that may have 64 rows in flight
   loses 64 calls at most. Where the link to the model was cut, the system delivers what the struck peer had sent once
-  the link is there again, though others have gone on meanwhile; and a peer that stood still sends on waking what it had
-  let go before: such calls were in flight, too.
+  the link is there again, though others have gone on meanwhile: such calls were in flight, too. A peer that stood still
+  sends nothing on waking, but for one call: the one that it was about to write, and had looked for the last time.
 """
 
 from __future__ import annotations
@@ -158,18 +158,23 @@ def _in_flight(
             continue
         ended = ends.time(epoch)
         unsaid = {row: 0 for span in home.leases.values() for row in range(*span) if row not in home.began}
-        cut_off = [pair for pair in (unsaid | home.tasks).items() if _was_asked(asked.get(pair, []), ended, struck)]
+        pairs = [pair for pair in (unsaid | home.tasks).items() if pair in asked]
+        in_time = [pair for pair in pairs if any(call.time <= ended for call in asked[pair])]
+        late = [pair for pair in set(pairs) - set(in_time) if _came_late(asked[pair], struck)]
+        cut_off = in_time + late
         found.update(cut_off)
+        if len(late) > struck.late:
+            told = _told(late[0], journals, asked)
+            verdict.faults.append(f"peer {epoch} asked {len(late)} steps when others had them, as {told}")
         if len(cut_off) > IN_FLIGHT:
             verdict.faults.append(f"peer {epoch} had {len(cut_off)} steps in flight, of {IN_FLIGHT} that it may")
     verdict.in_flight = found.total()
     return found
 
 
-def _was_asked(calls: list[Call], ended: float, struck: Struck) -> bool:
-    """Before the journal ended; or it came late, once others had asked as well."""
-    late = len(calls) > 1 and any(_held_back(call, struck) for call in calls)
-    return late or any(call.time <= ended for call in calls)
+def _came_late(calls: list[Call], struck: Struck) -> bool:
+    """Once others had asked as well."""
+    return len(calls) > 1 and any(_held_back(call, struck) for call in calls)
 
 
 def _held_back(call: Call, struck: Struck) -> bool:
@@ -180,16 +185,17 @@ def _repeats(
     verdict: Verdict, journals: Journals, asked: dict[Pair, list[Call]], may: Counter[Pair], struck: Struck
 ) -> None:
     late = [
-        pair
+        (pair, bool(may[pair]) and _held_back(call, struck))
         for pair, records in journals.recorded.items()
-        if any(
-            call.time > min(when for _, when in records) and not (may[pair] and _held_back(call, struck))
-            for call in asked.get(pair, [])
-        )
+        for call in asked.get(pair, [])
+        if call.time > min(when for _, when in records)
     ]
-    if late:
-        told = _told(late[0], journals, asked)
-        verdict.faults.append(f"{len(late)} steps were asked after they were acknowledged, as {told}")
+    wrong = [pair for pair, held_back in late if not held_back]
+    if not wrong and len(late) > struck.late:
+        wrong = [pair for pair, _ in late]
+    if wrong:
+        told = _told(wrong[0], journals, asked)
+        verdict.faults.append(f"{len(wrong)} steps were asked after they were acknowledged, as {told}")
     again = {pair: len(calls) - 1 for pair, calls in asked.items() if len(calls) > 1}
     verdict.twice = sum(again.values())
     wrong = [pair for pair, more in again.items() if more > may[pair]]

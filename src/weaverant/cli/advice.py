@@ -34,6 +34,13 @@ CODE = "the workflow's code"
 OWN = frozenset(("stuck", "spins", "result", "value"))
 """Reasons that lie in the workflow's own code, like every exception that it raised itself."""
 
+NOT_KILLED = {
+    "working": "   (it lets them end in order before)",
+    "ending": "   (it waits for them)",
+    "unseen": "   (once nobody works on it elsewhere)",
+}
+"""States in which somebody may still work on a run."""
+
 CHANCE = "where it was chance: a resume takes no changed code"
 MOVED = "--model SPEC: the same model at another address"
 NEVER_THERE = "--model SPEC: the right address, or the right name of the model"
@@ -50,7 +57,7 @@ def next_steps(summary: Summary) -> Iterator[str]:
         yield from _go_on(summary)
     if summary.failures:
         yield f"look:       weaverant show {where} --task {summary.failures[0].key}"
-        if summary.state != "running":
+        if summary.state not in ("running", *NOT_KILLED):
             yield from _after_failures(summary, where)
     if mend_first:
         yield from _go_on(summary)
@@ -76,7 +83,7 @@ def _go_on(summary: Summary) -> Iterator[str]:
         else:
             yield f"go on:      {_resume(summary, max_failures='1')}   (what failed stays as it is)"
     elif summary.state not in ("finished", "running"):
-        yield f"go on:      {_resume(summary)}"
+        yield f"go on:      {_resume(summary)}{NOT_KILLED.get(summary.state, '')}"
 
 
 def _with_more_money(summary: Summary) -> Iterator[str]:

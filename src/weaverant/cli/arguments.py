@@ -124,14 +124,17 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, metavar="N", help="take the first N rows only")
     add("--trials", type=int, default=1, metavar="N", help="run each row N times")
     add("--reuse", metavar="DIR", help="an earlier run, whose recorded steps answer where they can")
-    _store_flag(parser)
+    _store_flag(parser, KEPT)
     add("--no-journal", action="store_true", help="store nothing: nothing to resume, show or export")
     add("--dry-run", action="store_true", help="load everything, print the plan, call no model, write nothing")
     _limit_flags(parser)
 
 
-def _store_flag(parser: argparse.ArgumentParser) -> None:
-    about = "keep the run at a URL (s3://BUCKET/NAME, file:///PATH ...), so that hosts need no directory in common"
+IN_STORE = "the URL that `weaverant run --store` was given: DIR is, or becomes, this host's own directory of that run"
+KEPT = "keep the run at a URL (s3://BUCKET/NAME, file:///PATH ...), so that hosts need no directory in common"
+
+
+def _store_flag(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--store", metavar="URL", help=about)
 
 
@@ -201,14 +204,14 @@ def _resume_flags(parser: argparse.ArgumentParser) -> None:
     add("--retry", metavar="failed[:REASON]", help="take failed rows up again: all, or those that failed for REASON")
     add("--model", action="append", default=[], metavar="[NAME=]SPEC", help="the same model at another address")
     add("--input", metavar="PATH", help="the same rows at another place")
-    _store_flag(parser)
+    _store_flag(parser, IN_STORE)
     _limit_flags(parser)
 
 
 def _join_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("directory", metavar="DIR", help="the run's directory; with --store one of this host's own")
-    _store_flag(parser)
+    add("directory", metavar="DIR", help="the run's directory; with --store one that only this host uses")
+    _store_flag(parser, IN_STORE)
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="where other peers reach this one (default: 127.0.0.1)")
     add("--label", action="append", default=[], metavar="LABEL", help="a place that this peer offers")
 

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 from weaverant.binding import Binding
 from weaverant.events import NO_USAGE, Event, TaskEnded
-from weaverant.launch import Run
 from weaverant.message import Message, Reply, Usage
 from weaverant.protocols import Clock
+from weaverant.session import Run
 from weaverant.step import Ask, ModelAsk
 from weaverant.task import Row, TaskRun
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from weaverant.cli.signals import Signals
 from weaverant.cli.text import counted, exact
-from weaverant.launch import EXIT_CODES, Run
 from weaverant.runtime.progress import Progress, is_live, money
 from weaverant.runtime.watch import holder
+from weaverant.session import EXIT_CODES, Run
 from weaverant.task import Task
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Driver:
     def __init__(self, run: Run | PeersRun, seen: Callable[[Task], None], quiet: bool = False) -> None:
         self._signals = Signals(self._stop, self._leave)
         self._stops = 0
+        self._announced = False
         self._run = run
         self._seen = seen
         self._quiet = quiet
@@ -54,6 +55,8 @@ class Driver:
             async for task in self._run:
                 self._seen(task)
         finally:
+            if self._run.began and not self._announced:
+                self._announce()
             if self._drawing is not None:
                 self._drawing.cancel()
                 with suppress(asyncio.CancelledError):
@@ -65,6 +68,9 @@ class Driver:
         if not self._run.began:  # it cannot begin, and the error says why; or it takes a moment
             asyncio.get_running_loop().call_later(0.02, self._announce)
             return
+        if self._announced:
+            return
+        self._announced = True
         if self._run.state == "budget":
             self._say(
                 f"nothing was asked: {exact(self._run.spent)} have been spent, more than the budget of "

@@ -7,29 +7,36 @@ import asyncio
 from pathlib import Path
 
 from weaverant.cli.fetch import attach_new
+from weaverant.cli.report import STATES
 from weaverant.cli.streams import tell
+from weaverant.cli.text import counted
 from weaverant.errors import UserError
+from weaverant.peers.joining import check_joinable, check_key, check_labels
 from weaverant.peers.member import Member
-from weaverant.rundir import load_config
-from weaverant.summary import has_finished
+from weaverant.swarm.listener import check_host
 from weaverant.swarm.lost import LinkLost
-from weaverant.swarm.places import read_key
+
+WHY = {"left": "as it was told to", "finished": "nothing is left to do here", "interrupted": "the run was stopped"}
 
 
 def join_command(options: argparse.Namespace) -> int:
     directory = Path(options.directory).resolve()
+    check_host(options.host)
+    check_labels(options.label)
     if options.store is not None:
+        check_key(directory, options.store)
         attach_new(directory, options.store, part=True)
-    load_config(directory)
-    if has_finished(directory):
-        raise UserError(f"the run in {options.directory!r} has finished: there is nothing to join")
-    read_key(directory)
+    check_joinable(directory)
     offers = f", offering {', '.join(options.label)}" if options.label else ""
     tell(f"joining {options.directory} as a peer{offers}; Ctrl-C leaves in order, and others go on with its rows")
+    member = Member(directory, options.host, tuple(options.label))
     try:
-        return asyncio.run(Member(directory, options.host, tuple(options.label)).work())
+        code = asyncio.run(member.work())
     except LinkLost as error:
         raise UserError(
             f"the session that works on {options.directory!r} does not answer: {error}. Join while `weaverant run "
             "--peers` or `weaverant resume --peers` goes on"
         ) from None
+    why = WHY.get(member.state) or STATES.get(member.state, member.state)
+    tell(f"left {options.directory}: {why}; {counted(member.rows, 'row')} ended here")
+    return code

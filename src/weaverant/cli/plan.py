@@ -18,10 +18,10 @@ from weaverant.cli.begun import Begun
 from weaverant.cli.streams import put
 from weaverant.cli.text import clipped, counted, indented, message_lines
 from weaverant.export import GENERIC
-from weaverant.launch import Run
 from weaverant.protocols import Unreadable
 from weaverant.runtime.feed import as_row
 from weaverant.runtime.progress import money
+from weaverant.session import Run
 from weaverant.step import ModelAsk
 
 PROMPT_LINES = 3

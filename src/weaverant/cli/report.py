@@ -12,7 +12,7 @@ from weaverant.cli.allowance import least, rounded_up
 from weaverant.cli.text import clipped, counted, exact, table
 from weaverant.runtime.ledger import AgentCounts, StageCounts
 from weaverant.runtime.progress import money, short
-from weaverant.summary import Summary, positive
+from weaverant.summary import PeerSummary, Summary, positive
 
 REASONS_SHOWN = 10
 
@@ -36,6 +36,9 @@ STATES = {
     "pilot": "the pilot has ended",
     "running": "running now",
     "killed": "killed before it could end in order",
+    "working": "its peers still work, without the command that started them: they stop by themselves before long",
+    "ending": "its peers were told to stop, and end what is in flight",
+    "unseen": "nobody is seen at work on it from here, and it has not ended in order: others may be, on other hosts",
     "ready": "not started",
     "broken": "stopped: it could not go on",
     "grouping": "what peers can do is done; groups are still to be formed",
@@ -128,7 +131,7 @@ def _peers(summary: Summary) -> Iterator[str]:
             *((", ".join(peer.labels),) if labelled else ()),
             f"{peer.ended:,}",
             f"{peer.calls:,}",
-            peer.state + (f": {peer.why}" if peer.why else ""),
+            _peer_state(peer) + (f": {peer.why}" if peer.why else ""),
         )
         for peer in shown
     ]
@@ -165,6 +168,12 @@ def _unknown(summary: Summary) -> list[str]:
         for name in summary.unpriced
         if name in models and models[name].calls > models[name].reused and not models[name].total().cost
     ]
+
+
+def _peer_state(peer: PeerSummary) -> str:
+    if peer.state == "idle":  # one that offers labels may be at work on calls of others
+        return "no row of its own" if peer.labels else "idle: it holds no row"
+    return "not seen from this host" if peer.state == "unseen" else peer.state
 
 
 def _requests(summary: Summary) -> Iterator[str]:

@@ -33,11 +33,11 @@ from weaverant.cli.streams import Unwritten, put, settle, tell
 from weaverant.cli.text import counted
 from weaverant.errors import JournalError, UserError, WeaverantError, is_full
 from weaverant.journal.shelf import shelf_of, store_of
-from weaverant.launch import EXIT_CODES, Run
 from weaverant.pilot import estimate
 from weaverant.recipe import Recipe
 from weaverant.rundir import check_free, default_directory, load_config, resume_in_python
 from weaverant.runtime.threads import StepThread
+from weaverant.session import EXIT_CODES, Run
 from weaverant.summary import Examples, fold, has_finished, of_run
 
 if TYPE_CHECKING:
@@ -130,21 +130,27 @@ def _drive_all(prepare: Callable[[], Run], options: argparse.Namespace) -> int:
     from weaverant.peers.driver import PeersRun
     from weaverant.peers.given import check_options, labels_of
     from weaverant.swarm.crew import LocalCrew
+    from weaverant.swarm.listener import check_host
+    from weaverant.swarm.places import check_key_given
 
     new = vars(options)
     check_options(options.peers, new.get("no_journal", False), options.pilot, new.get("reuse"), options.input)
     if options.swarm == "local":
         labels_of(options.peers, options.label, ())
+        if options.host is not None:
+            check_host(options.host)
         run = prepare()
         assert run.directory is not None or options.no_journal
         crew = LocalCrew(run.directory or Path(), options.host or "127.0.0.1")
-        on_peers = PeersRun(run, options.peers, crew, labels=options.label, spread=options.spread is not None)
+        spread, host = options.spread is not None, options.host or ""
+        on_peers = PeersRun(run, options.peers, crew, labels=options.label, spread=spread, host=host)
         code = _drive(on_peers, options.quiet)
     else:
         if options.host is not None:
             raise UserError("with --swarm ray each peer listens at its node's own address: leave --host out")
-        if options.store or ("directory" in options and store_of(Path(options.directory))):
-            raise UserError("--swarm ray starts its peers in the run's own directory: leave --store out, or --swarm")
+        store = options.store or ("directory" in options and store_of(Path(options.directory)))
+        if store and options.address is not None:
+            check_key_given()
         from weaverant.swarm.raycrew import RayCrew
         from weaverant.swarm.rays import Cluster
 

@@ -21,6 +21,7 @@ from weaverant.errors import UserError
 from weaverant.events import AgentBound
 from weaverant.history import sensible
 from weaverant.journal import BlobStore, JournalReader
+from weaverant.journal.steady import steadily
 from weaverant.rundir import load_config
 from weaverant.runtime.progress import money
 from weaverant.story import Step, Story, Storyteller
@@ -38,10 +39,10 @@ def show_command(options: argparse.Namespace) -> int:
     if options.find is not None:
         if options.task is not None:
             raise UserError("--find gives keys and --task takes one; leave one of the two out")
-        found = find(directory, options.find)
+        found = steadily(directory, lambda: find(directory, options.find))
         text = _document(msgspec.to_builtins(found)) if options.json else "\n".join(found_lines(found, bounds[1]))
     elif options.task is not None:
-        story = read_story(directory, options.task)
+        story = steadily(directory, lambda: read_story(directory, options.task))
         with sensible(f"task {options.task!r}"):
             text = _document(msgspec.to_builtins(story)) if options.json else "\n".join(story_lines(story, *bounds))
     else:

@@ -45,7 +45,8 @@ KINDS = {
 
 def open_engine(spec: str, parts: int = 1) -> Engine:
     """The engine a spec names; `UserError` if it names none. A URL without `#model` is asked for its model. With
-    `parts` it makes one part of so many of what the spec lets a server be asked: `rpm`, `tpm`, `connections`."""
+    `parts` it makes one part of so many of what the spec lets a server be asked: `rpm`, `tpm`, `connections`; of a
+    simulated one `slots`."""
     scheme, colon, rest = spec.strip().partition(":")
     kind = KINDS.get(scheme)
     if kind is None or not colon:
@@ -58,7 +59,7 @@ def open_engine(spec: str, parts: int = 1) -> Engine:
         return opener(open_engine(inner, parts), directory)
     if kind.opener in (_POOL, KINDS["pool"].opener):
         return opener(spec.strip() if kind.opener == _POOL else rest, parts)
-    return opener(rest)
+    return opener(rest, parts) if scheme == "simulated" else opener(rest)
 
 
 def pooled(specs: Sequence[str]) -> str:

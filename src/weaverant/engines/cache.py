@@ -67,6 +67,10 @@ class Cached:
         ask: Callable[[Request], float | None] | None = getattr(self._engine, "worst", None)
         return None if ask is None else ask(request)
 
+    @property
+    def claims(self) -> bool:
+        return getattr(self._engine, "claims", False)
+
     def refuses(self, request: Request) -> str:
         ask: Callable[[Request], str] | None = getattr(self._engine, "refuses", None)
         return "" if ask is None else ask(request)

@@ -49,7 +49,9 @@ class Simulated:
         jitter: float = 0.3,
         seed: int = 0,
         failures: float = 0.0,
+        parts: int = 1,
     ) -> None:
+        """With `parts` it is one of so many that make up the server, with its part of the slots, and one at least."""
         _check(0, latency=latency, tokens_per_s=tokens_per_s, jitter=jitter, failures=failures)
         _check(1, slots=slots, tokens=tokens)
         self._latency = latency
@@ -59,11 +61,11 @@ class Simulated:
         self._failures = failures
         self._salt = f"{seed}\0".encode()
         self._identity = f"simulated:tokens={tokens},seed={seed},failures={failures:g}"
-        self._queue = _Slots(slots)
+        self._queue = _Slots(max(1, slots // parts))
 
     @classmethod
-    def open(cls, spec: str) -> Simulated:
-        """`latency=0.2,slots=64,tokens=200`, any parameter by name; empty for the defaults."""
+    def open(cls, spec: str, parts: int = 1) -> Simulated:
+        """`latency=0.2,slots=64,tokens=200`, any parameter by name but `parts`; empty for the defaults."""
         options: dict[str, Any] = {}
         for item in filter(None, spec.split(",")):
             name, _, text = item.partition("=")
@@ -79,7 +81,7 @@ class Simulated:
                 raise UserError(
                     f"simulated: {name.strip()!r} is {text!r}; expected a number like {name.strip()}=1"
                 ) from None
-        return cls(**options)
+        return cls(**options, parts=parts)
 
     @property
     def identity(self) -> str:

@@ -108,6 +108,16 @@ def is_locked(directory: Path) -> bool:
     return False
 
 
+def has_ended(directory: Path) -> bool:
+    """Whether the last that wrote here was a process of this host, and writes no more. False where nobody can tell: a
+    lock that another host holds may not be seen here."""
+    try:
+        holder = msgspec.json.decode((directory / "lock").read_bytes()[:SIZE], type=Holder)
+    except (OSError, msgspec.DecodeError):
+        return False
+    return holder.host == socket.gethostname() and not is_locked(directory)
+
+
 def last_words(directory: Path) -> str:
     """Why the last process could not write the journal to its end; empty where it did not say so."""
     try:

@@ -6,6 +6,8 @@ the shelf first; what is in the directory then is read as files, as ever.
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -157,6 +159,22 @@ def attach(run: Path, url: str, part: bool = False) -> None:
         (run / "peers").mkdir(parents=True, exist_ok=True)
         _note(run, Store(url, part))
         there.write_bytes(data)
+    except OSError as error:
+        raise UserError(f"the run directory {str(run)!r} cannot be written: {error.strerror}") from None
+
+
+def attach_once(run: Path, url: str) -> None:
+    """Make this directory one with a part of the run in a store, where it is none yet. Several processes of a host may
+    do so at once. Raises `UserError`."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        folder = os.open(run, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            if store_of(run) is None:
+                attach(run, url, part=True)
+        finally:
+            os.close(folder)
     except OSError as error:
         raise UserError(f"the run directory {str(run)!r} cannot be written: {error.strerror}") from None
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from weaverant.errors import JournalError, WeaverantError, shown
-from weaverant.launch import EXIT_CODES
+from weaverant.errors import JournalError, UserError, WeaverantError, shown
+from weaverant.journal.shelf import attach_once
+from weaverant.session import EXIT_CODES
 
 
 def main() -> int:
@@ -22,13 +23,14 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--label", action="append", default=[])
+    parser.add_argument("--store", help="make the directory one of the run in that store, where it is none yet")
     parser.add_argument("--leashed", action="store_true", help="end at once when standard input does")
     options = parser.parse_args()
     try:
         return asyncio.run(_office(options) if options.what == "office" else _peer(options))
     except WeaverantError as error:
         print(f"weaverant: {shown(error)}", file=sys.stderr)
-        return EXIT_CODES["journal"] if isinstance(error, JournalError) else 1
+        return EXIT_CODES["journal"] if isinstance(error, JournalError) else 2 if isinstance(error, UserError) else 1
 
 
 async def _office(options: argparse.Namespace) -> int:
@@ -45,6 +47,8 @@ async def _peer(options: argparse.Namespace) -> int:
     from weaverant.peers.member import Member
 
     _heed(options)
+    if options.store is not None:
+        attach_once(options.directory, options.store)
     return await Member(options.directory, options.host, tuple(options.label)).work()
 
 

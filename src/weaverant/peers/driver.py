@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shlex
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -14,11 +15,11 @@ from typing import Any
 
 import msgspec
 
-from weaverant.errors import JournalError, UserError, WeaverantError, shown
-from weaverant.events import RowsLeft, RunClosed, RunOpened, Shortfall, SourceEnded, TaskReopened, TaskTaken
+from weaverant.errors import JournalError, WeaverantError, shown
+from weaverant.events import NO_USAGE, RowsLeft, RunClosed, RunOpened, Shortfall, SourceEnded, TaskReopened, TaskTaken
 from weaverant.journal import BlobStore, JournalReader, SegmentJournal
 from weaverant.journal.homes import OWN, epochs_of
-from weaverant.launch import EXIT_CODES, Run
+from weaverant.message import total
 from weaverant.peers.given import check_run, labels_of
 from weaverant.peers.ledger import PeersLedger
 from weaverant.peers.member import FAILED
@@ -28,6 +29,7 @@ from weaverant.runtime.recovery import Recovery
 from weaverant.runtime.stagebook import StageBook
 from weaverant.runtime.survey import Survey, survey
 from weaverant.runtime.unfinished import Unfinished
+from weaverant.session import EXIT_CODES, Run
 from weaverant.swarm import messages as words
 from weaverant.swarm.crew import Crew, Ended
 from weaverant.swarm.ending import end_peers
@@ -58,15 +60,20 @@ class PeersRun:
     """A run that was prepared, to be worked on by `peers` processes. To be iterated over once; it yields no tasks: they
     stand in the journals."""
 
-    def __init__(self, run: Run, peers: int, crew: Crew, *, labels: Sequence[str] = (), spread: bool = False) -> None:
+    def __init__(
+        self,
+        run: Run,
+        peers: int,
+        crew: Crew,
+        *,
+        labels: Sequence[str] = (),
+        spread: bool = False,
+        host: str = "",
+    ) -> None:
         """`labels` are offered by these peers, `LABEL=N` by the first N of them. `spread`: each agent has peers of its
-        own. Raises `UserError` where the run cannot have peers."""
+        own. `host`: where this process can be reached. Raises `UserError` where the run cannot have peers."""
+        self._host = host
         check_run(run, peers)
-        if run.limits.budget and (spread or any(agent.place for agent in run.recipe.agents)):
-            raise UserError(
-                "a budget does not reach calls that travel to other peers: leave --budget out, or --spread and the "
-                "places of agents"
-            )
         self.recipe, self.config, self.directory, self.resumed = run.recipe, run.config, run.directory, run.resumed
         self.limits, self.source = run.limits, run.source
         self.ledger = PeersLedger(run.config.stages)
@@ -117,7 +124,7 @@ class PeersRun:
 
     @property
     def cut(self) -> int:
-        return sum(each.cut for each in self._counts())
+        return self.ledger.cut
 
     @property
     def spent(self) -> float:
@@ -138,10 +145,14 @@ class PeersRun:
         lines = list(dict.fromkeys(note for each in self._counts() for note in each.notes))
         offered = {label for each in self._status.members if each.state == "working" for label in each.labels}
         missing = sorted({agent.place for agent in self.recipe.agents if agent.place} - offered)
+        here = shlex.quote(str(self.directory))
         waits = [
-            f"no peer offers {label!r}, and calls wait for one: weaverant join --label {label}" for label in missing
+            f"no peer offers {label!r}, and calls wait for one: weaverant join {here} --label {shlex.quote(label)}"
+            for label in missing
         ]
-        return [f"{working} {'peer' if working == 1 else 'peers'}", *waits, *lines]
+        idle = sum(each.state == "working" and not each.counts.rows_in_flight for each in self._status.members)
+        without = f", {idle} of them without a row" if idle else ""
+        return [f"{working} {'peer' if working == 1 else 'peers'}{without}", *waits, *lines]
 
     @property
     def exit_code(self) -> int:
@@ -170,9 +181,8 @@ class PeersRun:
             finally:
                 await self._end()
             self.ledger.settle(self.directory)
-            if self.limits.budget:
-                with suppress(JournalError):
-                    self._spent = spent_in(self.directory, epochs_of(self.directory))
+            with suppress(JournalError):
+                self._spent = spent_in(self.directory, epochs_of(self.directory))
             if self._state == "" and self._status is not None and self._status.total is not None:
                 journal.append(SourceEnded(self._status.total, time.time()))
                 if len(ungrouped(self.recipe.stages)) < len(self.recipe.stages):
@@ -192,8 +202,9 @@ class PeersRun:
     async def _open(self, journal: SegmentJournal) -> None:
         directory, config = self.directory, self.config
         assert directory is not None
-        await end_peers(directory)
+        await end_peers(directory, self._host)
         reader = JournalReader(directory)
+        self._given.begin_afresh(reader)
         session = sum(isinstance(event, RunOpened) for event in reader.run_events())
         reopened: list[TaskReopened | TaskTaken] = []
         if self.resumed:
@@ -206,6 +217,7 @@ class PeersRun:
                 stage.rows = stage.ended
             self.ledger.before, self.ledger.earlier = counts.stages, counts.stages[0].ended
             self.ledger.earlier_calls, self.ledger.earlier_cost = counts.earlier_calls, counts.earlier_cost
+            self.ledger.earlier_usage = total([NO_USAGE, *reader.usage().values()])
             self.ledger.take([])
             self._owed = bool(reader.reserved().open)
             if self.limits.budget and spent_in(directory, epochs_of(directory)) > self.limits.budget * (1 + ROUNDING):
@@ -269,8 +281,9 @@ class PeersRun:
             await asyncio.sleep(0.02)
         await asyncio.to_thread(self._crew.kill)
         assert self.directory is not None
-        with suppress(JournalError):
-            await end_peers(self.directory)
+        if await asyncio.to_thread(self._still_ours):  # else these are the peers of another host's session
+            with suppress(JournalError):
+                await end_peers(self.directory, wait=False)
         drop_key(self.directory)
 
     # Its processes

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from weaverant.errors import UserError
-from weaverant.launch import Run
+from weaverant.protocols import Engine
+from weaverant.rundir import RunConfig
+from weaverant.session import Run
 from weaverant.swarm.neighbours import role
 
 
@@ -58,3 +61,19 @@ def check_run(run: Run, peers: int) -> None:
         )
     if run.pilot is not None or run.config.reuse is not None:
         raise UserError("--pilot and --reuse are for one process: leave --peers out; `resume --peers N` can go on then")
+
+
+def check_models(directory: Path, config: RunConfig, engines: Mapping[str, Engine]) -> None:
+    """`UserError` where what answers a peer is not what answers the others: what a spec says may lead elsewhere on
+    another host."""
+    others = [
+        f"for {config.models[name]!r} expected {config.identities.get(name)!r}, found {engine.identity!r}"
+        for name, engine in engines.items()
+        if engine.identity != config.identities.get(name)
+    ]
+    if others:
+        raise UserError(
+            f"this peer cannot work on {str(directory)!r}, because its models are not those of the run: "
+            f"{'; '.join(others)}. A run asks the same models everywhere: let that lead to the same model on this host "
+            "(its server, its file, its package's version), and join again"
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import signal
 import socket
@@ -21,14 +20,17 @@ from weaverant.events import PeerClosed, PeerOpened, RunClosed
 from weaverant.journal import BlobStore
 from weaverant.journal.homes import Fenced, fence_of, home_of
 from weaverant.journal.shelf import shelf_of
-from weaverant.launch import Run, resume
-from weaverant.protocols import Journal
+from weaverant.launch import resume
+from weaverant.peers.given import check_models
+from weaverant.protocols import Engine, Journal
 from weaverant.rundir import load_config
 from weaverant.runtime.collector import Collector
 from weaverant.runtime.feed import NumberedRows
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.local import LocalSwarm
+from weaverant.runtime.permit import RevocablePermit
 from weaverant.runtime.stagebook import StageBook
+from weaverant.session import Run
 from weaverant.swarm.allowance import Allowance
 from weaverant.swarm.ending import ANOTHER_SESSION
 from weaverant.swarm.intake import LeasedIntake
@@ -38,7 +40,7 @@ from weaverant.swarm.lost import LinkLost, WrongKey
 from weaverant.swarm.messages import Counts
 from weaverant.swarm.neighbours import PING, Neighbours
 from weaverant.swarm.office import told_of
-from weaverant.swarm.peer import ORPHAN_S, GivenUp, Peer, why_of
+from weaverant.swarm.peer import ORPHAN_S, GivenUp, Peer, name_of, why_of
 from weaverant.swarm.places import read_key
 from weaverant.swarm.takeover import Finder
 from weaverant.swarm.travel import HostedEngines
@@ -50,7 +52,7 @@ LEFT, FAILED, STOPPED = 0, 4, 4
 
 
 class Seat:
-    """Makes a run one peer of several. See `launch.Seat`."""
+    """Makes a run one peer of several. See `session.Seat`."""
 
     def __init__(self, peer: Peer, key: bytes, labels: tuple[str, ...]) -> None:
         self.epoch = peer.epoch
@@ -60,6 +62,7 @@ class Seat:
         self._peer = peer
         self._labels = labels
         self._run: Run
+        self._swarm: LocalSwarm
         self._beating: asyncio.Task[None] | None = None
 
     def prepare(self, run: Run, journal: Journal, collector: Collector) -> LocalSwarm:
@@ -78,18 +81,24 @@ class Seat:
         if budget := peer.joined.budget:
             money = peer.money = Allowance(budget, journal.flush, clock)
             intake.brought = money.bring
-        self.hosted = HostedEngines(models, config.run)
-        near = self._neighbours = Neighbours(f"peer-{self.epoch}", self._key, self._labels, peer.joined.roles, models)
+        permit = RevocablePermit(peer.may_call)
+        self.hosted = HostedEngines(models, config.run, permit, peer.departed)
+        near = self._neighbours = Neighbours(name_of(self.epoch), self._key, self._labels, peer.joined.roles, models)
         intake.released = near.release
         peer.listed = lambda: near.update(peer.roster, self.epoch)
-        swarm = LocalSwarm(
+        swarm = self._swarm = LocalSwarm(
             stages, run.binding, journal, intake, run.ledger, run.limits, blob=blob, run=config.run, budget=money,
-            clock=clock, grown=collector.rows, may_call=peer.may_call, closing=_closing, afar=near.engine,
+            clock=clock, grown=collector.rows, permit=permit, closing=_closing, afar=near.engine,
         )  # fmt: skip
 
         finder = Finder(directory, len(stages), config.trials, blob, clock)
         self._beating = asyncio.get_running_loop().create_task(self._peer.work(swarm, intake, self.counts, finder.find))
         return swarm
+
+    @property
+    def stopping(self) -> bool:
+        """The office has told it to stop, and calls in flight have only so much time left."""
+        return self._peer.state != "" and self._swarm.hurried
 
     def counts(self) -> Counts:
         """What was done so far."""
@@ -126,6 +135,13 @@ class Member:
         self._run: Run | None = None
         self._seat: Seat | None = None
         self._leaving = False
+        self.rows = 0
+        """That ended in all its incarnations."""
+
+    @property
+    def state(self) -> str:
+        """Why it ended: `left`, where it was told to, or as of a `Run`."""
+        return "left" if self._leaving else "ready" if self._run is None else self._run.state
 
     async def work(self) -> int:
         """Its exit code."""
@@ -135,7 +151,7 @@ class Member:
             loop.add_signal_handler(number, self._leave)
         listener = await Listener.open(self._host, 0, key, "peer", self._serve)
         try:
-            while True:
+            while self._run is None or self._goes_on(key):
                 try:
                     epoch = await asyncio.to_thread(shelf_of(self._directory).new_epoch)
                 except OSError as error:
@@ -143,7 +159,7 @@ class Member:
                 peer = Peer(self._directory, key, epoch, listener.address, self._labels, time)
                 try:
                     if self._run is None:
-                        await peer.join()
+                        await self._join(peer)
                     elif (code := await self._join_again(peer)) is not None:
                         return code
                 except GivenUp:
@@ -155,8 +171,31 @@ class Member:
                 there = fence_of(home_of(self._directory, epoch))
                 if there is not None and there.why == ANOTHER_SESSION:
                     return LEFT  # which would wait for the home of one that can only knock with the old key
+            return LEFT
         finally:
             await listener.close()
+
+    async def _join(self, peer: Peer) -> None:
+        """For the first time. Raises `LinkLost` or `UserError` where there is no session, or none any more."""
+        try:
+            await peer.join()
+        except (LinkLost, TimeoutError, UserError) as error:
+            await self._never_joined(peer)
+            if isinstance(error, TimeoutError):
+                raise LinkLost("its office does not answer in time") from None
+            raise
+
+    async def _never_joined(self, peer: Peer) -> None:
+        """Nobody shall wait for it."""
+        with suppress(OSError, WeaverantError):
+            await asyncio.to_thread(shelf_of(self._directory).fence, peer.epoch, "it never joined")
+
+    def _goes_on(self, key: bytes) -> bool:
+        """Whether the session does, as far as is known."""
+        try:
+            return read_key(self._directory) == key
+        except UserError:
+            return False
 
     async def _join_again(self, peer: Peer) -> int | None:
         """After it was given up. The exit code where it cannot."""
@@ -168,30 +207,33 @@ class Member:
         except (LinkLost, TimeoutError) as error:
             print(f"weaverant: no office could be reached for {ORPHAN_S:.0f} s: {error}", file=sys.stderr)
             code = STOPPED
-        with suppress(OSError, WeaverantError):
-            await asyncio.to_thread(shelf_of(self._directory).fence, peer.epoch, "it never joined")
+        await self._never_joined(peer)
         return code
 
     async def _live(self, peer: Peer, key: bytes) -> bool:
         """One incarnation. False where its journal could not be written."""
         seat = self._seat = Seat(peer, key, self._labels)
-        share = peer.joined.share
-        engines = {name: open_engine(spec, share) for name, spec in load_config(self._directory).models.items()}
+        share, engines = peer.joined.share, dict[str, Engine]()
         try:
+            config = load_config(self._directory)
+            for name, spec in config.models.items():
+                engines[name] = open_engine(spec, share)
+            check_models(self._directory, config, engines)
             run = self._run = resume(self._directory, models=engines, **_share(peer.joined.limits, share))
             run.seat = seat
             if self._leaving:
                 run.stop()
             async for _ in run:
                 pass
-        except JournalError as error:  # it could not be begun
-            await peer.leave("journal", shown(error), Counts([]))
+        except (JournalError, UserError) as error:  # it could not be begun, and has leased nothing
+            await peer.leave("journal" if isinstance(error, JournalError) else "refused", shown(error), Counts([]))
             raise
         finally:
+            self.rows += 0 if self._run is None else self._run.ledger.ended_rows
             await seat.stand_up()
             for engine in engines.values():
                 await engine.close()
-        await peer.leave("left" if self._leaving else run.state, why_of(run.error), seat.counts())
+        await peer.leave(self.state, why_of(run.error), seat.counts())
         return run.state != "journal" or _was_fenced(run.error)
 
     def _serve(self, link: Link, kind: str, body: Any) -> Any:
@@ -202,8 +244,9 @@ class Member:
         return self._seat.hosted.serve(link, kind, body)
 
     def _leave(self) -> None:
-        self._leaving = True
-        if self._run is not None:
+        again, self._leaving = self._leaving, True
+        told = self._seat is not None and self._seat.stopping
+        if self._run is not None and (again or not told):  # what all are told does not count as the first time
             self._run.stop()
 
 
@@ -216,10 +259,10 @@ def _was_fenced(error: BaseException | None) -> bool:
 
 
 def _share(limits: Mapping[str, Any], peers: int) -> dict[str, Any]:
-    """This peer's part of what the run may do at once."""
+    """This peer's part of what the run may do at once: never more than that in all, but one for each at least."""
     whole = Limits(**limits)
     part = dict(limits)
-    part["concurrency"] = max(1, math.ceil(whole.concurrency / peers))
+    part["concurrency"] = max(1, whole.concurrency // peers)
     if whole.in_flight is not None:
-        part["in_flight"] = max(1, math.ceil(whole.in_flight / peers))
+        part["in_flight"] = max(1, whole.in_flight // peers)
     return part

@@ -16,7 +16,6 @@ from msgspec import Struct
 from weaverant.errors import UserError
 from weaverant.events import Capacity, RunClosed
 from weaverant.journal import JournalReader
-from weaverant.launch import Run
 from weaverant.pilot.duration import duration
 from weaverant.pilot.earlier import Earlier
 from weaverant.pilot.intervals import Interval
@@ -24,6 +23,7 @@ from weaverant.pilot.seen import Seen
 from weaverant.pilot.whole import NOTHING, Figure, Whole
 from weaverant.rundir import RunConfig, load_config
 from weaverant.runtime.limits import Limits
+from weaverant.session import Run
 
 MARGIN = 1.1
 """The cap that is proposed, over the upper end of the cost."""

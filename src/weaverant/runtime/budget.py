@@ -71,9 +71,10 @@ class Account:
                 await self._budget.set_aside(self, more, claim)
                 self.here[claim] = self.here.get(claim, 0.0) + more
 
-    def take_back(self) -> None:
-        """The call is cancelled before anything was sent: nothing is set aside for it any more."""
-        self._budget.take_back(self)
+    def take_back(self, kept: float = 0.0) -> None:
+        """The call is cancelled before anything was sent that could cost more than what is `kept`: no more than that is
+        set aside for it from now on."""
+        self._budget.take_back(self, kept)
 
     def affords(self, dollars: float) -> bool:
         """See `Purse`."""
@@ -191,11 +192,14 @@ class Budget:
                 if wish.account.handle is not None:
                     wish.account.handle.cancel()
 
-    def take_back(self, account: Account) -> None:
-        """Nothing was sent for what the step's call has set aside here. What outlives the process stays claimed."""
-        if self._accounts.get(account.place) is account and (dollars := account.here.pop("", 0.0)):
-            self._set_aside -= dollars
-            self._note(account, "", 0.0)
+    def take_back(self, account: Account, kept: float = 0.0) -> None:
+        """Nothing was sent for what the step's call has set aside here, but for what is `kept`. What outlives the
+        process stays claimed."""
+        dollars = account.here.get("", 0.0)
+        if self._accounts.get(account.place) is account and dollars > kept:
+            account.here[""] = kept
+            self._set_aside -= dollars - kept
+            self._note(account, "", kept)
             self._serve()
 
     async def set_aside(self, account: Account, more: float, claim: str) -> None:

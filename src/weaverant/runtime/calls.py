@@ -10,7 +10,7 @@ from typing import Any
 from weaverant.binding import Binding
 from weaverant.errors import StepFailed, Unavailable, UserError
 from weaverant.message import Reply, Request
-from weaverant.protocols import CallContext, Engine, Purse
+from weaverant.protocols import CallContext, Engine, Permit, Purse
 from weaverant.runtime.budget import Budget
 from weaverant.runtime.effects import Effects
 from weaverant.runtime.limits import Limits
@@ -37,8 +37,11 @@ class Calls:
         budget: Budget | None,
         outlook: Outlook | None = None,
         afar: Callable[[ModelAsk], Engine | None] | None = None,
+        permit: Permit | None = None,
     ) -> None:
-        """`afar` gives the engine for a call that is to be made by other peers, None for one to be made here."""
+        """`afar` gives the engine for a call that is to be made by other peers, None for one to be made here. Engines
+        get the `permit`, see `CallContext`."""
+        self._permit = permit
         self._afar = afar
         self._placed: dict[tuple[str, str, str], Slots] = {}
         """By agent, place and model."""
@@ -164,7 +167,7 @@ class Calls:
     ) -> Awaitable[Reply]:
         row, key = run.row, ask.key
         turn = ask.turn = Turn()
-        context = CallContext(row.key, key[0], key[2], row.order, self._run, purse, turn)
+        context = CallContext(row.key, key[0], key[2], row.order, self._run, purse, turn, self._permit)
         return engine.generate(request, context)
 
     async def _ask_with_care(self, engine: Engine, run: TaskRun, ask: ModelAsk) -> Reply:
@@ -180,7 +183,7 @@ class Calls:
             return await answer
         except (asyncio.CancelledError, Unavailable) as error:
             if purse is not None and (isinstance(error, Unavailable) or (turn is not None and turn.waiting)):
-                purse.take_back()
+                purse.take_back(0.0 if turn is None else turn.kept)
             raise
 
 

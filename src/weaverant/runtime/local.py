@@ -41,6 +41,7 @@ from weaverant.runtime.intake import RowsIn
 from weaverant.runtime.ledger import Ledger
 from weaverant.runtime.limits import Limits
 from weaverant.runtime.outlook import Outlook
+from weaverant.runtime.permit import RevocablePermit
 from weaverant.runtime.recovery import started_of
 from weaverant.runtime.slots import Owner
 from weaverant.runtime.stagebook import Refused
@@ -81,13 +82,13 @@ class LocalSwarm:
         outlook: Outlook | None = None,
         clock: Clock = time,
         grown: Callable[[int], None] = lambda rows: None,
-        may_call: Callable[[], bool] = lambda: True,
+        permit: RevocablePermit | None = None,
         closing: Callable[[RunClosed], Event] = lambda close: close,
         afar: Callable[[ModelAsk], Engine | None] | None = None,
     ) -> None:
         """`outlook` is for a pilot, `clock` for a simulated one; `grown` is told how many rows are in flight whenever
-        one more is. What is asked for while it is not so that it `may_call` waits until `go_on`. `closing` makes the
-        last event. `afar` gives an engine for calls that other peers are to make."""
+        one more is. What is asked for without the `permit`, where there is one, waits until `go_on`. `closing` makes
+        the last event. `afar` gives an engine for calls that other peers are to make."""
         self.binding = binding
         self.clock = clock
         self.ledger = ledger
@@ -106,8 +107,9 @@ class LocalSwarm:
         self._outlook = outlook
         if budget is not None:
             budget.attach(self.write_reservation, partial(self.stop, "budget", math.inf))
-        owner = Owner(Arrivals(clock, self._broken), self._admit_soon, self._broken, self._unavailable, may_call)
-        self._calls = Calls(binding, limits, owner, run, budget, outlook, afar)
+        owner = Owner(Arrivals(clock, self._broken), self._admit_soon, self._broken, self._unavailable, permit)
+        self._calls = Calls(binding, limits, owner, run, budget, outlook, afar, permit)
+        self._permit = permit
         self.launch = self._calls.submit
         self._live: dict[str, TaskRun] = {}
         self._pending_ends = 0
@@ -179,6 +181,11 @@ class LocalSwarm:
             self._wake.set()
 
     @property
+    def hurried(self) -> bool:
+        """Whether calls in flight have only so much time left: `stop` cuts them off."""
+        return self._hurried
+
+    @property
     def appetite(self) -> int:
         """Rows that could start now."""
         return 0 if self.stopped else max(0, min(self._limits.tasks - len(self._live), self._calls.room))
@@ -189,6 +196,8 @@ class LocalSwarm:
 
     def go_on(self) -> None:
         """It may call again, or there may be more rows."""
+        if self._permit is not None:
+            self._permit.go_on()
         if not self.stopped:
             self._calls.go_on()
             self._admit_soon()

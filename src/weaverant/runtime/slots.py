@@ -26,13 +26,13 @@ class Owner:
         idle: Callable[[], None],
         broken: Callable[[BaseException], None],
         unavailable: Callable[[Unavailable], None],
-        may_call: Callable[[], bool] = lambda: True,
+        may_call: Callable[[], bool] | None = None,
     ) -> None:
         self.arrivals = arrivals
         self.idle = idle
         self.broken = broken
         self.unavailable = unavailable
-        self.may_call = may_call
+        self.may_call = may_call or _always
 
 
 class Slots:
@@ -148,6 +148,10 @@ class Slots:
             _, _, run, following = heappop(waiting)
             if not run.closed and not following.settled:
                 self._begin(run, following)
+
+
+def _always() -> bool:
+    return True
 
 
 def waits(ask: Ask) -> bool:

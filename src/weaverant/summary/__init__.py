@@ -8,16 +8,19 @@ a row takes.
 from weaverant.summary.account import Divergence, Examples, Failure, Summary, failure_text, of_run, positive
 from weaverant.summary.costs import row_costs
 from weaverant.summary.document import document
-from weaverant.summary.fold import fold, has_finished
+from weaverant.summary.fold import fold, has_ended, has_finished
+from weaverant.summary.roster import PeerSummary
 
 __all__ = [
     "Divergence",
     "Examples",
     "Failure",
+    "PeerSummary",
     "Summary",
     "document",
     "failure_text",
     "fold",
+    "has_ended",
     "has_finished",
     "of_run",
     "positive",

@@ -11,9 +11,9 @@ from msgspec import Struct
 
 from weaverant.errors import shown
 from weaverant.events import Shortfall
-from weaverant.launch import Run
 from weaverant.rundir import RunConfig
 from weaverant.runtime.ledger import Ledger
+from weaverant.session import Run
 from weaverant.story import Story
 from weaverant.summary.roster import PeerSummary
 from weaverant.task import Task
@@ -47,7 +47,9 @@ class Summary(Struct):
 
     config: RunConfig
     state: str
-    """`finished`, why it stopped, `running`, or `killed`."""
+    """`ready`, `finished`, why it stopped, `running`, `killed`. Of a run on peers also `working`: they do so without
+    the command that started them; `ending`: they were told to stop. Of a run in a store also `unseen`: this directory
+    cannot tell whether others work on it."""
     ledger: Ledger
     rows: int | None
     """Rows of the first stage in all; None while only reading the source to its end would tell."""

@@ -13,8 +13,8 @@ from weaverant.summary.account import Summary, positive
 def document(summary: Summary) -> dict[str, Any]:
     """The summary as plain data. Keys are only ever added:
 
-    `directory`, `workflow`, `state`, `sessions`, `created` (Unix seconds), `input`, `trials`, `rows` (of the first
-    stage, null while unknown), `left`, `models` (name -> identity), `simulated` (names), `parameters`,
+    `directory`, `workflow`, `state` (see `Summary`), `sessions`, `created` (Unix seconds), `input`, `trials`, `rows`
+    (of the first stage, null while unknown), `left`, `models` (name -> identity), `simulated` (names), `parameters`,
     `stages` (a list of `{name, rows, done, rejected, failed, left}`; `rejected` and `failed` map reasons to counts),
     `agents` (a list of `{kind, name, calls, reused, cancelled, failures, prompt_tokens, completion_tokens,
     cached_tokens, reasoning_tokens, cost, requests, unsure, p50, p95, p99, unsure_calls, reserved, reserved_calls,
@@ -29,7 +29,7 @@ def document(summary: Summary) -> dict[str, Any]:
     stopped for money, `{calls, first, most}`: calls that waited for it, what the first and any of them may cost),
     `cut_off` (`{calls, sessions}`: of sessions without a budget, calls in flight when they stopped, and how many were
     killed with an unknown number in flight; a bill may have these, and no cost here does), `peers` (a list of
-    `{epoch, host, pid, labels, state, why, since, ended, calls}` of all that ever worked on it).
+    `{epoch, host, pid, labels, state, why, since, ended, calls}` of all that ever worked on it, see `PeerSummary`).
     """
     config = summary.config
     reserved = summary.ledger.reserved.by_agent()

@@ -26,16 +26,23 @@ from weaverant.events import (
 from weaverant.history import sensible
 from weaverant.journal import BlobStore, JournalReader, is_locked, last_words
 from weaverant.journal.homes import OWN
+from weaverant.journal.steady import steadily
 from weaverant.rundir import RunConfig, load_config
 from weaverant.runtime.ledger import Ledger
 from weaverant.story import Storyteller
 from weaverant.summary.account import EXAMPLES, REASONS, Divergence, Examples, Summary, unpriced_agents
 from weaverant.summary.roster import roster_of
+from weaverant.swarm.sight import look
 
 
 def fold(directory: Path) -> Summary:
     """The summary of what stands in the journal. Raises `UserError`, `JournalCorrupt`."""
     config = load_config(directory)
+    return steadily(directory, lambda: _folded(directory, config))
+
+
+def _folded(directory: Path, config: RunConfig) -> Summary:
+    began = is_locked(directory)
     reader = JournalReader(directory)
     ledger = Ledger(config.stages)
     folded = _Fold(ledger, _told_apart(config))
@@ -50,29 +57,38 @@ def fold(directory: Path) -> Summary:
         folded.finish()
         if reader.has_peers:  # a task's reservations may be read after their end, in the journal of who took it over
             ledger.reserved = reader.reserved()
-    state, why = folded.state, folded.why
+    state, why, sight = folded.state, folded.why, None
     if not state:
-        running = is_locked(directory)
-        why = "" if running else last_words(directory)
-        state = "running" if running else "journal" if why else "killed"
+        sight = look(directory)
+        if began and not sight.driver and has_ended(directory):
+            return _folded(directory, config)  # it has just ended in order
+        state = sight.state
+        if state in ("killed", "unseen") and (why := last_words(directory)):
+            state = "journal"
     rows = config.rows if folded.source_rows is None else folded.source_rows
     examples = Examples()
     teller = Storyteller({}, BlobStore(directory / "blobs").get)
-    for _, events in reader.histories(reader.places(folded.examples())):
-        examples.add(teller.tell(events))
+    with sensible(f"the run {str(directory)!r}"):
+        for _, events in reader.histories(reader.places(folded.examples())):
+            examples.add(teller.tell(events))
     return Summary(
         config, state, ledger, rows, examples.failures, str(directory), folded.sessions, folded.divergence,
         folded.budget, why, folded.short, unpriced_agents(config, folded.asked), folded.cut,
-        folded.killed + (state in ("killed", "journal") and not folded.budget), roster_of(directory),
+        folded.killed + (state in ("killed", "journal") and not folded.budget), roster_of(directory, sight),
     )  # fmt: skip
 
 
 def has_finished(directory: Path) -> bool:
     """Whether the run was left with nothing to do. Reads no task's events."""
+    return has_ended(directory) == "finished"
+
+
+def has_ended(directory: Path) -> str:
+    """How the last session ended in order; empty where it did not, or has not yet. Reads no task's events."""
     last = None
     for event in JournalReader(directory, (OWN,)).run_events():
         last = event
-    return isinstance(last, RunClosed) and last.state == "finished"
+    return last.state if isinstance(last, RunClosed) else ""
 
 
 def _told_apart(config: RunConfig) -> set[int]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from weaverant.events import PeerClosed, PeerOpened, TaskEnded
-from weaverant.journal import JournalReader, is_locked
+from weaverant.journal import JournalReader
 from weaverant.journal.codec import tag_of
 from weaverant.journal.homes import epochs_of, fence_of, home_of
+from weaverant.journal.reader import RunEvent
+from weaverant.swarm.records import leases_in
+from weaverant.swarm.sight import Sight
 
 
 class PeerSummary(Struct, frozen=True):
-    """One of them. `state`: `working`, how it left, or `gone`, and `why` then; rows that `ended` there and `calls` made
+    """One of them. `state`: `working`; `idle`, where it holds no row (calls of other peers apart); `killed`; `unseen`,
+    where this directory cannot tell; how it left; or `gone`, and `why` then. Rows that `ended` there and `calls` made
     for its own rows, those of other peers apart."""
 
     epoch: int
@@ -28,16 +34,16 @@ class PeerSummary(Struct, frozen=True):
     calls: int
 
 
-def roster_of(run: Path) -> list[PeerSummary]:
-    """By epoch. Those that were killed before they had written anything are left out."""
+def roster_of(run: Path, sight: Sight | None) -> list[PeerSummary]:
+    """By epoch. Those that were killed before they had written anything are left out. `sight`: who is at work now, None
+    where the session has ended."""
     found: list[PeerSummary] = []
     for epoch in epochs_of(run):
         reader = JournalReader(run, (epoch,))
         told = list(reader.run_events())
         opened = next((event for event in told if isinstance(event, PeerOpened)), None)
-        closed = next((event for event in reversed(told) if isinstance(event, PeerClosed)), None)
         if opened is not None:
-            state, why = _state(run, epoch, closed)
+            state, why = _state(run, opened, told, sight)
             ended = reader.events_by_tag().get(tag_of(TaskEnded), 0)
             found.append(
                 PeerSummary(
@@ -47,11 +53,24 @@ def roster_of(run: Path) -> list[PeerSummary]:
     return found
 
 
-def _state(run: Path, epoch: int, closed: PeerClosed | None) -> tuple[str, str]:
-    end = fence_of(home_of(run, epoch))
+def _state(run: Path, opened: PeerOpened, told: Sequence[RunEvent], sight: Sight | None) -> tuple[str, str]:
+    end = fence_of(home_of(run, opened.epoch))
     if end is None:
-        return ("working", "") if is_locked(run) else ("killed", "")
+        return _at_work(run, opened, told, sight), ""
+    closed = next((event for event in reversed(told) if isinstance(event, PeerClosed)), None)
     left, _, how = end.why.partition("it left: ")
     if not left and how:
         return how, ""
     return ("gone", end.why) if closed is None else (closed.state, closed.why)
+
+
+def _at_work(run: Path, opened: PeerOpened, told: Sequence[RunEvent], sight: Sight | None) -> str:
+    """Of one that nobody has ended."""
+    if sight is None:
+        return "killed"
+    is_here = opened.host == socket.gethostname() and (home_of(run, opened.epoch) / "lock").exists()
+    elsewhere = sight.office is None and not is_here
+    if opened.epoch in sight.alive or (elsewhere and sight.driver):
+        held = [each for each in leases_in(opened.epoch, told) if not each.done and each.start < each.stop]
+        return "working" if held else "idle"
+    return "unseen" if elsewhere and sight.partial else "killed"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from weaverant.swarm.presence import Presence
+from weaverant.swarm.shares import Shares
 from weaverant.swarm.spans import Claim, Span, Spans, fold
 from weaverant.swarm.tails import Holder, Lease, Tails
 from weaverant.swarm.terms import Cut, Grant, Holding, Orders, Record, Stranger
@@ -31,14 +32,14 @@ class LeaseBook:
     def __init__(
         self, generation: int, records: Iterable[Record], open_homes: Iterable[int], total: int | None, now: float,
         *, closed_homes: Iterable[int], rows: int = 1024, least: int = 64, lease: float = 4.0,
-        began: Iterable[tuple[int, int]] = (),
+        began: Iterable[tuple[int, int]] = (), planned: int = 1,
     ) -> None:  # fmt: skip
         """`records` of all homes; `closed_homes`: those closed or fenced, whose peers never join again; `open_homes`:
         all others; `total` tasks, None where not known.
 
-        A grant is of `least` to `rows` tasks. A peer unheard for `lease` seconds is silent. `began`: ranges in which
-        sessions of one process (epoch 0) may have begun tasks. ValueError for a generation that is no newer than a
-        record's.
+        A grant is of `least` to `rows` tasks, fewer where few are left. A peer unheard for `lease` seconds is silent.
+        `began`: ranges in which sessions of one process (epoch 0) may have begun tasks. `planned`: so many peers are to
+        join soon, and each has its part of what there is. ValueError for a generation that is no newer than a record's.
         """
         self.total = total
         """None where nobody has come to the end of the source."""
@@ -63,6 +64,7 @@ class LeaseBook:
         self._fresh = 0
         """From here on no task was ever leased."""
         self._tails = Tails(lease)
+        self._shares = Shares(planned, rows, least)
         self.leased = 0
         """Tasks in leases."""
         self._ended_tasks = 0
@@ -83,8 +85,9 @@ class LeaseBook:
             return
         if epoch not in self._awaited and (epoch in self._ended or epoch <= self._newest or (held and self._settled)):
             raise Stranger(epoch)
-        peer = self._peers[epoch] = Holder(self._least)
+        peer = self._peers[epoch] = Holder()
         self._presence.hear(epoch, now)
+        self._shares.join(epoch, peer, self._presence.now)
         for holding in held:
             lease = Lease(epoch, holding.number, holding.start, self._clipped(holding.stop), holding.prior)
             lease.next = holding.next
@@ -94,6 +97,11 @@ class LeaseBook:
             self._records.pop((epoch, holding.number, holding.start), None)
         self._awaited.discard(epoch)
         self._settle()
+
+    def expect(self, now: float) -> None:
+        """Nobody could join before: those whom it waits for have their time from now on."""
+        for epoch in self._awaited:
+            self._presence.hear(epoch, now)
 
     def hear(self, epoch: int, now: float) -> None:
         """The peer lives, and has nothing to say. Stranger: it is not in the book."""
@@ -106,11 +114,17 @@ class LeaseBook:
         self._presence.hear(epoch, now)
         self._told(peer, holdings)
         wants -= sum([lease.stop - lease.start for lease in peer.untold.values()])
-        if wants > 0 and self._settled and not self._give(epoch, peer, wants):
-            self._ask(peer, wants)
+        before, there = peer.held, False
+        if wants > 0 and self._settled:
+            there = self._give(epoch, peer, wants)
+            if not there:
+                self._ask(peer, wants)
+        given = peer.held - before
+        self._shares.served(epoch, peer, wants - given, self._presence.now)
         grants = [Grant(lease.number, lease.start, lease.stop, lease.prior) for lease in peer.untold.values()]
         asked = [lease for lease in peer.leases.values() if lease.asked and lease.until > self._presence.now]
-        return Orders(grants, [Cut(lease.number, lease.wanted) for lease in asked], self.finished)
+        cuts = [Cut(lease.number, lease.wanted) for lease in asked]
+        return Orders(grants, cuts, self.finished, there and not given)
 
     def cut(self, epoch: int, number: int, stop: int) -> None:
         """The peer has given up what is from `stop` on, durably; its own stop is a refusal. Stranger as for `beat`."""
@@ -231,6 +245,7 @@ class LeaseBook:
             self._records |= {(record.epoch, record.number, record.start): record for record in records}
         self._ended.add(epoch)
         self._presence.forget(epoch)
+        self._shares.end(epoch)
         self._awaited.discard(epoch)
         if (peer := self._peers.pop(epoch, None)) is not None:
             for lease in list(peer.leases.values()):
@@ -242,11 +257,13 @@ class LeaseBook:
 
     def _enter(self, peer: Holder, lease: Lease) -> None:
         peer.leases[lease.number] = lease
+        peer.held += lease.stop - lease.start
         self.leased += lease.stop - lease.start
 
     def _leave(self, peer: Holder, lease: Lease) -> None:
         del peer.leases[lease.number]
         peer.untold.pop(lease.number, None)
+        peer.held -= lease.stop - lease.start
         self.leased -= lease.stop - lease.start
         self._tails.drop(lease)
 
@@ -254,6 +271,7 @@ class LeaseBook:
         """What is from `stop` on was never started, and is free. A lease of nothing has ended."""
         stop = max(stop, lease.start)
         self._set_free(lease, stop, lease.prior)
+        peer.held -= lease.stop - stop
         self.leased -= lease.stop - stop
         lease.stop = stop
         if lease.start == stop:
@@ -296,11 +314,10 @@ class LeaseBook:
 
     def _give(self, epoch: int, peer: Holder, wants: int) -> bool:
         """Grant the peer its part of what is free; False where nothing is."""
-        if self.total is None:
-            most, peer.piece = peer.piece, min(self._rows, 2 * peer.piece)
-        else:
-            most = max(self._least, -(-self.free // (2 * len(self._peers))))
-        most = min(most, max(wants, self._least))
+        free = None if self.total is None else self.free
+        if free == 0:
+            return False
+        most = self._shares.part(peer, wants, free, len(self._peers), self._presence.now)
         for grants in range(MOST_GRANTS):
             if most <= 0:
                 break
@@ -310,6 +327,7 @@ class LeaseBook:
             lease = Lease(epoch, self._number, span.start, span.stop, span.prior)
             self._enter(peer, lease)
             peer.untold[lease.number] = lease
+            peer.had += span.stop - span.start
             most -= span.stop - span.start
         return True
 

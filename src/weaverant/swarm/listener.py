@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any, Self
 
-from weaverant.errors import WeaverantError
+from weaverant.errors import UserError, WeaverantError
 from weaverant.swarm.link import WINDOW, Link, Serve
 from weaverant.swarm.lost import LinkLost
 from weaverant.swarm.shared import SHARE_FROM
@@ -56,6 +58,30 @@ async def dial(
     if made.reason:
         raise made.gone()
     return made
+
+
+def check_host(host: str) -> None:
+    """`UserError` where nobody can listen there, or nobody would find who does."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise UserError(_no_host(host, f"no address is known for it ({error})")) from None
+    for family, kind, protocol, _, address in found:
+        if ip_address(str(address[0]).partition("%")[0]).is_unspecified:
+            raise UserError(_no_host(host, "it stands for all of them, and others could not find it by that"))
+        try:
+            with socket.socket(family, kind, protocol) as tried:
+                tried.bind(address)
+        except OSError as error:
+            why = f"{address[0]} cannot be listened at here ({error.strerror or error})"
+            raise UserError(_no_host(host, why)) from None
+
+
+def _no_host(host: str, why: str) -> str:
+    return (
+        f"--host {host!r}: {why}. Expected one address of this machine that the other peers reach, such as its one in "
+        "their network (`hostname -I` lists them); without --host peers of this machine alone find each other"
+    )
 
 
 class Listener:

@@ -14,6 +14,8 @@ JOIN, BEAT, LEAVE, PULSE = "join", "beat", "leave", "pulse"
 """What peers ask of the office."""
 STATUS, STOP, DIED, END = "status", "stop", "died", "end"
 """What the driver asks of the office."""
+LOOK = "look"
+"""What anybody asks of it who only looks: answered as `STATUS`, and no sign of life of the driver."""
 
 
 class StageTold(Struct, frozen=True, array_like=True):
@@ -113,7 +115,8 @@ class Listed(Struct, frozen=True, array_like=True):
 
 
 class Stop(Struct, frozen=True, array_like=True):
-    """All are to stop. `grace` is in seconds, None for the limits' own; `hurry` counts the times it was asked for."""
+    """All are to stop. `grace` is in seconds, None for the limits' own; `hurry` counts the times that calls in flight
+    got less of it."""
 
     state: str
     grace: float | None = None
@@ -121,6 +124,11 @@ class Stop(Struct, frozen=True, array_like=True):
     why: str = ""
     short: Shortfall | None = None
     """Of a stop for money: what it lacked."""
+
+    @property
+    def patience(self) -> float:
+        """To compare stops by: the limits' own grace is neither none nor endless."""
+        return 1.0 if self.grace is None else self.grace
 
 
 class Answer(Struct, frozen=True, array_like=True):
@@ -155,7 +163,8 @@ class Member(Struct, frozen=True, array_like=True):
 
 
 class Status(Struct, frozen=True, array_like=True):
-    """The run as the office sees it. `working` peers have joined and not left."""
+    """The run as the office sees it. `working` peers have joined and not left, or are to join it again: they live, as
+    far as anybody knows."""
 
     working: int
     finished: bool
@@ -164,3 +173,5 @@ class Status(Struct, frozen=True, array_like=True):
     stop: Stop | None
     members: list[Member]
     generation: int
+    unheard: float = 0.0
+    """Seconds since the driver was heard."""

@@ -9,9 +9,10 @@ from contextlib import suppress
 from weaverant.protocols import Engine
 from weaverant.step import ModelAsk
 from weaverant.swarm.link import Link
-from weaverant.swarm.listener import answers_nothing, dial
+from weaverant.swarm.listener import dial
 from weaverant.swarm.lost import LinkLost
 from weaverant.swarm.messages import Listed
+from weaverant.swarm.purses import Till
 from weaverant.swarm.travel import AfarEngine
 
 PING = "ping"
@@ -42,6 +43,7 @@ class Neighbours:
         """By address."""
         self._links: dict[str, Link] = {}
         self._keeping: dict[str, asyncio.Task[None]] = {}
+        self._till = Till()
         self._engines: dict[tuple[str, str], AfarEngine] = {}
         """By label and model."""
 
@@ -58,7 +60,7 @@ class Neighbours:
             def hosts(label: str = label) -> list[Link]:
                 return [link for at, link in self._links.items() if label in self._listed[at].labels]
 
-            found = self._engines[label, ask.model] = AfarEngine(model.identity, name, hosts)
+            found = self._engines[label, ask.model] = AfarEngine(model.identity, name, hosts, model, self._till)
         return found
 
     def update(self, roster: Collection[Listed], myself: int) -> None:
@@ -86,7 +88,7 @@ class Neighbours:
         """A link there, until cancelled; one that is lost or deaf is made anew."""
         while True:
             try:
-                link = await dial(address, self._key, self._name, answers_nothing, DEAF_S)
+                link = await dial(address, self._key, self._name, self._till.serve, DEAF_S)
             except LinkLost:
                 await asyncio.sleep(PING_S)
                 continue

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from weaverant.errors import JournalError, WeaverantError, shown
+from weaverant.errors import JournalError, UserError, WeaverantError, shown
 from weaverant.journal.shelf import shelf_of
 from weaverant.runtime.ledger import Ledger, StageCounts
 from weaverant.swarm import messages as words
@@ -26,7 +26,7 @@ from weaverant.swarm.link import Link
 from weaverant.swarm.listener import Listener
 from weaverant.swarm.messages import Answer, Beat, Counts, Given, Join, Joined, Leave, Listed, Member, Status, Stop
 from weaverant.swarm.places import Office as Place
-from weaverant.swarm.places import new_generation, publish
+from weaverant.swarm.places import drop_key, new_generation, publish, read_key
 from weaverant.swarm.records import known, leases_of
 from weaverant.swarm.treasury import Treasury, spent_in
 
@@ -60,9 +60,11 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Office:
-    """One generation. `run()` returns when the session is over."""
+    """One generation. `run()` returns when the session is over; `UserError` where it was before it began."""
 
-    def __init__(self, run: Path, key: bytes, plan: Plan, host: str) -> None:
+    def __init__(self, run: Path, key: bytes, plan: Plan, host: str, stop: Stop | None = None) -> None:
+        """`stop` is for one that only winds up: it tells everybody so, gives up for that reason who does not hear, and
+        ends when nobody is left."""
         self._run = run
         self._key = key
         self._plan = plan
@@ -71,7 +73,9 @@ class Office:
         self._members: dict[int, Member] = {}
         self._addresses: dict[int, Listed] = {}
         self._roster = 1
-        self._stop: Stop | None = None
+        self._stop = stop
+        self._winds_up = stop is not None
+        self._unheard = "it was not heard" if stop is None else stop.why
         self._ending: set[int] = set()
         self._over = asyncio.Event()
         self._driver_heard = time.monotonic()
@@ -80,11 +84,13 @@ class Office:
         self._counting: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
+        if read_key(self._run) != self._key:
+            raise UserError("another session with peers works on this run")
         records, open_homes, closed_homes = await asyncio.to_thread(known, self._run)
         total, rows = self._plan.total, self._plan.rows
         self._book = LeaseBook(
             self._generation, records, open_homes, total, time.monotonic(),
-            closed_homes=closed_homes, rows=rows, least=min(64, rows), lease=LEASE_S,
+            closed_homes=closed_homes, rows=rows, least=min(64, rows), lease=LEASE_S, planned=self._plan.share,
         )  # fmt: skip
         if self._plan.budget:
             self._treasury = Treasury(self._plan.budget, open_homes, closed_homes)
@@ -92,6 +98,7 @@ class Office:
         try:
             place = Place(self._generation, listener.address, socket.gethostname(), os.getpid())
             await asyncio.to_thread(publish, self._run, place)
+            self._book.expect(time.monotonic())
             while not self._over.is_set():
                 self._look()
                 with suppress(TimeoutError):
@@ -114,6 +121,8 @@ class Office:
                 return self._leave(msgspec.convert(body, Leave))
             case words.STATUS:
                 self._driver_heard = time.monotonic()
+                return self._status()
+            case words.LOOK:
                 return self._status()
             case words.STOP:
                 self._stop_all(msgspec.convert(body, Stop))
@@ -197,9 +206,13 @@ class Office:
         self._forget(told.epoch, told.state, told.why, told.counts)
 
     def _stop_all(self, stop: Stop) -> None:
-        if self._stop is not None:
-            stop = msgspec.structs.replace(self._stop, grace=stop.grace, hurry=self._stop.hurry + 1)
-        self._stop = stop
+        """Said again it changes nothing: who did not hear the answer asks again, and so does the next session. Only a
+        shorter grace cuts off calls that are paid for."""
+        before = self._stop
+        if before is None:
+            self._stop = stop
+        elif stop.patience < before.patience:
+            self._stop = msgspec.structs.replace(before, grace=stop.grace, hurry=before.hurry + 1)
 
     def _died(self, host: str, pid: int) -> None:
         """The driver has seen that process end."""
@@ -211,12 +224,15 @@ class Office:
 
     def _look(self) -> None:
         for epoch in self._book.silent(time.monotonic()):
-            self._end(epoch, "it was not heard")
+            self._end(epoch, self._unheard)
         if self._treasury is not None and self._counting is None and (epochs := self._treasury.to_count) is not None:
             self._counting = asyncio.get_running_loop().create_task(self._count(self._treasury, epochs))
         if time.monotonic() - self._driver_heard > DRIVER_S and self._stop is None:
             self._stop_all(Stop("interrupted", why="its driver is gone"))
+        if self._winds_up and not (self._book.peers or self._book.waiting):
+            self._over.set()
         if time.monotonic() - self._driver_heard > DRIVER_S and not self._book.peers:
+            drop_key(self._run, self._key)
             self._over.set()
 
     def _end(self, epoch: int, why: str) -> None:
@@ -271,9 +287,10 @@ class Office:
 
     def _status(self) -> Status:
         book = self._book
+        working = book.peers + len(book.waiting)
         return Status(
-            book.peers, book.finished, book.total, book.ended, self._stop, list(self._members.values()),
-            self._generation,
+            working, book.finished, book.total, book.ended, self._stop, list(self._members.values()),
+            self._generation, time.monotonic() - self._driver_heard,
         )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from weaverant.swarm.leases import Cut, Grant
 from weaverant.swarm.link import Link, Refused
 from weaverant.swarm.listener import answers_nothing, dial
 from weaverant.swarm.lost import LinkLost, WrongKey
-from weaverant.swarm.messages import Answer, Beat, Counts, Join, Joined, Leave, Listed
+from weaverant.swarm.messages import Answer, Beat, Counts, Join, Joined, Leave, Listed, Stop
 from weaverant.swarm.places import find_office, read_key
 from weaverant.swarm.pulse import Pulse
 from weaverant.swarm.takeover import Found
@@ -60,6 +60,9 @@ class Peer:
         """The peers that there are."""
         self.listed: Callable[[], None] = lambda: None
         """Called when the roster has changed."""
+        self._present: set[str] = set()
+        self._seen: set[str] = set()
+        """Names of peers: on the roster, and all that ever were."""
         self.state = ""
         """Why the office told it to stop."""
         self.money: Allowance | None = None
@@ -77,6 +80,8 @@ class Peer:
         """When the last beat that was answered had been sent."""
         self._trusted = -1e9
         """Until then nobody gives it up."""
+        self._held_still = False
+        """Somebody was told that nothing may be asked."""
         self._version = 0
         self._hurry = 0
         self._urgent = asyncio.Event()
@@ -95,8 +100,16 @@ class Peer:
         return self._joined
 
     def may_call(self) -> bool:
-        """Whether nobody can have given it up yet."""
-        return self._now() < self._trusted
+        """Whether nobody can have given it up yet. The clock goes on while the process is stopped, so this is false at
+        once when it wakes up."""
+        if self._now() < self._trusted:
+            return True
+        self._held_still = True
+        return False
+
+    def departed(self, name: str) -> bool:
+        """Whether the peer of this name was on the roster and is not any more: others go on with its rows."""
+        return name in self._seen and name not in self._present
 
     async def join(self) -> None:
         """Find the office and say that this peer is there. `GivenUp` where it is not wanted any more; `LinkLost` where
@@ -170,7 +183,7 @@ class Peer:
             raise LinkLost("there is no office")
         if self._link is not None:
             self._link.close()
-        self._link = await dial(office.address, self._key, f"peer-{self.epoch}", answers_nothing, 1.0)
+        self._link = await dial(office.address, self._key, name_of(self.epoch), answers_nothing, 1.0)
         self._generation = office.generation
         holdings = self._intake.holdings() if self._swarm is not None else []
         sent = self._now()
@@ -215,28 +228,38 @@ class Peer:
             intake.source_rows, self._counts(), self._version, None if self.money is None else self.money.tell(),
         )  # fmt: skip
         answer = msgspec.convert(await self._ask(words.BEAT, beat), Answer)
-        held_still = not self.may_call()
         self._hear(sent)
         intake.heard([number for number, _ in done], cuts)
         if self.money is not None and answer.money is not None:
             self.money.heard(answer.money)
         if answer.roster is not None:
             self.roster, self._version = answer.roster, answer.version
+            self._present = {name_of(each.epoch) for each in answer.roster}
+            self._seen |= self._present
             self.listed()
         if answer.stop is not None and answer.stop.hurry > self._hurry:
-            self._hurry = answer.stop.hurry
-            self.state = answer.stop.state
-            swarm.stop(answer.stop.state, answer.stop.grace)
+            self._stop(swarm, answer.stop)
         for grant in answer.orders.grants:
             if not swarm.stopped and intake.take(grant):
                 self._fill(grant)
         self._linger = min(2 * self._linger, STARVED_S) if wants and not answer.orders.grants else LINGER_S
+        if answer.orders.soon:
+            self._urgent.set()
         for cut in answer.orders.cuts:
             intake.cut(cut)
         if answer.orders.nothing_left:
             intake.drained = True
+        held_still, self._held_still = self._held_still, False
         if held_still or intake.drained or answer.orders.grants:
             swarm.go_on()
+
+    def _stop(self, swarm: LocalSwarm, stop: Stop) -> None:
+        leaves = swarm.hurried and not self._hurry
+        self._hurry, self.state = stop.hurry, stop.state
+        if (
+            not leaves or stop.grace == 0.0
+        ):  # one that was told to go by itself goes on going: its calls have their time
+            swarm.stop(stop.state, stop.grace)
 
     def _hear(self, sent: float) -> None:
         """The office has answered what was sent then."""
@@ -271,6 +294,11 @@ class Peer:
             self._intake.fill(grant, await asyncio.to_thread(self._find, grant))
         except Exception as error:  # a journal that cannot be read ends the run: its rows are nobody's else
             self._swarm.broken(error)
+
+
+def name_of(epoch: int) -> str:
+    """What a peer is called on its links."""
+    return f"peer-{epoch}"
 
 
 def _ended(why: str) -> JournalError:

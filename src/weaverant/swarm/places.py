@@ -39,9 +39,10 @@ def offices(run: Path, suffix: str = "") -> list[int]:
 
 
 def find_office(run: Path) -> Office | None:
-    """The last that has told where it is. May take as long as the run's store does."""
+    """The last, once it has told where it is. Never an earlier one: it may live, and belong to a session that is over.
+    May take as long as the run's store does."""
     with suppress(OSError, msgspec.DecodeError):
-        for generation in offices(run, AT)[-1:]:
+        for generation in offices(run)[-1:]:
             return msgspec.json.decode(shelf_of(run).objects.get(f"peers/{_OFFICE}{generation}{AT}"), type=Office)
     return None
 
@@ -92,6 +93,20 @@ def read_key(run: Path) -> bytes:
     return key
 
 
+def knows_key(run: Path) -> bool:
+    """Whether the environment or the directory has one."""
+    return bool(os.environ.get(KEY_VARIABLE)) or (run / "peers" / "key").exists()
+
+
+def check_key_given() -> None:
+    """`UserError` where the environment has no key, and peers on other hosts could not get one."""
+    if _given_key() is None:
+        raise UserError(
+            f"peers on other hosts find the run's key in the variable {KEY_VARIABLE}, and it is not set: give it "
+            f"{2 * KEY_BYTES} random hexadecimal digits, here and where each node's Ray is started"
+        )
+
+
 def _given_key() -> bytes | None:
     text = os.environ.get(KEY_VARIABLE)
     if not text:
@@ -105,7 +120,9 @@ def _given_key() -> bytes | None:
     return key
 
 
-def drop_key(run: Path) -> None:
-    """The session is over."""
+def drop_key(run: Path, key: bytes | None = None) -> None:
+    """The session is over; where it is not known to be the last, that whose `key` this is."""
+    path = run / "peers" / "key"
     with suppress(OSError):
-        (run / "peers" / "key").unlink()
+        if key is None or path.read_text() == key.hex():
+            path.unlink()

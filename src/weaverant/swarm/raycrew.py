@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from weaverant.errors import UserError, WeaverantError
+from weaverant.journal.shelf import store_of
 from weaverant.swarm.crew import Ended, Kind, command, tail
 from weaverant.swarm.neighbours import role
 from weaverant.swarm.office import Plan
@@ -37,16 +38,21 @@ LINGER_S = 5.0
 class Watcher:
     """The actor: starts a process of ours on its node, and tells how it ends."""
 
-    def __init__(self, kind: Kind, run: str, log: str, folder: str, given: str) -> None:
+    def __init__(self, kind: Kind, run: str, log: str, folder: str, given: str, store: str) -> None:
         """`log` is where it speaks to. `given` is JSON: the office's plan, or a peer's labels. `folder` is where the
-        driver runs: relative paths hold there, if it is there. Raises `WeaverantError` where the run is not."""
+        driver runs: relative paths hold there, if it is there. Of a run in a `store` each node has a directory of its
+        own, at the same path; else `WeaverantError` where there is none."""
         host = ray().util.get_node_ip_address()
-        if not Path(run).is_dir():
+        if store:
+            Path(log).parent.mkdir(parents=True, exist_ok=True)
+        elif not Path(run).is_dir():
             raise WeaverantError(f"the node {host} has no {run!r}: a run's directory must be shared by all nodes")
         labels: list[str] = json.loads(given) if kind == "peer" else []
-        with Path(log).open("wb") as out:
+        words = command(kind, Path(run), host, labels, store if kind == "peer" else "")
+        self._log = Path(log)
+        with self._log.open("wb") as out:
             self._process = subprocess.Popen(
-                [*command(kind, Path(run), host, labels), "--leashed"], stdin=subprocess.PIPE, stdout=out, stderr=out,
+                [*words, "--leashed"], stdin=subprocess.PIPE, stdout=out, stderr=out,
                 cwd=folder if Path(folder).is_dir() else None, start_new_session=True,
             )  # fmt: skip
         assert self._process.stdin is not None
@@ -61,8 +67,9 @@ class Watcher:
         return f"{socket.gethostname()} {self._process.pid}"
 
     def over(self) -> str:
-        """The exit code, once there is one."""
-        return str(self._process.wait())
+        """The exit code, once there is one, and the last line that the process has said."""
+        code = self._process.wait()
+        return f"{code} {''.join(tail(self._log).splitlines()[-1:])}"
 
     def _end(self) -> None:
         """Nobody may be there any more who would."""
@@ -168,9 +175,13 @@ class RayCrew:
                 name=f"{self._prefix}{seat.kind}-{self._number}", namespace=NAMESPACE, lifetime="detached",
                 max_restarts=0, max_task_retries=0, num_cpus=0, scheduling_strategy=strategy,
             )
-            .remote(seat.kind, str(self._run), str(seat.log), os.getcwd(), given)
+            .remote(seat.kind, str(self._run), str(seat.log), os.getcwd(), given, self._store())
         )  # fmt: skip
         return _Actor(handle, handle.began.remote(), handle.over.remote(), node)
+
+    def _store(self) -> str:
+        store = store_of(self._run)
+        return "" if store is None else store.url
 
     def _place(self, seat: _Seat) -> str:
         if seat.kind == "office":
@@ -205,7 +216,10 @@ class RayCrew:
             if not seat.pid and _is_there(actor.began):
                 seat.host, pid = ray().get(actor.began).split()
                 seat.pid = int(pid)
-            return _ended(seat, int(ray().get(actor.over))) if _is_there(actor.over) else None
+            if not _is_there(actor.over):
+                return None
+            code, _, words = ray().get(actor.over).partition(" ")
+            return _ended(seat, int(code), words)
         except ray().exceptions.RayError as error:
             return _ended(seat, None, last_line(error))
 

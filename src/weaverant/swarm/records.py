@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from weaverant.events import RowsCut, RowsDone, RowsLeft, RowsTaken
+from weaverant.events import Event, RowsCut, RowsDone, RowsLeft, RowsTaken
 from weaverant.journal import JournalReader
 from weaverant.journal.homes import OWN, epochs_of, fence_of, home_of
 from weaverant.journal.shelf import shelf_of
@@ -14,11 +14,16 @@ from weaverant.swarm.terms import Record
 
 def leases_of(run: Path, epoch: int) -> list[Record]:
     """Those that a peer's journal tells of."""
+    shelf_of(run).fetch((epoch,))
+    return leases_in(epoch, JournalReader(run, (epoch,)).run_events())
+
+
+def leases_in(epoch: int, events: Iterable[Event]) -> list[Record]:
+    """Those of which these events of a peer's journal tell."""
     taken: dict[int, RowsTaken] = {}
     stops: dict[int, int] = {}
     done: set[int] = set()
-    shelf_of(run).fetch((epoch,))
-    for event in JournalReader(run, (epoch,)).run_events():
+    for event in events:
         if isinstance(event, RowsTaken):
             taken[event.number] = event
         elif isinstance(event, RowsCut):

@@ -39,15 +39,17 @@ class Lease:
 class Holder:
     """A living peer."""
 
-    __slots__ = ("asked", "leases", "piece", "untold")
+    __slots__ = ("asked", "had", "held", "leases", "untold")
 
-    def __init__(self, piece: int) -> None:
+    def __init__(self) -> None:
         self.leases: dict[int, Lease] = {}
         """By number."""
+        self.held = 0
+        """Tasks in them."""
+        self.had = 0
+        """Tasks that it has ever got."""
         self.untold: dict[int, Lease] = {}
         """Granted, and not told of by the peer yet: granted again, for the answer may be lost."""
-        self.piece = piece
-        """Tasks it gets next time, where nobody knows how many there are."""
         self.asked: Lease | None = None
         """The lease whose holder was asked last on its behalf."""
 

@@ -42,11 +42,12 @@ class Cut(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Orders(msgspec.Struct, frozen=True, array_like=True):
-    """What a peer is told. `nothing_left`: every task has ended."""
+    """What a peer is told. `nothing_left`: every task has ended. `soon`: there are tasks, and others come first."""
 
     grants: list[Grant]
     cuts: list[Cut]
     nothing_left: bool
+    soon: bool = False
 
 
 class Stranger(KeyError):

@@ -1,7 +1,8 @@
 """A model call travels: from the peer that owns a task to a peer that hosts the model, and its reply back.
 
-A call is [model, task, path, occurrence, order, seed, terms, messages]; an answer is [reply, usage, model], a failure
-{"failed": [...]}. A conversation that grows sends what is new and numbers for the rest (`shared.py`).
+A call is [model, task, path, occurrence, order, seed, terms, messages, paid]; an answer is [reply, usage, model], a
+failure {"failed": [...]}. A conversation that grows sends what is new and numbers for the rest (`shared.py`); what is
+paid under a budget is in `purses.py`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from typing import Any, cast
 
 import msgspec
 
-from weaverant.errors import Misdirected, StepFailed, Unavailable, UserError, WeaverantError
-from weaverant.message import Choice, Message, Reply, Request, Tokens, Usage
-from weaverant.protocols import CallContext, Engine
-from weaverant.runtime.outcome import checked, failure_in
-from weaverant.step import Turn, message_of, message_value
+from weaverant.errors import StepFailed, Unavailable, WeaverantError
+from weaverant.message import Message, Reply, Request
+from weaverant.protocols import CallContext, Engine, Permit
+from weaverant.runtime.outcome import failure_in
+from weaverant.step import Turn
+from weaverant.swarm.answers import failure_body, failure_of, reply_body, reply_of
 from weaverant.swarm.frames import UNDECODABLE, UNENCODABLE
 from weaverant.swarm.link import Link, LinkLost, Refused
+from weaverant.swarm.purses import Outlay, Paid, PurseAfar, Till, failed
 from weaverant.swarm.shared import Talk, Terms
 
 CALL = "call"
@@ -32,17 +35,26 @@ LOOK_EVERY = 0.25
 MOST_TERMS = 4_096
 """Kept at a time."""
 
-FAILURES = {kind.__name__: kind for kind in (StepFailed, Unavailable, Misdirected)}
-
 
 class AfarEngine:
     """An engine that other peers host. `identity` is that of the real one, `model` its name with the hosts, `hosts`
     gives the links to those that are up, and may give others each time."""
 
-    def __init__(self, identity: str, model: str, hosts: Callable[[], Sequence[Link]]) -> None:
+    def __init__(
+        self,
+        identity: str,
+        model: str,
+        hosts: Callable[[], Sequence[Link]],
+        real: Engine | None = None,
+        till: Till | None = None,
+    ) -> None:
+        """`real` is the engine as it would be here: it knows what a call costs at most. `till` answers hosts that need
+        more than that."""
         self._identity = identity
         self._model = model
         self._hosts = hosts
+        self._real = real
+        self._till = till or Till()
         self._terms: dict[tuple[str, str, int, int, int], tuple[Terms, Request]] = {}
         """By what a request is made of; the request keeps it alive."""
         self._equal_terms: dict[bytes, Terms] = {}
@@ -52,13 +64,27 @@ class AfarEngine:
     def identity(self) -> str:
         return self._identity
 
+    def unbounded(self, request: Request) -> str:
+        """See `Costly`."""
+        ask: Callable[[Request], str] | None = getattr(self._real, "unbounded", None)
+        return "" if ask is None else ask(request)
+
     async def generate(self, request: Request, ctx: CallContext) -> Reply:
         """The reply of the host with the fewest open calls, of two drawn at random. A host that is lost, or takes
         nothing more, is replaced by another at once; where there is none the call waits for one."""
-        if ctx.purse is not None:
-            raise UserError("a budget does not reach models on other peers yet: leave it out, or host them here")
+        if ctx.purse is None:
+            return await self._travel(request, ctx, None)
+        outlay = self._till.open(ctx.purse, ctx.turn)
+        try:
+            return outlay.charged(await self._travel(request, ctx, outlay))
+        except StepFailed as failure:
+            raise failed(outlay, failure) from None
+        finally:
+            self._till.close(outlay)
+
+    async def _travel(self, request: Request, ctx: CallContext, outlay: Outlay | None) -> Reply:
         terms = self._terms_of(request)
-        body = [
+        body: list[Any] = [
             self._model,
             ctx.task,
             ctx.path,
@@ -67,29 +93,57 @@ class AfarEngine:
             request.seed,
             terms,
             Talk(terms, request.messages),
+            None,
         ]
+        worst = 0.0 if outlay is None else self._worst(request)
         shunned: set[Link] = set()
         while True:
+            if ctx.permit is not None and not ctx.permit():
+                await _hold(ctx.permit, ctx.turn)
             link = _idler(self._hosts(), shunned)
             if link is None:
                 await self._wait(ctx.turn)
                 shunned.clear()
                 continue
+            if outlay is not None:
+                body[-1] = await self._prepay(outlay, link, worst, ctx.turn)
             try:
-                answer = await link.ask(CALL, body, None, ctx.task, None if link.ready else _waits(ctx.turn))
+                answer = await link.ask(CALL, body, None, ctx.task, _leaves(link, ctx.turn, outlay))
             except LinkLost:
                 shunned.add(link)
+                if outlay is not None:
+                    outlay.lose()
                 if ctx.turn is not None:
                     ctx.turn.waiting = False
                 continue
             except Refused as error:
                 raise StepFailed("peer", f"{link.name!r} could not work on a call: {error}") from None
             except UNENCODABLE as error:
-                raise StepFailed("request", f"the request cannot travel to another peer: {error}") from None
+                usage = None if outlay is None else outlay.used()
+                raise StepFailed(
+                    "request", f"the request cannot travel to another peer: {error}", usage=usage
+                ) from None
             if answer == DRAINING:
                 shunned.add(link)
                 continue
             return _reply_in(answer, link.name)
+
+    def _worst(self, request: Request) -> float:
+        """US dollars to be set aside before the call leaves. None where a purchase outlives the process: its host sets
+        that aside under the name that it is found by again."""
+        if getattr(self._real, "claims", False):
+            return 0.0
+        ask: Callable[[Request], float | None] | None = getattr(self._real, "worst", None)
+        return 0.0 if ask is None else ask(request) or 0.0
+
+    async def _prepay(self, outlay: Outlay, link: Link, dollars: float, turn: Turn | None) -> Paid:
+        """The wait for money is no part of the model's latency."""
+        began = _now()
+        try:
+            return await outlay.prepay(link, dollars)
+        finally:
+            if turn is not None:
+                turn.waited += _now() - began
 
     def notify(self) -> None:
         """A host has come: calls that wait for one look again."""
@@ -132,7 +186,14 @@ class AfarEngine:
 class HostedEngines:
     """The other side: engines, by name, that answer calls of other peers. `run` as in `CallContext`."""
 
-    def __init__(self, engines: Mapping[str, Engine], run: str = "") -> None:
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        run: str = "",
+        permit: Permit | None = None,
+        departed: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        """`departed`: whether the peer of this name was given up, so that others go on with what it asks for."""
         self.draining = False
         """Once true, calls that come are sent elsewhere; those in hand are worked on."""
         self.served = 0
@@ -140,28 +201,32 @@ class HostedEngines:
         """Calls that are worked on."""
         self._engines = engines
         self._run = run
+        self._permit = permit
+        self._departed = departed
 
     def serve(self, link: Link, kind: str, body: Any) -> Awaitable[Any] | Any:
         """Answers "call"; `WeaverantError` for what is none."""
         if kind != CALL:
             raise WeaverantError(f"{kind!r} is nothing that a host of models knows")
-        if self.draining:
+        if self.draining or self._departed(link.name):
             return DRAINING
         try:
-            model, task, path, occurrence, order, seed, terms, messages = body
+            model, task, path, occurrence, order, seed, terms, messages, paid = body
+            purse = None if paid is None else PurseAfar(link, *msgspec.convert(paid, Paid))
             if type(terms) is not Terms or not _MESSAGE.issuperset(map(type, messages)):
                 raise TypeError("that is no request")
             request = Request(
                 terms.agent, terms.model, tuple(messages), terms.sampling, terms.tools, terms.output, seed
             )
             engine = self._engines.get(model)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:  # among them a `msgspec.ValidationError`
             raise WeaverantError(f"that is no call: {error}") from None
         if engine is None:
             text = f"no model {model!r} is hosted by this peer; it hosts {sorted(self._engines)}"
             return failure_body(Unavailable("peer", text))
         self.served += 1
-        return self._answer(engine, model, request, CallContext(task, path, occurrence, order, self._run, None, Turn()))
+        ctx = CallContext(task, path, occurrence, order, self._run, purse, Turn(), self._permit)
+        return self._answer(engine, model, request, ctx)
 
     async def _answer(self, engine: Engine, model: str, request: Request, ctx: CallContext) -> Any:
         self.open += 1
@@ -173,52 +238,6 @@ class HostedEngines:
             self.open -= 1
 
 
-def reply_body(reply: Any, model: str) -> list[Any]:
-    """A reply as it travels. `StepFailed` where an engine gave what is none."""
-    if type(reply) is not Reply or type(reply.message) is not Message or type(reply.usage) is not Usage:
-        reply = checked(reply, model)
-    message = reply.message
-    if (
-        reply.tokens is None
-        and not reply.more
-        and reply.finish == "stop"
-        and type(message.content) is str
-        and message.role == "assistant"
-        and not message.tool_calls
-        and message.tool_call_id is None
-        and message.reasoning is None
-    ):
-        return [message.content, reply.usage, reply.model]
-    return [[_choice_value(choice) for choice in reply.choices], reply.usage, reply.model]
-
-
-def reply_of(body: list[Any]) -> Reply:
-    """The inverse of `reply_body`. `ValueError` or `TypeError` for what is none."""
-    value, usage, model = body
-    if type(value) is str:
-        return Reply(Message("assistant", value), Usage(*usage), model)
-    first, *more = map(_choice_of, value)
-    return Reply(first.message, Usage(*usage), model, first.finish, first.tokens, tuple(more))
-
-
-def failure_body(failure: StepFailed) -> dict[str, Any]:
-    """A failure as it travels."""
-    name = next(known.__name__ for known in type(failure).__mro__ if known.__name__ in FAILURES)
-    try:
-        detail = msgspec.to_builtins(failure.detail)
-    except (TypeError, ValueError, RecursionError):
-        detail = repr(failure.detail)
-    return {"failed": [name, failure.kind, failure.text, detail, failure.usage, failure.forget]}
-
-
-def failure_of(body: dict[str, Any]) -> StepFailed:
-    """The inverse of `failure_body`. `ValueError` and its like for what is none."""
-    name, kind, text, detail, usage, forget = body["failed"]
-    failure = FAILURES[name](kind, text, detail, None if usage is None else Usage(*usage))
-    failure.forget = tuple((path, fingerprint, occurrence) for path, fingerprint, occurrence in forget)
-    return failure
-
-
 def _reply_in(answer: Any, host: str) -> Reply:
     try:
         if type(answer) is list:
@@ -227,15 +246,6 @@ def _reply_in(answer: Any, host: str) -> Reply:
     except UNDECODABLE as error:
         raise StepFailed("peer", f"{host!r} answered a call with what is no reply: {error}") from None
     raise failure
-
-
-def _choice_value(choice: Choice) -> list[Any]:
-    return [message_value(choice.message), choice.finish, msgspec.to_builtins(choice.tokens)]
-
-
-def _choice_of(value: list[Any]) -> Choice:
-    message, finish, tokens = value
-    return Choice(message_of(message), finish, msgspec.convert(tokens, Tokens | None))
 
 
 def _idler(hosts: Sequence[Link], shunned: Collection[Link]) -> Link | None:
@@ -249,15 +259,28 @@ def _idler(hosts: Sequence[Link], shunned: Collection[Link]) -> Link | None:
     return one if one.open <= other.open else other
 
 
-def _waits(turn: Turn | None) -> Callable[[], None] | None:
-    """The call waits for room on its link; what comes of it is called when it is sent."""
-    if turn is None:
-        return None
+async def _hold(permit: Permit, turn: Turn | None) -> None:
+    """Until anything may be asked again; cancelled meanwhile, the call waited."""
+    began = _now()
+    if turn is not None:
+        turn.waiting = True
+    await permit.wait()
+    if turn is not None:
+        turn.waiting = False
+        turn.waited += _now() - began
+
+
+def _leaves(link: Link, turn: Turn | None, outlay: Outlay | None) -> Callable[[], None] | None:
+    """The call may have to wait for room on its link; what comes of it is called when it is sent."""
+    if link.ready or turn is None:
+        return None if outlay is None else outlay.leaves
     began, turn.waiting = _now(), True
 
     def sent() -> None:
         turn.waiting = False
         turn.waited += _now() - began
+        if outlay is not None:
+            outlay.leaves()
 
     return sent
 

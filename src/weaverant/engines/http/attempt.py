@@ -10,9 +10,10 @@ from msgspec import Struct
 from weaverant.errors import StepFailed
 from weaverant.message import Reply
 
-Blame = Literal["call", "limit", "server", "network"]
+Blame = Literal["call", "limit", "server", "network", "nobody"]
 """`call`: this request is refused, and would be anywhere. `limit`: the server is willing, later (429). `server`: it
-failed (5xx, a garbled reply, no reply in time). `network`: there is no connection to it, or it broke."""
+failed (5xx, a garbled reply, no reply in time). `network`: there is no connection to it, or it broke. `nobody`: it was
+never sent, and is to wait, see `HELD`."""
 
 
 class Trouble(NamedTuple):
@@ -30,6 +31,10 @@ class Trouble(NamedTuple):
     """The HTTP status; 0 where none came."""
     page: bool = False
     """What came is a web page."""
+
+
+HELD = Trouble(StepFailed("held", "nothing may be asked now"), "nobody", again=True)
+"""The permit was not given, and nothing was sent."""
 
 
 class Attempt(Struct, frozen=True):

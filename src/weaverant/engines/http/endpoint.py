@@ -10,19 +10,20 @@ from email.utils import parsedate_to_datetime
 from msgspec.structs import replace
 
 from weaverant.engines.http.address import Address, find_key
-from weaverant.engines.http.attempt import Attempt, Trouble
+from weaverant.engines.http.attempt import HELD, Attempt, Trouble
 from weaverant.engines.http.chat import wire
 from weaverant.engines.http.chat.completion import told
 from weaverant.engines.http.chat.stream import Stream
 from weaverant.engines.http.chat.structured import Schemas
 from weaverant.engines.http.chat.wire import Bodies
-from weaverant.engines.http.client.transport import Answer, Lost, Transport, acquire, choose, release
+from weaverant.engines.http.client.transport import Answer, Held, Lost, Transport, acquire, choose, release
 from weaverant.engines.http.key import Key
 from weaverant.engines.http.listing import NotListed, list_models
 from weaverant.engines.http.money.prices import Price
 from weaverant.engines.http.money.tariff import find_tariff
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import Reply, Request
+from weaverant.protocols import Permit
 
 GATEWAY = frozenset((408, 502, 504))
 """Statuses of a gateway that gave up on a server which may go on working, and bill."""
@@ -62,8 +63,9 @@ class Endpoint:
         """None where it is unknown."""
         return self.tariff.price
 
-    async def attempt(self, request: Request, seconds: float) -> Attempt:
-        """One HTTP request. Its body is made only now: twenty thousand that wait would fill the memory.
+    async def attempt(self, request: Request, seconds: float, permit: Permit | None = None) -> Attempt:
+        """One HTTP request; `HELD` without the permit, where there is one. Its body is made only now: twenty thousand
+        that wait would fill the memory.
 
         Trouble whose blame is `call` and that may go `again` means that the server does not take the schema of the
         request's output: the next attempt, which may follow at once, has it in the prompt.
@@ -81,9 +83,12 @@ class Endpoint:
                 most=MOST_REPLY,
                 idle=self._idle,
                 on_data=None if stream is None else stream.feed,
+                permit=permit,
             )
         except StepFailed as failure:
             return Attempt(Trouble(failure, "call"))
+        except Held:
+            return Attempt(HELD)
         except Lost as lost:
             if stream is None or not (stream.settled or stream.failed):
                 failure = StepFailed(lost.kind, f"{self.name}: {self.shown(lost.text)}")

@@ -18,8 +18,8 @@ from msgspec import Struct, field
 from weaverant import launch
 from weaverant.errors import JournalError, RunLocked, WeaverantError
 from weaverant.journal import SegmentJournal, writer
-from weaverant.launch import Run
 from weaverant.runtime.surroundings import Surroundings
+from weaverant.session import Run
 from weaverant.testing.world.disk import SimulatedDisk
 from weaverant.testing.world.loop import Death, Stuck, VirtualClock, VirtualLoop, VirtualWorker
 from weaverant.testing.world.plan import LifePlan, TrialPlan

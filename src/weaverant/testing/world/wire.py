@@ -65,6 +65,7 @@ class Wired:
         most: int,
         idle: float = 0.0,
         on_data: Callable[[bytes], None] | None = None,
+        permit: Callable[[], bool] | None = None,
     ) -> Answer:
         """See `Transport`."""
         if method == "GET":

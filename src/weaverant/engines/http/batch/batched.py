@@ -23,6 +23,9 @@ SHARE = 0.5
 class Batched:
     """See `Engine`. Nothing but the server remembers a batch; a resumed run finds its own in the server's list."""
 
+    claims = True
+    """See `Claiming`."""
+
     def __init__(self, address: Address, limits: Limits = OPENAI) -> None:
         preset = address.preset
         if preset.name and not preset.batch:

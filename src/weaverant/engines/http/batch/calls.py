@@ -47,6 +47,7 @@ class Call:
         self._worst = worst
         self._purse = ctx.purse
         self._turn = ctx.turn
+        self.permit = ctx.permit
 
     def waits(self, waiting: bool) -> None:
         """Whether it waits to become a line for the first time."""

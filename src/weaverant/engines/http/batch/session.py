@@ -209,6 +209,9 @@ class RunBatches:
         if not lines:
             return None
         file = await self._api.upload(*multipart(self._mark.filename(batch.number), lines))
+        for call in list(batch.calls.values()):
+            if call.permit is not None:
+                await call.permit.wait()  # others may have asked meanwhile
         return await self._api.create(file, self._mark.metadata(batch.number))
 
     async def _end_of(self, batch: Asked, state: BatchState) -> BatchState:

@@ -11,7 +11,7 @@ from weaverant.engines.http.client import tcp
 from weaverant.engines.http.client.body import Garbled
 from weaverant.engines.http.client.network import reason
 from weaverant.engines.http.client.reader import Reader
-from weaverant.engines.http.client.transport import IDLE_S, Answer, Lost
+from weaverant.engines.http.client.transport import IDLE_S, Answer, Held, Lost
 
 ONE_WRITE = 65_536
 """Bytes of a body that are joined to the head, to be one write; a longer one is written after it, uncopied."""
@@ -74,13 +74,19 @@ class Connection(asyncio.BufferedProtocol):
         on_data: Callable[[bytes], None] | None,
         deadline: float,
         idle: float,
+        permit: Callable[[], bool] | None = None,
     ) -> asyncio.Future[Answer]:
         """The answer to one request, of `start` and `end` of its head and its body, is to come there, or `Lost`; not
-        `sent` where it is certain that nobody has read of it. Whoever awaits it and is cancelled says so: `leave`."""
+        `sent` where it is certain that nobody has read of it. Whoever awaits it and is cancelled says so: `leave`.
+        Raises `Held`, and waits for another request, where the permit is not given."""
         transport = self._transport
         if transport is None or transport.is_closing() or not self._is_fit():
             self.abort()
             raise Lost("connection", "the server closed the connection", sent=False)
+        if permit is not None and not permit():
+            self.until = self._loop.time() + IDLE_S
+            self._kept[self] = None
+            raise Held
         self._reader.begin(most, on_data)
         self._idle, self._deadline, self.until = idle, deadline, deadline
         self._waiter = waiter = self._loop.create_future()

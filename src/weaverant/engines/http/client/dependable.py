@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
@@ -21,7 +22,7 @@ from weaverant.engines.http.client.body import Garbled, body_of, read_headers
 from weaverant.engines.http.client.network import ACCEPT_ENCODING, Origin, header_lines, locate, reason, trust
 from weaverant.engines.http.client.proxies import Proxy, proxy_for, refused
 from weaverant.engines.http.client.ticker import Ticker
-from weaverant.engines.http.client.transport import CLOSED, CONNECT_S, IDLE_S, MOST_HEAD, Answer, Lost
+from weaverant.engines.http.client.transport import CLOSED, CONNECT_S, IDLE_S, MOST_HEAD, Answer, Held, Lost
 
 AUTOMATIC = ("User-Agent", "Accept", "Content-Type")
 """Headers that aiohttp makes up where a request has none."""
@@ -60,13 +61,16 @@ class Dependable:
         most: int,
         idle: float = 0.0,
         on_data: Callable[[bytes], None] | None = None,
+        permit: Callable[[], bool] | None = None,
     ) -> Answer:
         if self._closed:
             raise Lost("connection", CLOSED, sent=False)
         route = self._routes.get(id(headers))
         if route is None or route.headers is not headers or route.url != url or route.method != method:
             route = self._route(method, url, headers)
-        request, limit = _Request(route.proxy), asyncio.timeout(None)
+        if permit is not None and not permit():
+            raise Held
+        request, limit = _Request(route.proxy, permit), asyncio.timeout(None)
         asking = _asking.set(request)
         try:
             async with limit:
@@ -155,11 +159,21 @@ def _payload(body: bytes) -> bytes | io.BytesIO:
 class _Request:
     """One request on its way. `sent`: it has a connection, and may have been written there."""
 
-    __slots__ = ("_proxy", "sent")
+    __slots__ = ("_permit", "_proxy", "sent")
 
-    def __init__(self, proxy: Proxy | None) -> None:
+    def __init__(self, proxy: Proxy | None, permit: Callable[[], bool] | None) -> None:
         self._proxy = proxy
+        self._permit = permit
         self.sent = False
+
+    def begin(self) -> None:
+        self.look()
+        self.sent = True
+
+    def look(self) -> None:
+        """Raises `Held` where nothing may be written now."""
+        if self._permit is not None and not self._permit():
+            raise Held
 
     def lost(self, error: aiohttp.ClientError | OSError) -> Lost:
         if isinstance(error, aiohttp.ClientHttpProxyError) and self._proxy is not None:
@@ -193,9 +207,29 @@ class _Connector(aiohttp.TCPConnector):
             connection = await super().connect(req, traces, timeout)
             protocol, transport = connection.protocol, connection.transport
             if protocol is not None and not protocol.should_close and transport is not None and _is_fit(transport):
-                _asking.get().sent = True
+                try:
+                    _asking.get().begin()
+                except Held:
+                    connection.release()
+                    raise
                 return connection
             connection.close()
+
+
+class _Body(ClientRequest):
+    """A request whose head waits for its body, which comes a turn of the loop later."""
+
+    async def write_bytes(
+        self, writer: AbstractStreamWriter, conn: Connection, content_length: int | None = None
+    ) -> None:
+        try:
+            _asking.get().look()
+        except Held as held:
+            if conn.protocol is not None:
+                conn.protocol.set_exception(held)
+            conn.close()
+            return
+        await super().write_bytes(writer, conn, content_length)
 
 
 def _is_fit(transport: asyncio.BaseTransport) -> bool:
@@ -246,6 +280,7 @@ _asking: ContextVar[_Request] = ContextVar("_asking")
 
 def _session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
+        request_class=_Body,
         connector=_Connector(limit=0, ttl_dns_cache=300, keepalive_timeout=IDLE_S, ssl=trust()),
         timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -13,7 +13,7 @@ from weaverant.engines.http.client.dial import dial
 from weaverant.engines.http.client.network import ACCEPT_ENCODING, Origin, header_lines, locate
 from weaverant.engines.http.client.proxies import proxy_for
 from weaverant.engines.http.client.ticker import Ticker
-from weaverant.engines.http.client.transport import CLOSED, CONNECT_S, Answer, Lost
+from weaverant.engines.http.client.transport import CLOSED, CONNECT_S, Answer, Held, Lost
 from weaverant.engines.http.key import ShyBytes
 
 READ_BYTES = 262_144
@@ -52,6 +52,7 @@ class Fast:
         most: int,
         idle: float = 0.0,
         on_data: Callable[[bytes], None] | None = None,
+        permit: Callable[[], bool] | None = None,
     ) -> Answer:
         deadline = self._loop.time() + seconds
         start = self._starts.get(id(headers))
@@ -60,10 +61,12 @@ class Fast:
         place = start.place
         end = b"Content-Length: %d\r\n\r\n" % len(body) if body or method != "GET" else b"\r\n"
         while True:
+            if permit is not None and not permit():
+                raise Held
             fresh = self._closed or not place.kept
             connection = await self._open(place, deadline) if fresh else place.kept.popitem()[0]
             try:
-                return await connection.ask(start.text, end, body, most, on_data, deadline, idle)
+                return await connection.ask(start.text, end, body, most, on_data, deadline, idle, permit)
             except Lost as lost:
                 if lost.sent or fresh:
                     raise  # else the server had closed it while nobody used it

@@ -56,6 +56,10 @@ class Lost(Exception):
         self.final = final
 
 
+class Held(Exception):
+    """Nothing was written: the permit was not given."""
+
+
 class Transport(Protocol):
     """Belongs to the event loop that made it."""
 
@@ -70,6 +74,7 @@ class Transport(Protocol):
         most: int,
         idle: float = 0.0,
         on_data: Callable[[bytes], None] | None = None,
+        permit: Callable[[], bool] | None = None,
     ) -> Answer:
         """The answer, within `seconds`, or `Lost`; `ValueError` for a header with a line break. Headers given once must
         not be changed: the same object stands for the same headers.
@@ -78,6 +83,9 @@ class Transport(Protocol):
         a byte once the answer has begun (0: any). With `on_data` the pieces of a body of status 200 go there as they
         come, and not into the answer; what it raises ends the request. Cancelling closes the connection. A POST is
         sent once more only where it is certain that nobody has read the first (see `tcp.py`).
+
+        The `permit` is looked at right before the request is written, on a connection that stands: `Held` where it is
+        not given. Of a request longer than the system takes at once the rest follows without another look.
         """
         ...
 

@@ -19,6 +19,7 @@ from weaverant.engines.http.pool.queue import Queue
 from weaverant.engines.http.pool.replica import Place, Replica
 from weaverant.errors import StepFailed
 from weaverant.message import Reply
+from weaverant.protocols import Permit
 
 NEAR = 8
 """Waiting calls that are looked at for one that is at home where there is room."""
@@ -105,9 +106,27 @@ class Places:
             self._asleep.discard(call)
             timer.cancel()
 
+    async def hold(self, call: Call, permit: Permit) -> None:
+        """Wait until anything may be asked again. It is no part of the call's time."""
+        began = time.monotonic()
+        call.future = asyncio.ensure_future(permit.wait())
+        turn, cut_off = call.turn, False
+        if turn is not None:
+            turn.waiting = True
+        try:
+            await call.future
+        except asyncio.CancelledError:
+            cut_off = True
+            raise
+        finally:
+            if turn is not None:
+                turn.waiting = cut_off
+        call.deadline += time.monotonic() - began
+
     def leave(self, place: Place, call: Call, attempt: Attempt | None) -> float:
         """The place is free; None: the request was dropped by us. Gives the dollars of its time, see `Replica`."""
         now = time.monotonic()
+        place.left = True
         replica, queue = place.replica, self._queue
         dollars = replica.give_back(place, call, attempt, now)
         queue.end(call.request.agent, place.charged, now - place.began)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from weaverant.engines.http.address import parse
-from weaverant.engines.http.attempt import Attempt, Trouble
+from weaverant.engines.http.attempt import HELD, Attempt, Trouble
 from weaverant.engines.http.pool.call import Call, backoff, patience
 from weaverant.engines.http.pool.doubt import Doubt
 from weaverant.engines.http.pool.hedge import Hedge
@@ -78,9 +78,12 @@ class Pool:
             self._members.forsake()
         self._running.add(task)
         self._members.look_after(self._busy)
-        places, purse = self._places, ctx.purse
+        places, purse, permit = self._places, ctx.purse, ctx.permit
         try:
             while True:
+                if permit is not None and not permit():
+                    await places.hold(call, permit)
+                    now = time.monotonic()
                 place = places.enter(call, now) or await places.wait(call)
                 if purse is None or await self._afford(place, call):
                     if self._hedge.on:
@@ -89,11 +92,8 @@ class Pool:
                         outcome, replica = await self._send(place, call), place.replica
                     if isinstance(outcome, Reply):
                         return call.answered(outcome)
-                    if call.last is None and self._doubt.misled(outcome):
-                        await self._reconsider(call, outcome, replica)
-                    seconds = self._before_next(call, outcome, replica)
-                    if seconds:
-                        await places.sleep(call, seconds)
+                    if outcome is not HELD:
+                        await self._take_in(call, outcome, replica)
                 now = time.monotonic()
         except asyncio.CancelledError:
             if epoch != self._epoch and task.uncancel() == 0:  # by `close` and nobody else
@@ -158,10 +158,15 @@ class Pool:
         replica, seconds = place.replica, call.deadline - place.began
         ended: Attempt | None = None
         try:
-            ended = attempt = await replica.endpoint.attempt(call.request, seconds if seconds > 0.01 else 0.01)
+            permit = call.ctx.permit
+            ended = attempt = await replica.endpoint.attempt(call.request, seconds if seconds > 0.01 else 0.01, permit)
+            if attempt.outcome is HELD:  # as if it had never been
+                ended, place.sent = None, False
+                call.requests -= 1
         finally:
             call.cost += self._places.leave(place, call, ended)
-            if ended is None:  # cut off, but the call may live on in its other request, or fail by `close`
+            # Cut off, but the call may live on in its other request, or fail by `close`.
+            if ended is None and place.sent:
                 call.unsure += self._bound(call, replica)
         outcome = attempt.outcome
         if isinstance(outcome, Reply):
@@ -176,6 +181,14 @@ class Pool:
     async def _sent(self, place: Place, call: Call) -> Sent:
         return Sent(await self._send(place, call), place.replica)
 
+    async def _take_in(self, call: Call, trouble: Trouble, replica: Replica) -> None:
+        """Return when the call may queue for its next request. Raises its failure where there is to be none."""
+        if call.last is None and self._doubt.misled(trouble):
+            await self._reconsider(call, trouble, replica)
+        seconds = self._before_next(call, trouble, replica)
+        if seconds:
+            await self._places.sleep(call, seconds)
+
     async def _reconsider(self, call: Call, trouble: Trouble, replica: Replica) -> None:
         """It looks like a wrong key, address or model; what was sent at the same time may tell better."""
         await self._doubt.settle(call, trouble, replica)
@@ -184,12 +197,12 @@ class Pool:
 
     async def _hedged(self, place: Place, call: Call) -> Sent:
         """A request and, where it takes long, a second one elsewhere."""
-        requests, taken = call.requests, place.replica
+        taken = place.replica
         delay = min(self._hedge.delay(), self._options.timeout)
         try:
             won, *lost = await race(self._sent(place, call), lambda: self._second(taken, call), delay)
         finally:
-            if call.requests == requests:  # the first was cancelled before it ran a line
+            if not place.left:  # the first was cancelled before it ran a line
                 self._places.leave(place, call, None)
         call.cost += sum(sent.outcome.usage.cost for sent in lost if isinstance(sent.outcome, Reply))
         return won
@@ -209,7 +222,8 @@ class Pool:
         place = self._places.take(replica, call, now)
         if purse is not None and not await self._afford(place, call, self._bound(call, taken)):
             return None
-        return await self._sent(place, call)
+        sent = await self._sent(place, call)
+        return None if sent.outcome is HELD else sent
 
     def _before_next(self, call: Call, trouble: Trouble, replica: Replica) -> float:
         """Seconds until the call may queue for its next request. Raises its failure where there is to be none."""

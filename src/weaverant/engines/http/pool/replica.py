@@ -115,7 +115,7 @@ class Replica:
 
     def give_back(self, place: Place, call: Call, attempt: Attempt | None, now: float) -> float:
         """The call's request is over; None: it was dropped by us. Gives the dollars of its time at a server paid
-        hourly."""
+        hourly, if it was sent."""
         if attempt is None:
             self.window.end(now, place.began, "dropped")
             self.health.dropped(place.probe)
@@ -136,7 +136,10 @@ class Replica:
             self._learn(attempt, now)
         if self.drained is not None and not self.window.in_flight:
             self.drained.set()
-        return 0.0 if self._meter is None else self._meter.end(place.mark, now)
+        if self._meter is None:
+            return 0.0
+        dollars = self._meter.end(place.mark, now)
+        return dollars if place.sent else 0.0
 
     async def poll(self) -> None:
         """Ask the server for its gauges. One that has none is not asked again; one that is silent just now is."""
@@ -206,6 +209,8 @@ class Place(Struct, eq=False):
     """What the queue wants back."""
     sent: bool = False
     """Whether the server may have counted it."""
+    left: bool = False
+    """It is given back."""
 
 
 def limited(trouble: Trouble) -> bool:
