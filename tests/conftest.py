@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from peers_world import CountingModel
 from weaverant.testing.server import MockServer
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands behave here as they do at users'
@@ -23,6 +24,20 @@ def server(running: MockServer) -> MockServer:
     """A server that remembers no request."""
     running.reset()
     return running
+
+
+@pytest.fixture(scope="module")
+def counting() -> Iterator[CountingModel]:
+    with CountingModel() as model:
+        yield model
+
+
+@pytest.fixture
+def model(counting: CountingModel) -> CountingModel:
+    """A model that remembers no call, and tells of each who asked it."""
+    counting.forget()
+    counting.latency = 0.05
+    return counting
 
 
 @pytest.fixture(params=["fast", "dependable"])

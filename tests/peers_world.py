@@ -12,8 +12,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeGuard
 
@@ -303,6 +303,21 @@ def signal_to(pid: int | None, number: int = signal.SIGKILL) -> bool:
         os.kill(pid, number)
         return True
     return False
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Generator[None]:
+    """Around a test: what ended in order has left no process behind."""
+    yield
+    until = time.monotonic() + 3
+    while processes(folder) and time.monotonic() < until:
+        time.sleep(0.05)
+    for one in begun:
+        one.kill()
+        one.wait()
+    begun.clear()
+    left = end_all(folder)
+    assert not left, f"processes were left behind: {left}"
 
 
 def end_all(folder: Path) -> dict[int, str]:

@@ -29,6 +29,7 @@ from peers_world import (
     end_all,
     exported,
     faults,
+    nothing_left,
     office_pid,
     peer_pids,
     processes,
@@ -50,34 +51,12 @@ from weaverant.swarm.places import find_office, read_key
 RUN = ["run", "wf.py:twice", "--input", "rows.jsonl", "--run", "out", "--max-failures", "1"]
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[CountingModel]:
-    with CountingModel() as model:
-        yield model
-
-
-@pytest.fixture
-def model(running: CountingModel) -> CountingModel:
-    """A server that remembers no call."""
-    running.forget()
-    running.latency = 0.05
-    return running
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """With 60 rows. Nothing is left behind by who ended in order."""
     write_rows(tmp_path, 60)
-    yield tmp_path
-    wait = time.monotonic() + 3
-    while processes(tmp_path) and time.monotonic() < wait:
-        time.sleep(0.05)
-    for driver in begun:
-        driver.kill()
-        driver.wait()
-    begun.clear()
-    left = end_all(tmp_path)
-    assert not left, f"processes were left behind: {left}"
+    with nothing_left(tmp_path):
+        yield tmp_path
 
 
 def start(

@@ -17,14 +17,12 @@ import pytest
 
 from peers_world import (
     begin,
-    begun,
     call,
     command,
-    end_all,
     faults,
+    nothing_left,
     office_pid,
     peer_pids,
-    processes,
     signal_to,
     steps_done,
     wait_until,
@@ -90,16 +88,8 @@ def billing(running: MockServer) -> MockServer:
 def folder(tmp_path: Path) -> Iterator[Path]:
     """Nothing is left behind by who ended in order."""
     (tmp_path / "wf.py").write_text(WORKFLOWS)
-    yield tmp_path
-    until = time.monotonic() + 3
-    while processes(tmp_path) and time.monotonic() < until:
-        time.sleep(0.05)
-    for driver in begun:
-        driver.kill()
-        driver.wait()
-    begun.clear()
-    left = end_all(tmp_path)
-    assert not left, f"processes were left behind: {left}"
+    with nothing_left(tmp_path):
+        yield tmp_path
 
 
 def arguments(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +15,12 @@ import pytest
 from peers_world import (
     CountingModel,
     begin,
-    begun,
     call,
     command,
     end_all,
     exported,
     faults,
-    processes,
+    nothing_left,
     results_of,
     wait_until,
     write_rows,
@@ -40,16 +39,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     write_rows(tmp_path, ROWS)
     for host in ("here", "there"):
         (tmp_path / host).mkdir()
-    yield tmp_path
-    until = time.monotonic() + 3
-    while processes(tmp_path) and time.monotonic() < until:
-        time.sleep(0.05)
-    for driver in begun:
-        driver.kill()
-        driver.wait()
-    begun.clear()
-    left = end_all(tmp_path)
-    assert not left, f"processes were left behind: {left}"
+    with nothing_left(tmp_path):
+        yield tmp_path
 
 
 @pytest.fixture
@@ -125,9 +116,11 @@ def test_a_run_that_asked_nobody_goes_on_with_other_models_on_its_peers(
     driver.kill()
     driver.wait()
     end_all(folder)
+    asked = len(ours.calls)
     other = theirs.url.replace("#m", "#small")
     again = call(folder / "here", "resume", str(out), "--peers", "2", "--model", other)
     assert again.returncode == 0, again.stderr
-    assert ours.calls == [] and len(theirs.calls) == 2 * ROWS
+    assert len(ours.calls) == asked and all(call.answered == math.inf for call in ours.calls)
+    assert len(theirs.calls) == 2 * ROWS
     assert json.loads((out / "run.json").read_text())["identities"] == {"*": "http:small"}
     assert exported(folder) == results_of("twice", range(ROWS)) and faults(out) == []

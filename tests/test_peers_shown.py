@@ -30,6 +30,7 @@ from peers_world import (
     call,
     command,
     end_all,
+    nothing_left,
     office_pid,
     peer_pids,
     processes,
@@ -60,34 +61,12 @@ async def afar(row):
 """
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[CountingModel]:
-    with CountingModel() as model:
-        yield model
-
-
-@pytest.fixture
-def model(running: CountingModel) -> CountingModel:
-    """A server that remembers no call."""
-    running.forget()
-    running.latency = 0.05
-    return running
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """With 60 rows. Nothing is left behind by who ended in order."""
     write_rows(tmp_path, 60)
-    yield tmp_path
-    until = time.monotonic() + 3
-    while processes(tmp_path) and time.monotonic() < until:
-        time.sleep(0.05)
-    for one in begun:
-        one.kill()
-        one.wait()
-    begun.clear()
-    left = end_all(tmp_path)
-    assert not left, f"processes were left behind: {left}"
+    with nothing_left(tmp_path):
+        yield tmp_path
 
 
 def begin_run(folder: Path, model: CountingModel, peers: int, *changes: str) -> subprocess.Popen[str]:

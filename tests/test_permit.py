@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -115,18 +116,19 @@ def test_a_kept_connection_is_written_to_only_with_a_permit(model: CountingModel
 
 def test_what_waits_in_the_pool_stays_there(model: CountingModel):
     """Many calls were let go, and the server takes two at a time."""
-    open_until = time.monotonic() + 5 * model.latency
+    open_until = math.inf
     permit = RevocablePermit(lambda: time.monotonic() < open_until)
 
     async def main(engine: Pool) -> None:
         nonlocal open_until
+        open_until = time.monotonic() + 0.4
         calls = [
             asyncio.ensure_future(engine.generate(asked(number), CallContext(str(number), permit=permit)))
             for number in range(100)
         ]
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.4 + 3 * model.latency)
         before = len(model.calls)
-        assert 2 <= before < 40
+        assert 2 <= before < 90
         late = [call for call in model.calls if call.came > open_until]
         assert len(late) <= 2, "only what was written to the two connections may be read later"
         await asyncio.sleep(5 * model.latency)
@@ -177,9 +179,9 @@ def test_a_hedge_is_held_and_its_first_request_goes_on(model: CountingModel):
             engine = Pool.gather(addresses)
             try:
                 await asyncio.gather(*(engine.generate(asked(n), CallContext(str(n))) for n in range(300)))
-                model.latency = other.latency = 0.3
+                model.latency = other.latency = 2.0  # much longer than the calls before, also on a busy machine
                 given = Given(3)  # in the pool, before a connection is taken, before it is written to
-                reply = await asyncio.wait_for(engine.generate(asked(999), CallContext("t", permit=given.permit)), 5)
+                reply = await asyncio.wait_for(engine.generate(asked(999), CallContext("t", permit=given.permit)), 9)
                 assert given.held, "there was a second request to be held"
                 return reply
             finally:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import cast
 
 from weaverant.engines.http.attempt import Attempt, Trouble
@@ -20,6 +21,7 @@ from weaverant.engines.http.pool.replica import Place, Replica
 from weaverant.errors import StepFailed
 from weaverant.message import Reply
 from weaverant.protocols import Permit
+from weaverant.step import Turn
 
 NEAR = 8
 """Waiting calls that are looked at for one that is at home where there is room."""
@@ -92,17 +94,10 @@ class Places:
         call.future = future
         timer = loop.call_later(seconds, lambda: future.done() or future.set_result(None))
         self._asleep.add(call)
-        turn, cut_off = call.turn, False
-        if turn is not None:
-            turn.waiting = True
         try:
-            await future
-        except asyncio.CancelledError:
-            cut_off = True
-            raise
+            with _marked(call.turn):
+                await future
         finally:
-            if turn is not None:
-                turn.waiting = cut_off
             self._asleep.discard(call)
             timer.cancel()
 
@@ -110,17 +105,8 @@ class Places:
         """Wait until anything may be asked again. It is no part of the call's time."""
         began = time.monotonic()
         call.future = asyncio.ensure_future(permit.wait())
-        turn, cut_off = call.turn, False
-        if turn is not None:
-            turn.waiting = True
-        try:
+        with _marked(call.turn):
             await call.future
-        except asyncio.CancelledError:
-            cut_off = True
-            raise
-        finally:
-            if turn is not None:
-                turn.waiting = cut_off
         call.deadline += time.monotonic() - began
 
     def leave(self, place: Place, call: Call, attempt: Attempt | None) -> float:
@@ -263,3 +249,19 @@ class Places:
         if call.future is not None and not call.future.done():
             call.future.set_exception(failure)
             self._queue.gone()
+
+
+@contextmanager
+def _marked(turn: Turn | None) -> Generator[None]:
+    """The call waits meanwhile; for good where it is cut off."""
+    if turn is not None:
+        turn.waiting = True
+    cut_off = False
+    try:
+        yield
+    except asyncio.CancelledError:
+        cut_off = True
+        raise
+    finally:
+        if turn is not None:
+            turn.waiting = cut_off
