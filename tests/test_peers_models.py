@@ -116,11 +116,10 @@ def test_a_run_that_asked_nobody_goes_on_with_other_models_on_its_peers(
     driver.kill()
     driver.wait()
     end_all(folder)
-    asked = len(ours.calls)
     other = theirs.url.replace("#m", "#small")
     again = call(folder / "here", "resume", str(out), "--peers", "2", "--model", other)
     assert again.returncode == 0, again.stderr
-    assert len(ours.calls) == asked and all(call.answered == math.inf for call in ours.calls)
+    assert all(call.answered == math.inf for call in ours.calls)
     assert len(theirs.calls) == 2 * ROWS
     assert json.loads((out / "run.json").read_text())["identities"] == {"*": "http:small"}
     assert exported(folder) == results_of("twice", range(ROWS)) and faults(out) == []
