@@ -29,7 +29,7 @@ from chaos.model import Call, read_log
 from chaos.scene import IN_FLIGHT
 from weaverant.events import RowsCut, RowsDone, RowsTaken, StepEnded, TaskEnded, TaskStarted, TaskTaken
 from weaverant.journal import JournalReader
-from weaverant.journal.homes import epochs_of, fence_of, home_of
+from weaverant.journal.homes import OWN, epochs_of, fence_of, home_of
 
 NOTICED_S = MOVED_S = 10.0
 Pair = tuple[int, int]
@@ -153,9 +153,13 @@ def _in_flight(
 ) -> Counter[Pair]:
     """Steps that were in flight at struck peers, and at how many of them."""
     found: Counter[Pair] = Counter()
-    for epoch, home in journals.homes.items():
-        if epoch not in verdict.others and not (struck.most and (struck.resume or epoch in struck.epochs)):
-            continue
+    hit = [
+        epoch
+        for epoch in journals.homes
+        if epoch in verdict.others or (struck.most and (struck.resume or epoch in struck.epochs))
+    ]
+    for epoch in hit:
+        home = journals.homes[epoch]
         ended = ends.time(epoch)
         unsaid = {row: 0 for span in home.leases.values() for row in range(*span) if row not in home.began}
         pairs = [pair for pair in (unsaid | home.tasks).items() if pair in asked]
@@ -168,8 +172,27 @@ def _in_flight(
             verdict.faults.append(f"peer {epoch} asked {len(late)} steps when others had them, as {told}")
         if len(cut_off) > IN_FLIGHT:
             verdict.faults.append(f"peer {epoch} had {len(cut_off)} steps in flight, of {IN_FLIGHT} that it may")
+    peers = [epoch for epoch in hit if epoch != OWN]
+    untold = _untold(ends, journals, asked, peers)
+    if len(untold) > IN_FLIGHT * len(peers) - found.total():
+        verdict.faults.append(f"{found.total() + len(untold)} steps were in flight at peers {peers}")
+    found.update(untold)
     verdict.in_flight = found.total()
     return found
+
+
+def _untold(ends: Ends, journals: Journals, asked: dict[Pair, list[Call]], hit: list[int]) -> list[Pair]:
+    """First steps that were asked before the struck peers had ended, of rows that none of their journals tells of: that
+    they had leased them was not durable yet."""
+    homes = [journals.homes[epoch] for epoch in hit]
+    told = {row for home in homes for row in home.began}
+    told |= {row for home in homes for took in home.taken for row in range(took.start, took.stop)}
+    last = max(map(ends.time, hit), default=0.0)
+    return [
+        pair
+        for pair, calls in asked.items()
+        if len(calls) > 1 and pair[1] == 0 and pair[0] not in told and min(call.time for call in calls) <= last
+    ]
 
 
 def _came_late(calls: list[Call], struck: Struck) -> bool:
