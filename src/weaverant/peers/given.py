@@ -63,11 +63,11 @@ def check_run(run: Run, peers: int) -> None:
         raise UserError("--pilot and --reuse are for one process: leave --peers out; `resume --peers N` can go on then")
 
 
-def check_models(directory: Path, config: RunConfig, engines: Mapping[str, Engine]) -> None:
-    """`UserError` where what answers a peer is not what answers the others: what a spec says may lead elsewhere on
-    another host."""
+def check_models(directory: Path, config: RunConfig, specs: Mapping[str, str], engines: Mapping[str, Engine]) -> None:
+    """`UserError` where what answers a peer is not what answers the others: what one of the `specs` says may lead
+    elsewhere on another host."""
     others = [
-        f"for {config.models[name]!r} expected {config.identities.get(name)!r}, found {engine.identity!r}"
+        f"for {specs[name]!r} expected {config.identities.get(name)!r}, found {engine.identity!r}"
         for name, engine in engines.items()
         if engine.identity != config.identities.get(name)
     ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from weaverant import __version__
 from weaverant.engines import open_engine
-from weaverant.errors import JournalError, UserError, WeaverantError, shown
+from weaverant.errors import JournalError, Misdirected, UserError, WeaverantError, shown
 from weaverant.events import PeerClosed, PeerOpened, RunClosed
 from weaverant.journal import BlobStore
 from weaverant.journal.homes import Fenced, fence_of, home_of
@@ -215,11 +215,13 @@ class Member:
         seat = self._seat = Seat(peer, key, self._labels)
         share, engines = peer.joined.share, dict[str, Engine]()
         try:
-            config = load_config(self._directory)
-            for name, spec in config.models.items():
+            config, joined = load_config(self._directory), peer.joined
+            specs = joined.models or config.models
+            for name, spec in specs.items():
                 engines[name] = open_engine(spec, share)
-            check_models(self._directory, config, engines)
-            run = self._run = resume(self._directory, models=engines, **_share(peer.joined.limits, share))
+            check_models(self._directory, config, specs, engines)
+            limits = _share(joined.limits, share)
+            run = self._run = resume(self._directory, rows=joined.input or None, models=engines, **limits)
             run.seat = seat
             if self._leaving:
                 run.stop()
@@ -233,7 +235,7 @@ class Member:
             await seat.stand_up()
             for engine in engines.values():
                 await engine.close()
-        await peer.leave(self.state, why_of(run.error), seat.counts())
+        await peer.leave(self.state, why_of(run.error), seat.counts(), isinstance(run.error, Misdirected))
         return run.state != "journal" or _was_fenced(run.error)
 
     def _serve(self, link: Link, kind: str, body: Any) -> Any:
