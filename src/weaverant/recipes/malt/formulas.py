@@ -51,7 +51,7 @@ def compared(gold: str, reply: str) -> tuple[str | None, bool, str]:
 
 
 def _compared(gold: str, reply: str) -> tuple[str | None, bool, str]:
-    parse, verify, _ = _library()
+    parse, verify = _library()
     known = _parsed(gold)
     if not known:
         raise UserError(f"the gold answer {gold!r:.200} is no LaTeX that math-verify can read")
@@ -83,9 +83,9 @@ def _bare(answer: str) -> str:
 
 
 @cache
-def _library() -> tuple[Any, Any, Any]:
-    from math_verify import parse, verify  # deferred: an extra, and sympy takes half a second  # pyright: ignore
+def _library() -> tuple[Any, Any]:
+    import math_verify  # deferred: an extra, and sympy takes half a second  # pyright: ignore
 
-    log = logging.getLogger("math_verify")  # it warns that its own alarms are off, which would reset ours
-    log.setLevel(logging.ERROR)
-    return parse, verify, log
+    found: Any = math_verify
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own alarms are off: ours are on
+    return found.parse, found.verify

@@ -40,10 +40,11 @@ bounds = {resource.RLIMIT_CPU: told["seconds"], resource.RLIMIT_AS: told["bytes"
 for kind, most in bounds.items():
     resource.setrlimit(kind, (most, most))
 def run(told):
-    space = {"__name__": "reply"}
+    space, us = {"__name__": "reply"}, os.getpid()
     exec(compile(told.pop("code"), "<reply>", "exec"), space)
     exec(compile(told.pop("tests"), "<tests>", "exec"), space)
-    os.write(told["pipe"], told["word"].encode())
+    if os.getpid() == us:  # no copy that the program made of itself
+        os.write(told["pipe"], told["word"].encode())
     os._exit(0)
 run(told)
 """

@@ -44,8 +44,10 @@ class Rule(NamedTuple):
         return node.value > self.theta
 
     def sure(self, node: Node) -> bool:
-        """Whether the node's interval does not straddle theta, or none is asked for."""
-        return not self.min_confidence or abs(node.value - self.theta) > node.half_width(self.min_confidence)
+        """Whether the node's interval does not straddle theta, or none is asked for, or the node is a leaf."""
+        if not self.min_confidence or node.role == "refiner":
+            return True
+        return abs(node.value - self.theta) > node.half_width(self.min_confidence)
 
 
 class Node(NamedTuple):
@@ -214,10 +216,7 @@ def _paths(copies: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
 
 def _in_turn(good: Sequence[Node], bad: Sequence[Node]) -> list[tuple[Node, Node]]:
     """All pairs, the widest apart first; of equally wide ones no reply comes twice before each came once."""
-    places = [(i, j) for i in range(len(good)) for j in range(len(bad))]
-
-    def rank(place: tuple[int, int]) -> tuple[float, int, int]:
-        i, j = place
-        return bad[j].value - good[i].value, (j - i) % max(len(good), len(bad)), i
-
-    return [(good[i], bad[j]) for i, j in sorted(places, key=rank)]
+    few, many = (good, bad) if len(good) < len(bad) else (bad, good)
+    rounds = [(few[(turn + shift) % len(few)], one) for shift in range(len(few)) for turn, one in enumerate(many)]
+    found = rounds if few is good else [(chosen, rejected) for rejected, chosen in rounds]
+    return sorted(found, key=lambda pair: pair[1].value - pair[0].value)  # it is stable
