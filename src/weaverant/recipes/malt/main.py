@@ -19,10 +19,11 @@ from shlex import quote
 from shutil import which
 
 from weaverant import Run, UserError, run
+from weaverant.cli.driver import Driver
 from weaverant.cli.export import export
 from weaverant.cli.options import models_of
 from weaverant.cli.report import report
-from weaverant.recipes.malt.evaluate import Evaluation, Finding, document, evaluate, findings, stopped, watched
+from weaverant.recipes.malt.evaluate import Evaluation, Finding, document, evaluate, findings, stopped
 from weaverant.recipes.malt.recipe import MODEL, SOURCE
 from weaverant.recipes.malt.scores import table
 from weaverant.recipes.malt.team import ROLES
@@ -99,7 +100,7 @@ def _folder(name: str) -> Path:
 def weave(models: dict[str, str], questions: int) -> Run:
     """Grow the trees; the run keeps them in its journal."""
     weaving = run("malt", SOURCE, models=models, limit=questions)
-    watched(weaving)
+    Driver(weaving, lambda task: None).go_on()  # a tree that was written is not held
     return weaving
 
 
@@ -125,10 +126,10 @@ def _left_out(file: Path) -> dict[str, Counter[str]]:
     """The counts of all questions together, by method and reason."""
     totals: dict[str, Counter[str]] = {"sft": Counter(), "preference": Counter()}
     if file.exists():
-        for line in file.read_text("utf-8").splitlines():
-            told = json.loads(line)
-            for kind, counts in totals.items():
-                counts.update(told[kind])
+        with file.open(encoding="utf-8") as lines:
+            for told in map(json.loads, lines):
+                for kind, counts in totals.items():
+                    counts.update(told[kind])
     return totals
 
 
