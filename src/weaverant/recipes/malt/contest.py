@@ -11,7 +11,7 @@ from asyncio import gather
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from weaverant import Agent, StepFailed, UserError, workflow
 from weaverant.recipes.malt.answers import AnswerKey, Checker, answer_key
@@ -56,14 +56,22 @@ async def contest(
         return await _played(question, players, _pass(lines[one] for one in systems if number < one.votes))
 
     said = await gather(*(pass_of(number) for number in range(most)))
-    answers = {one.key: [_answer(said[n], lines[one], key) for n in range(one.votes)] for one in systems}
+    votes = {one.key: [_verdict(said[n], lines[one], key) for n in range(one.votes)] for one in systems}
+    answers = {system: [verdict.answer for verdict in verdicts] for system, verdicts in votes.items()}
     return {
         "question": question,
         "gold": key.gold,
-        "right": {system: key.accepts(vote(votes)) for system, votes in answers.items()},
+        "right": {system: Verdict(vote(answers[system]), True) in verdicts for system, verdicts in votes.items()},
         "answers": answers,
-        "tied": {system: is_tied(votes) for system, votes in answers.items()},
+        "tied": {system: is_tied(found) for system, found in answers.items()},
     }
+
+
+class Verdict(NamedTuple):
+    """A pass's answer, None where it could not be read, and whether it is right."""
+
+    answer: str | None
+    right: bool
 
 
 def _line(team: Team, cast: dict[str, str]) -> Line:
@@ -131,12 +139,11 @@ def _agent(agent: Agent, model: str) -> Agent:
     return replace(agent, name=f"{agent.name}-{model.partition('-')[0]}", model=model)
 
 
-def _answer(said: dict[Line, str | None], line: Line, key: AnswerKey) -> str | None:
-    """A pass's answer: its last role's. Where that is the verifier and its critique gives none, the attempt's stands;
-    the paper does not say how it reads the answer of a team without a refiner."""
+def _verdict(said: dict[Line, str | None], line: Line, key: AnswerKey) -> Verdict:
+    """On a pass's answer: its last role's. Where that is the verifier and its critique gives none, the attempt's
+    stands; the paper does not say how it reads the answer of a team without a refiner."""
     text = said.get(line)
     answer = None if text is None else key.read(text)
     if answer is None and text is not None and line[1] and not line[2]:
-        attempt = said[line[0], "", ""]
-        return None if attempt is None else key.read(attempt)
-    return answer
+        return _verdict(said, (line[0], "", ""), key)
+    return Verdict(answer, key.accepts(answer))

@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
@@ -84,11 +85,12 @@ def evaluated(directory: str | Path) -> Evaluated:
     return Evaluated(found, teams, passes, {team: lacking for team, lacking in left_out.items() if lacking})
 
 
-def stories_of(directory: Path) -> Iterator[Story]:
-    """Every task that has ended."""
+def stories_of(directory: Path, most: int | None = None) -> Iterator[Story]:
+    """The tasks that have ended, or the first of them."""
+    load_config(directory)
     reader = JournalReader(directory)
     teller = storyteller(directory, reader)
-    places = reader.places([task.task for task in reader.tasks() if task.state])
+    places = reader.places([task.task for task in islice(reader.tasks(), most) if task.state])
     for _, events in reader.histories(places):
         yield teller.tell(events)
 
