@@ -91,6 +91,7 @@ def test_an_empty_critique_is_given_where_nobody_verifies():
 def test_what_systems_have_in_common_is_asked_once():
     (task,), calls = played()
     assert calls == 57  # 9 attempts and 6 of each team on them, ..., by hand: 9+6 + 3+6 + 3+6 + 6 + 6 + 6 + 3 + 3
+    assert sum(system.calls for system in systems_of(TEAMS, 3)) == 121
     answers = task.result["answers"]
     assert answers["sa@1"] == answers["sa@3"][:1] == answers["sa@9"][:1]
     assert all(attempt in answer for attempt, answer in zip(answers["sa@3"], answers["ma@3"], strict=True))

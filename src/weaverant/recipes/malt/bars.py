@@ -11,8 +11,8 @@ from weaverant.recipes.malt.tables import Evaluated
 LEFT, WIDE, RIGHT = 170, 520, 190
 ROW, TOP, BOTTOM = 24, 64, 34
 
-SINGLE, VOTE = "#b6bec8", "#5b9bd5"
-"""Single passes and votes; both stand out from either page."""
+SINGLE, VOTE = "#8d97a3", "#4a8bc7"
+"""Single passes and votes; both stand out from either page, and dark and light whiskers from both."""
 
 
 def bars(found: Evaluated, dark: bool | None = None) -> str:

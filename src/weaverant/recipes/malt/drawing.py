@@ -15,6 +15,8 @@ LEAF, BETWEEN = 22, 4
 TOP = 96
 CHARACTER = 6.65
 """Pixels a character takes in the boxes, at most, with a fixed-width font of 11."""
+BOLD = 8.6
+"""The same for the marks."""
 LINE = 14
 FONT = "ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 HEADS = ("generator", "verifier", "refiner")
@@ -106,7 +108,7 @@ def _column(
 def _box(node: Node, left: float, top: float, width: float, height: float) -> Iterator[str]:
     """As high as its leaves; the words as many lines as fit, the value at the right."""
     yield box(left, top, width, height, colour(node.value))
-    room = int((width - 16 - CHARACTER * (len(node.mark) + 1)) / CHARACTER)
+    room = int((width - 24 - BOLD * len(node.mark)) / CHARACTER)
     lines = folded(node.words, room, max(1, int((height - 4) // LINE)))
     first = top + height / 2 - LINE * (len(lines) - 1) / 2 + 4
     for number, words in enumerate(lines):
@@ -129,4 +131,4 @@ def folded(words: str, room: int, lines: int) -> list[str]:
 
 def shortened(words: str, room: int) -> str:
     """The text in so many characters."""
-    return words if len(words) <= room else words[: max(0, room - 1)].rstrip() + "…"
+    return words if len(words) <= room else words[: max(0, room - 1)].rstrip(" .,;") + "…"
