@@ -8,13 +8,13 @@ allow and profit from; only tests for independent samples would be wrong.
 from __future__ import annotations
 
 from asyncio import gather
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
 from weaverant import Agent, StepFailed, UserError, workflow
-from weaverant.recipes.malt.answers import AnswerKey, Checker, answer_key
+from weaverant.recipes.malt.answers import Checker, answer_key
 from weaverant.recipes.malt.scores import is_tied, vote
 from weaverant.recipes.malt.systems import PASSES, TEAMS, TRAININGS, Team, systems_of
 from weaverant.recipes.malt.team import ROLES, Prompts, Role, question_of, team_for
@@ -52,26 +52,38 @@ async def contest(
     lines = {system: _line(system.team, cast) for system in systems}
     most = max((system.votes for system in systems), default=0)
 
-    async def pass_of(number: int) -> dict[Line, str | None]:
-        return await _played(question, players, _pass(lines[one] for one in systems if number < one.votes))
+    async def judge(reply: str) -> Verdict:
+        answer = key.read(reply)
+        return Verdict(answer, key.accepts(answer))
 
-    said = await gather(*(pass_of(number) for number in range(most)))
-    votes = {one.key: [_verdict(said[n], lines[one], key) for n in range(one.votes)] for one in systems}
+    async def pass_of(number: int) -> dict[Line, Verdict]:
+        mine = list(dict.fromkeys(lines[one] for one in systems if number < one.votes))
+        said = await _played(question, players, _pass(mine))
+        return dict(zip(mine, await gather(*(_verdict(said, line, judge) for line in mine)), strict=True))
+
+    found = await gather(*(pass_of(number) for number in range(most)))
+    votes = {one.key: [found[number][lines[one]] for number in range(one.votes)] for one in systems}
     answers = {system: [verdict.answer for verdict in verdicts] for system, verdicts in votes.items()}
     return {
         "question": question,
         "gold": key.gold,
-        "right": {system: Verdict(vote(answers[system]), True) in verdicts for system, verdicts in votes.items()},
+        "right": {system: elected(verdicts).right for system, verdicts in votes.items()},
         "answers": answers,
-        "tied": {system: is_tied(found) for system, found in answers.items()},
+        "tied": {system: is_tied(given) for system, given in answers.items()},
     }
 
 
 class Verdict(NamedTuple):
-    """A pass's answer, None where it could not be read, and whether it is right."""
+    """A pass's answer, None where none could be read, and whether it is right."""
 
     answer: str | None
     right: bool
+
+
+def elected(verdicts: Sequence[Verdict]) -> Verdict:
+    """The one that the vote chooses: the first with the most frequent answer; the first of all where none has one."""
+    winner = vote([verdict.answer for verdict in verdicts])
+    return next(verdict for verdict in verdicts if verdict.answer == winner)
 
 
 def _line(team: Team, cast: dict[str, str]) -> Line:
@@ -139,11 +151,11 @@ def _agent(agent: Agent, model: str) -> Agent:
     return replace(agent, name=f"{agent.name}-{model.partition('-')[0]}", model=model)
 
 
-def _verdict(said: dict[Line, str | None], line: Line, key: AnswerKey) -> Verdict:
+async def _verdict(said: dict[Line, str | None], line: Line, judge: Callable[[str], Awaitable[Verdict]]) -> Verdict:
     """On a pass's answer: its last role's. Where that is the verifier and its critique gives none, the attempt's
     stands; the paper does not say how it reads the answer of a team without a refiner."""
     text = said.get(line)
-    answer = None if text is None else key.read(text)
-    if answer is None and text is not None and line[1] and not line[2]:
-        return _verdict(said, (line[0], "", ""), key)
-    return Verdict(answer, key.accepts(answer))
+    verdict = Verdict(None, False) if text is None else await judge(text)
+    if verdict.answer is None and text is not None and line[1] and not line[2]:
+        return await _verdict(said, (line[0], "", ""), judge)
+    return verdict
