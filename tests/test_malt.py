@@ -596,9 +596,7 @@ def test_the_evaluation_is_a_command(tmp_path, capsys):
     code = evaluate.main(["--limit", "4", "--model", "embedded:tiny", "--run", str(tmp_path / "run")])
     *_, last = capsys.readouterr().out.splitlines()
     assert code == 0
-    assert [row["name"] for row in json.loads(last)["rows"]] == [
-        "lone generator", "chain of three roles", "vote of the chains",
-    ]  # fmt: skip
+    assert [row["system"] for row in json.loads(last)["rows"]] == ["sa@1", "sa@3", "sa@9", "ma@1", "ma@3"]
     assert (tmp_path / "run" / "run.json").exists()
 
 

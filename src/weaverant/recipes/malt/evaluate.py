@@ -1,8 +1,10 @@
-"""How good the team is: the lone generator, the chain, and the vote of three chains, with 95 % intervals.
+"""How good each role's training made the team: the paper's tables 1, 4 and 5, with paired tests and flips.
 
-    python -m weaverant.recipes.malt.evaluate --input arithmetic:heldout --limit 1000 --model embedded:tiny
+    python -m weaverant.recipes.malt.evaluate --base embedded:tiny --problems 1000 --seeds 3
+    python -m weaverant.recipes.malt.evaluate --models models.json --input rows.jsonl --out out
 
-The last line is JSON: `{"target": "run", "rows": [{"name", "value", "goal", "met"}]}`.
+Systems whose models are not given are left out, and named. `--run` with a run that stopped goes on with it; with one
+that ended it prints the tables again. The last line is JSON: `{"target": "malt", "rows": [{"name", "value", ...}]}`.
 """
 
 from __future__ import annotations
@@ -11,49 +13,86 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
-from weaverant import Run, Task, UserError, run
+from weaverant import Run, Task, UserError, resume, run
 from weaverant.cli.driver import Driver
-from weaverant.cli.options import models_of
+from weaverant.cli.show import storyteller
+from weaverant.journal import JournalReader
 from weaverant.recipes.malt.answers import Checker
-from weaverant.recipes.malt.chains import chains
-from weaverant.recipes.malt.scores import SYSTEMS, Score, scores, table
+from weaverant.recipes.malt.bars import bars
+from weaverant.recipes.malt.contest import contest
+from weaverant.recipes.malt.outcomes import outcomes
+from weaverant.recipes.malt.roles import RoleModels, given_models, read_models
+from weaverant.recipes.malt.systems import PASSES, TEAMS, TRAININGS, Training, systems_of
+from weaverant.recipes.malt.tables import Evaluated, document, notes, tables
 from weaverant.recipes.malt.team import Prompts
+from weaverant.rundir import RunConfig, load_config
+from weaverant.story import Story
+
+INPUT = "arithmetic:heldout"
+MODEL = "embedded:tiny"
+OWN_KEYS = tuple(team.key for team in TEAMS)
 
 
-class Finding(NamedTuple):
-    """One figure for machines. `goal` is None where there is none to meet."""
+class Asked(NamedTuple):
+    """What is to be evaluated, as a run keeps it."""
 
-    name: str
-    value: float
-    goal: str | None
-    met: bool
+    models: dict[str, str]
+    parameters: dict[str, Any]
 
 
-class Evaluation(NamedTuple):
-    """What came of it. `seconds` is wall time."""
-
-    run: Run
-    scores: dict[str, Score]
-    seconds: float
+def asked(models: RoleModels, teams: Sequence[str] = OWN_KEYS, **parameters: Any) -> Asked:
+    """The run's models and parameters: of the wanted teams, by key, those whose models are there. `parameters` are
+    the workflow's: passes, checker, prompts. `UserError` where nobody can play."""
+    wanted = [team for team in TEAMS if team.key in teams]
+    playing = [team for team in wanted if not models.missing(team)]
+    if not playing:
+        raise UserError(f"no team can play: {'; '.join(f'{one.name} lacks {models.missing(one)}' for one in wanted)}")
+    specs, cast = models.named(playing)
+    return Asked(specs, {"cast": cast, "teams": [team.key for team in playing], **parameters})
 
 
 def evaluate(
     rows: str,
     *,
-    models: dict[str, str],
-    limit: int | None = None,
+    models: RoleModels,
+    teams: Sequence[str] = OWN_KEYS,
+    problems: int | None = None,
+    seeds: int = 1,
     directory: str | Path | None = None,
-    parameters: dict[str, Any] | None = None,
-) -> Evaluation:
-    """Run `chains` on the rows and score it. `parameters` are the workflow's: passes, checker, prompts."""
-    began = time.perf_counter()
-    evaluation = run(chains, rows, models=models, limit=limit, directory=directory, parameters=parameters)
-    tasks = watched(evaluation)
-    return Evaluation(evaluation, scores(tasks), time.perf_counter() - began)
+    **parameters: Any,
+) -> Run:
+    """A run of `contest`, prepared: `watched(...)` runs it, `evaluated(...)` reads it. Each seed answers every problem
+    once, with other samples."""
+    it = asked(models, teams, **parameters)
+    return run(
+        contest, rows, models=it.models, parameters=it.parameters, trials=seeds, limit=problems, directory=directory
+    )
+
+
+def evaluated(directory: str | Path) -> Evaluated:
+    """What a finished run of `contest` found."""
+    parameters = load_config(Path(directory)).parameters
+    passes = parameters.get("passes", PASSES)
+    teams = tuple(team for team in TEAMS if team.key in parameters["teams"])
+    lacks = {team: [f"{training} {role}" for role, training in team.cast] for team in TEAMS}
+    left_out = {team: [one for one in needs if one not in parameters["cast"]] for team, needs in lacks.items()}
+    found = outcomes(stories_of(Path(directory)), systems_of(teams, passes))
+    return Evaluated(found, teams, passes, {team: lacking for team, lacking in left_out.items() if lacking})
+
+
+def stories_of(directory: Path, most: int | None = None) -> Iterator[Story]:
+    """The tasks that have ended, or the first of them."""
+    load_config(directory)
+    reader = JournalReader(directory)
+    teller = storyteller(directory, reader)
+    places = reader.places([task.task for task in islice(reader.tasks(), most) if task.state])
+    for _, events in reader.histories(places):
+        yield teller.tell(events)
 
 
 def watched(going: Run) -> list[Task]:
@@ -61,22 +100,6 @@ def watched(going: Run) -> list[Task]:
     tasks: list[Task] = []
     Driver(going, tasks.append).go_on()
     return tasks
-
-
-def findings(found: dict[str, Score]) -> list[Finding]:
-    """The accuracies for machines: each system should be better than the one before it."""
-    rows: list[Finding] = []
-    before: Score | None = None
-    for system, score in found.items():
-        goal = None if before is None else f"> {before.share:.4f}"
-        rows.append(Finding(SYSTEMS[system], round(score.share, 4), goal, before is None or score.share > before.share))
-        before = score
-    return rows
-
-
-def document(rows: Sequence[Finding]) -> str:
-    """The findings as one line of JSON."""
-    return json.dumps({"target": "run", "rows": [row._asdict() for row in rows]})
 
 
 def stopped(going: Run) -> bool:
@@ -91,35 +114,122 @@ def stopped(going: Run) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; gives its exit code."""
     options = _parser().parse_args(arguments)
-    parameters = {"passes": options.passes, "checker": options.checker, "prompts": options.prompts}
-    found = evaluate(
-        options.input,
-        models=models_of(options.model or ["embedded:tiny"]),
-        limit=options.limit,
-        directory=options.run,
-        parameters=parameters,
+    out = None if options.out is None else folder(options.out)
+    directory = None if options.run is None else Path(options.run)
+    began = time.perf_counter()
+    going = _again(options, directory) if directory and (directory / "run.json").exists() else _anew(options, directory)
+    watched(going)
+    if stopped(going):
+        again = f"python -m weaverant.recipes.malt.evaluate --run {going.directory}"
+        print(f"to go on: {again}", file=sys.stderr)
+        return going.exit_code
+    seconds = time.perf_counter() - began
+    assert going.directory is not None, "an evaluation keeps a journal"
+    found = evaluated(going.directory)
+    told = document(found)
+    print(f"\n{going.config.input}; models: {_named(going.config)}\n")
+    for table in tables(found):
+        print("\n".join([*table.lines(), ""]))
+    print("\n".join(notes(found)))
+    print(f"\n{going.ledger.calls:,} calls in {seconds:.1f} s; every reply is in {going.directory}")
+    if out is not None:
+        write(found, told, out)
+        print(f"evaluation.json, evaluation.md and accuracy.svg are in {out}/")
+    print(json.dumps(told))
+    return going.exit_code
+
+
+def write(found: Evaluated, told: dict[str, Any], out: Path) -> None:
+    """The document, the tables for a page, the bars."""
+    page = "\n\n".join("\n".join(table.markdown()) for table in tables(found))
+    points = "\n".join(f"* {line}" for line in notes(found))
+    (out / "evaluation.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    (out / "evaluation.md").write_text(f"{page}\n\n{points}\n", "utf-8")
+    (out / "accuracy.svg").write_text(bars(found), "utf-8")
+
+
+def folder(name: str) -> Path:
+    """The folder, made if need be, before anything is paid for."""
+    path = Path(name)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {name!r} cannot be a folder: {error.strerror}") from None
+    return path
+
+
+def _anew(options: argparse.Namespace, directory: Path | None) -> Run:
+    return evaluate(
+        options.input or INPUT,
+        models=_models(options) or given_models({"base": [MODEL]}),
+        teams=options.team or OWN_KEYS,
+        problems=options.problems,
+        seeds=options.seeds or 1,
+        directory=directory,
+        passes=options.passes or PASSES,
+        checker=options.checker or "auto",
+        prompts=options.prompts or "auto",
     )
-    if stopped(found.run):
-        return found.run.exit_code
-    failed = found.run.ledger.failed
-    print(f"\n{options.input}: {found.scores['vote'].total:,} problems, {failed:,} of them failed and count as wrong")
-    print("\n".join(table(found.scores)))
-    print(f"  {found.run.ledger.calls:,} calls in {found.seconds:.1f} s; every reply is in {found.run.directory}")
-    print(document(findings(found.scores)))
-    return found.run.exit_code
+
+
+def _again(options: argparse.Namespace, directory: Path) -> Run:
+    """The run, to go on with or to be read again; what failed is taken up again. `UserError` where the options say
+    otherwise than it began with."""
+    config = load_config(directory)
+    began = {"input": config.input, "problems": config.limit, "seeds": config.trials} | config.parameters
+    given = {name: getattr(options, name) for name in ("problems", "seeds", "passes", "checker", "prompts")}
+    given["input"] = options.input and (
+        str(Path(options.input).resolve()) if Path(options.input).exists() else options.input
+    )
+    models = _models(options)
+    if models is not None:
+        it = asked(models, config.parameters.get("teams", OWN_KEYS))
+        began["models"], given["models"] = config.models, it.models
+    for name, value in given.items():
+        if value is not None and value != began.get(name):
+            raise UserError(f"the run {str(directory)!r} began with {name} {began.get(name)!r}; found {value!r}")
+    return resume(directory, workflow=contest, retry=True)
+
+
+def _models(options: argparse.Namespace) -> RoleModels | None:
+    given: dict[Training, list[str]] = {
+        training: getattr(options, training) for training in TRAININGS if getattr(options, training)
+    }
+    if options.models is not None:
+        if given:
+            raise UserError(f"--models names all models: leave out {', '.join(f'--{name}' for name in given)}")
+        return read_models(options.models)
+    return given_models(given) if given else None
+
+
+def _named(config: RunConfig) -> str:
+    return ", ".join(f"{name}={spec}" for name, spec in config.models.items())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m weaverant.recipes.malt.evaluate", description=chains.function.__doc__
+        prog="python -m weaverant.recipes.malt.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--input", default="arithmetic:heldout", help="rows with question and answer")
-    parser.add_argument("--limit", type=int, help="take the first rows only")
-    parser.add_argument("--model", action="append", help="SPEC for all roles, or generator=SPEC, verifier=, refiner=")
-    parser.add_argument("--run", help="a new directory for the run; by default runs/chains-TIME")
-    parser.add_argument("--passes", type=int, default=3, help="chains that vote")
-    parser.add_argument("--checker", choices=get_args(Checker), default="auto")
-    parser.add_argument("--prompts", choices=get_args(Prompts), default="auto")
+    add = parser.add_argument
+    add("--input", help=f"rows with question and answer (default {INPUT})")
+    add("--problems", "--limit", type=int, metavar="N", help="take the first rows only")
+    add("--seeds", type=int, metavar="N", help="answer every problem so often, with other samples (default 1)")
+    add("--models", metavar="FILE", help="models.json, as training writes it: base, star, sft, dpo")
+    add("--base", "--model", action="append", metavar="SPEC", help=f"SPEC or ROLE=SPEC (default {MODEL})")
+    for training, about in (
+        ("star", "SPEC of the generator, or ROLE=SPEC"),
+        ("sft", "SPEC or ROLE=SPEC"),
+        ("dpo", "verifier=SPEC and refiner=SPEC"),
+    ):
+        add(f"--{training}", action="append", metavar="SPEC", help=about)
+    add("--team", action="append", choices=OWN_KEYS, help="only this team; may be given again (default all)")
+    add("--passes", type=int, metavar="N", help=f"passes that vote (default {PASSES})")
+    add("--checker", choices=get_args(Checker))
+    add("--prompts", choices=get_args(Prompts))
+    add("--run", metavar="DIR", help="a new directory for the run (default runs/contest-TIME), or one to go on with")
+    add("--out", metavar="DIR", help="write evaluation.json, evaluation.md and accuracy.svg there")
     return parser
 
 

@@ -12,20 +12,22 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from shlex import quote
 from shutil import which
+from typing import NamedTuple
 
-from weaverant import Run, UserError, run
+from weaverant import Run, run
 from weaverant.cli.driver import Driver
 from weaverant.cli.export import export
 from weaverant.cli.options import models_of
 from weaverant.cli.report import report
-from weaverant.recipes.malt.evaluate import Evaluation, Finding, document, evaluate, findings, stopped
+from weaverant.recipes.malt.chains import chains
+from weaverant.recipes.malt.evaluate import folder, stopped, watched
 from weaverant.recipes.malt.recipe import MODEL, SOURCE
-from weaverant.recipes.malt.scores import table
+from weaverant.recipes.malt.scores import SYSTEMS, Score, scores, table
 from weaverant.recipes.malt.team import ROLES
 from weaverant.summary import Examples, of_run
 
@@ -40,11 +42,28 @@ FILES = tuple(f"{kind}-{role}.jsonl" for kind in ("sft", "preference") for role 
 DROPPED = "dropped.jsonl"
 
 
+class Finding(NamedTuple):
+    """One figure for machines. `goal` is None where there is none to meet."""
+
+    name: str
+    value: float
+    goal: str | None
+    met: bool
+
+
+class Evaluation(NamedTuple):
+    """What the evaluation came to. `seconds` is wall time."""
+
+    run: Run
+    scores: dict[str, Score]
+    seconds: float
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; gives its exit code."""
     options = _parser().parse_args(arguments)
     models = models_of(options.model or [MODEL])
-    out = _folder(options.out)
+    out = folder(options.out)
     began = time.perf_counter()
 
     say(f"1. Weaving: {options.questions:,} questions of {SOURCE}, each grown to a tree of 39 calls and 27 leaves")
@@ -58,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = write(woven, out)
 
     say(f"\n3. Evaluating on {options.problems:,} problems of {HELD_OUT}: three chains each, 9 calls a problem")
-    found = evaluate(HELD_OUT, models=models, limit=options.problems)
+    found = evaluate(models, options.problems)
     if stopped(found.run):
         return found.run.exit_code
     say(f"\naccuracy on {found.scores['vote'].total:,} held-out problems, with 95 % intervals (Wilson)")
@@ -69,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for going in (woven, found.run):
         say(f"  {_command()} show {going.directory}")
     say("and for machines each figure with its goal:")
-    say(document(_findings(woven, weaving, lines, found)))
+    rows = [row._asdict() for row in _findings(woven, weaving, lines, found)]
+    say(json.dumps({"target": "run", "rows": rows}))
     return max(woven.exit_code, found.run.exit_code)
 
 
@@ -87,21 +107,19 @@ def _command() -> str:
     return quote(str(beside)) if beside.exists() else f"{quote(str(python))} -m weaverant"
 
 
-def _folder(name: str) -> Path:
-    """The folder, made if need be, before anything is paid for."""
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {name!r} cannot be a folder for the data sets: {error.strerror}") from None
-    return folder
-
-
 def weave(models: dict[str, str], questions: int) -> Run:
     """Grow the trees; the run keeps them in its journal."""
     weaving = run("malt", SOURCE, models=models, limit=questions)
     Driver(weaving, lambda task: None).go_on()  # a tree that was written is not held
     return weaving
+
+
+def evaluate(models: dict[str, str], problems: int) -> Evaluation:
+    """Three chains for each held-out problem, scored. `python -m weaverant.recipes.malt.evaluate` compares more."""
+    began = time.perf_counter()
+    evaluation = run(chains, HELD_OUT, models=models, limit=problems)
+    tasks = watched(evaluation)
+    return Evaluation(evaluation, scores(tasks), time.perf_counter() - began)
 
 
 def write(woven: Run, out: Path) -> dict[str, int]:
@@ -140,9 +158,19 @@ def _findings(woven: Run, weaving: float, lines: dict[str, int], found: Evaluati
         Finding("questions woven", woven.ledger.stages[0].done, f"= {rows}", woven.ledger.stages[0].done == rows),
         Finding("calls of the weave", calls, f"= {39 * rows}", calls == 39 * rows),
         Finding("files with samples", len(lines.keys() & set(FILES)), f"= {len(FILES)}", set(FILES) <= lines.keys()),
-        *findings(found.scores),
+        *_accuracies(found.scores),
         Finding("seconds, installation apart", round(seconds, 1), f"< {GOAL_SECONDS}", seconds < GOAL_SECONDS),
     ]
+
+
+def _accuracies(found: dict[str, Score]) -> Iterator[Finding]:
+    """Each system should be better than the one before it."""
+    before: Score | None = None
+    for system, score in found.items():
+        goal = None if before is None else f"> {before.share:.4f}"
+        met = before is None or score.share > before.share
+        yield Finding(SYSTEMS[system], round(score.share, 4), goal, met)
+        before = score
 
 
 def _parser() -> argparse.ArgumentParser:

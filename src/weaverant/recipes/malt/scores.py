@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from math import sqrt
 from typing import NamedTuple
 
+from weaverant.recipes.malt.stats import wilson
 from weaverant.task import Task
-
-Z = 1.959964
-"""The normal quantile of two-sided 95 % intervals."""
 
 SYSTEMS = {"lone": "lone generator", "chain": "chain of three roles", "vote": "vote of the chains"}
 """What is compared: fields of a `chains` result, and their names for people."""
@@ -29,11 +26,7 @@ class Score(NamedTuple):
 
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of Wilson (1927), in 0..1; all of it where nothing was counted."""
-        if not self.total:
-            return 0.0, 1.0
-        n, p = self.total, self.share
-        middle, half = p + Z * Z / (2 * n), Z * sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-        return (middle - half) / (1 + Z * Z / n), (middle + half) / (1 + Z * Z / n)
+        return wilson(self.right, self.total)
 
     def __str__(self) -> str:
         low, high = self.interval()
@@ -44,6 +37,12 @@ def vote(answers: Sequence[str | None]) -> str | None:
     """The most frequent answer; of equally frequent ones, the one voted first. What could not be read is no vote."""
     votes = Counter(answer for answer in answers if answer is not None)
     return max(votes, key=lambda answer: votes[answer], default=None)
+
+
+def is_tied(answers: Sequence[str | None]) -> bool:
+    """Whether `vote` has only the order of the answers to go by."""
+    counts = Counter(answer for answer in answers if answer is not None).most_common(2)
+    return len(counts) == 2 and counts[0][1] == counts[1][1]
 
 
 def scores(tasks: Iterable[Task]) -> dict[str, Score]:
