@@ -25,6 +25,7 @@ from weaverant.train import (
     train_dpo,
     train_sft,
 )
+from weaverant.train.stack import rank
 
 STOPPED = 4
 LINE_EVERY = 5.0
@@ -44,7 +45,8 @@ def train_command(options: argparse.Namespace) -> int:
         )
         put("\n".join([*told.lines(), f"nothing was written; without --dry-run it trains into {out}"]))
         return 0
-    screen = Screen(sys.stderr, quiet=options.quiet)
+    quiet = options.quiet or rank()[0] > 0  # of several processes the first one tells
+    screen = Screen(sys.stderr, quiet=quiet)
     how: dict[str, Any] = {"say": screen.say, "watch": screen.step, "force": options.force}
     try:
         if isinstance(config, DpoConfig):
@@ -57,7 +59,7 @@ def train_command(options: argparse.Namespace) -> int:
         return STOPPED
     finally:
         screen.finish()
-    if not options.quiet:
+    if not quiet:
         put("\n".join(_summary(trained)))
     return 0
 

@@ -35,7 +35,8 @@ LAST = 10
 
 
 class Trained(Struct, frozen=True):
-    """What came of a training. Losses are means over the first and the last steps; `seconds` those of all sessions."""
+    """What came of a training. Losses are means over the first and the last steps; `seconds` those of all sessions.
+    Of several processes the first knows it, others have zeros."""
 
     folder: Path
     steps: int
@@ -212,7 +213,7 @@ class Work:
         )
         if self.rank:  # the first process has the folder
             with _libraries_at_peace():
-                yield Place(out, training, checkpoint.last(out))
+                yield Place(out, training, None if force else checkpoint.last(out))
             return
         checkpoint.check(out, training, force)
         with checkpoint.held(out), _libraries_at_peace():
@@ -236,6 +237,11 @@ class Work:
             raise WeaverantError(
                 f"the GPU's memory is full: {error}. "
                 "Expected a smaller --micro-batch, a shorter --max-length, or --lora"
+            ) from None
+        except OSError as error:
+            raise WeaverantError(
+                f"the folder {str(place.out)!r} cannot be written: {error}. "
+                "With some room on its disk, the same command goes on"
             ) from None
         finally:
             if keeper is not None:
