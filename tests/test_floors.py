@@ -15,7 +15,7 @@ FLOORS = {
         "history",
         *("story", "__init__", "fields", "namesakes", "coroutine", "engines", "journal", "sources", "export"),
     ],
-    3: ["runtime", "swarm"],
+    3: ["runtime", "swarm", "train"],
     4: ["recipes"],
     5: ["launch", "session", "given", "found", "blocking", "rundir", "summary", "pilot", "peers"],
     6: ["cli", "testing", "__main__"],
@@ -24,7 +24,20 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 KINDS = ("engines", "sources", "export")
 LAUNCHED = {"run", "resume", "Run"}
 """Names of the package that load floor 5 on first use."""
-HEAVY = {"ray", "torch", "trl", "vllm", "transformers", "pyarrow", "datasets", "fsspec", "s3fs", "math_verify"}
+HEAVY = {
+    "ray",
+    "torch",
+    "trl",
+    "peft",
+    "accelerate",
+    "vllm",
+    "transformers",
+    "pyarrow",
+    "datasets",
+    "fsspec",
+    "s3fs",
+    "math_verify",
+}
 
 
 def modules():
@@ -86,6 +99,18 @@ def test_kinds_know_none_of_their_siblings():
             parts = module.split(".")
             if parts[0] == "weaverant" and len(parts) > 1 and parts[1] in KINDS and parts[1] != inside[0]:
                 wrong.append(f"{path.relative_to(SRC)} imports {module}")
+    assert wrong == []
+
+
+def test_the_two_wings_of_floor_3_know_nothing_of_each_other():
+    """What moves tasks and what trains: neither imports the other."""
+    wings = {"runtime": "train", "swarm": "train", "train": "runtime"}
+    wrong = [
+        f"{path.relative_to(SRC)} imports {module}"
+        for path in modules()
+        for module, _ in imports(path)
+        if module.startswith("weaverant.") and module.split(".")[1] == wings.get(place(path))
+    ]
     assert wrong == []
 
 

@@ -97,6 +97,7 @@ def _parser(recipe: Recipe | None = None) -> Parser:
     fetch = add("fetch", "weaverant.cli.fetch", "get a run from a store into a directory")
     fetch.add_argument("url", metavar="URL", help="where `weaverant run --store` put it")
     fetch.add_argument("directory", metavar="DIR", help="a new directory, or one that this was done with before")
+    _train_flags(add("train", "weaverant.cli.train", "train a model on what was exported"))
     _recipes_flags(add("recipes", "weaverant.cli.recipes", "list the recipes that come with weaverant, or copy one"))
     models = add("models", "weaverant.cli.models", "list the hosted providers, a provider's models, or a server's")
     models.add_argument("where", nargs="?", metavar="PROVIDER|URL", help="whose models (default: list the providers)")
@@ -246,6 +247,35 @@ def _export_flags(parser: argparse.ArgumentParser) -> None:
     add("--state", default="done", choices=("done", "rejected", "failed"), help="which tasks (default: done)")
     add("--keep-cut", action="store_true", help="messages, preference: keep replies that were cut short")
     add("--force", action="store_true", help="replace a file that another export, another run or somebody else wrote")
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("method", metavar="METHOD", choices=("sft", "dpo"), help="sft: learn replies; dpo: learn to prefer replies")
+    add("data", metavar="DATA", help="a .jsonl file of `weaverant export`: conversations for sft, pairs for dpo")
+    add("--model", required=True, metavar="FOLDER", help="the model to begin with, or embedded:tiny")
+    add("--out", required=True, metavar="FOLDER", help="a new folder; the same training, cut off there, goes on")
+    add("--reference", metavar="FOLDER", help="dpo: what preferences are measured against (default: --model)")
+    add("--epochs", type=int, metavar="N", help="how often each sample is seen (default: 3)")
+    add("--lr", type=float, metavar="RATE", help="the highest learning rate (default: 3e-4; dpo: 1e-4)")
+    add("--beta", type=float, metavar="B", help="dpo: how dear it is to leave the reference (default: 0.2)")
+    add("--sft-weight", type=float, metavar="W", help="dpo: weight of the chosen replies' own likelihood (default: 0)")
+    add("--warn-fall", type=float, metavar="NATS", help="dpo: warn when chosen replies lose so much (default: 2)")
+    add("--batch-size", type=int, metavar="N", help="samples to a step, of all processes together (default: 64)")
+    add("--micro-batch", type=int, metavar="N", help="samples in memory at once (default: the whole batch)")
+    add("--max-length", type=int, metavar="N", help="leave out longer samples (default: what the model takes, to 4096)")
+    add("--lora", type=int, metavar="RANK", help="train an adapter of that rank (default: all weights)")
+    add("--lora-alpha", type=int, metavar="N", help="the adapter counts N / RANK (default: twice the rank)")
+    add("--warmup", type=float, metavar="SHARE", help="share of the steps in which the rate rises (default: 0)")
+    add("--schedule", choices=("constant", "linear", "cosine"), help="how the rate falls (default: linear)")
+    add("--weight-decay", type=float, metavar="D", help="of AdamW (default: 0)")
+    add("--seed", type=int, metavar="N", help="of the samples' order and of new adapters (default: 0)")
+    add("--save-every", type=int, metavar="N", help="steps between checkpoints (default: a tenth of all)")
+    add("--device", choices=("auto", "cpu", "cuda"), help="where (default: auto: the GPU if there is one)")
+    add("--threads", type=int, metavar="N", help="of the processor (default: 1 for small models)")
+    add("--force", action="store_true", help="train anew in a folder that holds a training")
+    add("--dry-run", action="store_true", help="check data, template, memory and time; write nothing")
+    add("--quiet", action="store_true", help="no progress, no summary")
 
 
 def _recipes_flags(parser: argparse.ArgumentParser) -> None:
