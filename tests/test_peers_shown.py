@@ -247,6 +247,70 @@ def test_a_resumed_run_goes_on_counting_where_it_was(folder: Path, model: Counti
     assert tokens[-1] <= 2 * rates[-1] + 1, "a call takes two of them, and rates are those of this session"
 
 
+def table_of(folder: Path) -> list[dict[str, str]]:
+    """The table of peers in `show`, by its heads."""
+    lines = call(folder, "show", "out").stdout.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["peer", "process"])
+    heads = re.split(r"\s{2,}", lines[start].strip())
+    ends = [lines[start].index(head) + len(head) for head in heads]
+    found: list[dict[str, str]] = []
+    for line in lines[start + 1 :]:
+        if not line.strip() or not line.startswith("  "):
+            break
+        begins = [0, *ends[:-1]]
+        found.append({h: line[a:b].strip() for h, a, b in zip(heads, begins, [*ends[:-1], None], strict=True)})
+    return found
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_who_answered_calls_of_others_is_told_durably_and_the_calls_add_up(
+    folder: Path, model: CountingModel, spread: bool
+):
+    """A session of one process, then peers one of which is killed while it answers for the others."""
+    (folder / "wf.py").write_text(PLACED.replace(', place="gpu"', "") if spread else PLACED)
+    flags = ["--spread", "roles"] if spread else ["--label", "gpu=1"]
+    alone = begin(folder, "run", "wf.py:afar", *RUN[2:], "--model", model.url, "--concurrency", "4")
+    wait_until(lambda: steps_done(folder / "out") > 10)
+    alone.send_signal(signal.SIGTERM)
+    assert alone.wait(20) == 4
+    driver = begin(folder, "resume", "out", "--peers", "3", *flags)
+
+    def hosts() -> set[int]:
+        return {event.host for event in JournalReader(folder / "out").events() if isinstance(event, StepEnded)} - {0}
+
+    wait_until(hosts)
+    first = min(hosts())
+    assert signal_to(json.loads((home_of(folder / "out", first) / "lock").read_text())["pid"])
+    assert driver.wait(40) == 0, (folder / "output.txt").read_text()
+    found, shown_table = shown(folder), table_of(folder)
+    peers, own = found["peers"], found["one_process"]
+    steps = [event for event in JournalReader(folder / "out").events() if isinstance(event, StepEnded)]
+    agents = sum(agent["calls"] for agent in found["agents"])
+    assert sum(peer["calls"] for peer in peers) + own["calls"] == agents == len(steps) >= 120
+    assert sum(peer["ended"] for peer in peers) + own["ended"] == 60 and own["calls"] > 10
+    answered = {peer["epoch"]: peer["answered"] for peer in peers if peer["answered"]}
+    assert first in answered and len(answered) >= 2, "one that was killed, and one that came after it"
+    assert sum(answered.values()) == sum(event.host > 0 for event in steps) > 20
+    for peer in peers:
+        if peer["answered"]:
+            assert peer["labels"], "nobody asks those who offer nothing"
+    assert [row["peer"] for row in shown_table] == ["-", *(str(peer["epoch"]) for peer in peers)]
+    assert shown_table[0]["process"] == "one process"
+    for column, of in (("calls", agents), ("rows ended", 60), ("answered for others", sum(answered.values()))):
+        assert sum(int(row[column]) for row in shown_table) == of, column
+
+
+def test_one_that_joined_for_its_label_says_what_it_has_answered(folder: Path, model: CountingModel):
+    (folder / "wf.py").write_text(PLACED)
+    driver = begin(folder, "run", "wf.py:afar", *RUN[2:], "--model", model.url, "--peers", "1")
+    wait_until(lambda: steps_done(folder / "out") == 60, what="all calls that need no label")
+    joined = call(folder, "join", "out", "--label", "gpu")
+    assert joined.returncode == 0, joined.stderr
+    assert "0 rows ended here, and 60 calls of other peers' rows answered" in joined.stderr
+    assert driver.wait(20) == 0
+    assert [(row["calls"], row["answered for others"]) for row in table_of(folder)] == [("120", "0"), ("0", "60")]
+
+
 # What a limit means
 
 

@@ -42,6 +42,13 @@ class Divergence(Struct):
     first_step: str = ""
 
 
+class OneProcess(Struct, frozen=True):
+    """Ends of rows, and calls of a model, that stand in a run's own journal and in no peer's."""
+
+    ended: int
+    calls: int
+
+
 class Summary(Struct):
     """All that `show` prints."""
 
@@ -71,6 +78,8 @@ class Summary(Struct):
     """Sessions without a budget that were killed, of whose calls in flight nothing is known."""
     peers: list[PeerSummary] = []
     """Those that ever worked on it."""
+    one_process: OneProcess | None = None
+    """Of a run that had peers, what sessions of one process did; None where it had none."""
 
     @property
     def simulated(self) -> list[str]:
