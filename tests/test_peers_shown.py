@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from peers_world import (
@@ -45,6 +46,8 @@ from weaverant.journal import JournalReader, SegmentJournal
 from weaverant.journal.homes import epochs_of, fence, home_of, new_epoch
 from weaverant.journal.steady import steadily
 from weaverant.peers.given import labels_of
+from weaverant.protocols import Load, Note, Tally
+from weaverant.runtime.notes import merged
 from weaverant.swarm.places import KEY_VARIABLE
 
 RUN = ["run", "wf.py:twice", "--input", "rows.jsonl", "--run", "out", "--max-failures", "1"]
@@ -168,7 +171,9 @@ def test_a_peer_that_holds_no_row_is_idle(folder: Path, model: CountingModel):
     wait_until(lambda: (folder / "out").exists() and sorted(states(folder)) == ["idle", "working"])
     assert "idle: it holds no row" in call(folder, "show", "out").stdout
     assert driver.wait(30) == 0
-    assert "2 peers, 1 of them without a row" in (folder / "output.txt").read_text()
+    output = (folder / "output.txt").read_text()
+    assert "2 peers, 1 of them without a row" in output and "starting 2 peers" in output
+    assert "no office" not in output and "2 of them without a row" not in output
     assert states(folder) == ["finished"] * 2
 
 
@@ -309,6 +314,41 @@ def test_one_that_joined_for_its_label_says_what_it_has_answered(folder: Path, m
     assert "0 rows ended here, and 60 calls of other peers' rows answered" in joined.stderr
     assert driver.wait(20) == 0
     assert [(row["calls"], row["answered for others"]) for row in table_of(folder)] == [("120", "0"), ("0", "60")]
+
+
+def test_a_server_has_one_line_whoever_asks_it_and_the_dead_are_not_counted(folder: Path, model: CountingModel):
+    write_rows(folder, 600)
+    (folder / "mended").touch()
+    model.latency = 0.4
+    given = [*RUN, "--model", model.url.replace("#", "?start=4&connections=12#"), "--concurrency", "12"]
+    screen = Screen(folder, *given, "--peers", "3")
+    run = folder / "out"
+    wait_until(lambda: steps_done(run) > 60)
+    assert signal_to(peer_pids(run)[0])
+    wait_until(lambda: steps_done(run) > 120)
+    time.sleep(0.5)
+    screen.driver.send_signal(signal.SIGTERM)
+    assert screen.wait() == 4
+    blocks = screen.text.split("of 600 (")[1:]
+    lines = [[line for line in block.splitlines() if " in flight, " in line] for block in blocks]
+    assert max(map(len, lines)) == 1, "one server, one line"
+    pattern = r"#m  (\d+) of (\d+) in flight, [\d.]+ s"
+    asked = [[int(found) for found in re.findall(pattern, each[0])[0]] for each in lines if each]
+    assert max(asked)[0] > 8, "the sum of three, each of which has four places"
+    assert all(flying <= places <= 12 for flying, places in asked), asked
+    assert all(float(n) <= 12 for n in screen.numbers(r"in flight: \d+ rows, (\d+) calls"))
+    assert "starting 3 peers" in screen.text and "more\x1b" not in screen.text
+
+
+def test_notes_of_peers_are_added_up_by_server():
+    notes: list[Note] = [
+        Load("a", 3, 4, 1.0), Tally(1, "one waits", "{} wait"), "a text", Load("b", 1, 1), Load("a", 1_000, 1_000, 3.0, "paused"),
+        "a text", Tally(2, "one waits", "{} wait"), Load("a", 0, 1),
+    ]  # fmt: skip
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(notes), type=list[Note]) == notes, "as they travel"
+    assert merged(notes) == [
+        "a  1,003 of 1,005 in flight, 2 s; paused (1 of 3 peers)", "3 wait", "a text", "b  1 of 1 in flight"
+    ]  # fmt: skip
 
 
 # What a limit means

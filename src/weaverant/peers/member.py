@@ -105,7 +105,7 @@ class Seat:
         run = self._run
         rows, calls = run.in_flight
         ledger = run.ledger
-        return Counts(told_of(ledger), ledger.calls, ledger.usage(), rows, calls, run.sent, run.notes, run.cut)
+        return Counts(told_of(ledger), ledger.calls, ledger.usage(), rows, calls, run.sent, run.told, run.cut)
 
     async def linger(self) -> None:
         """Calls of other peers that are worked on here are paid for."""
