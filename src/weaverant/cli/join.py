@@ -38,5 +38,9 @@ def join_command(options: argparse.Namespace) -> int:
             "--peers` or `weaverant resume --peers` goes on"
         ) from None
     why = WHY.get(member.state) or STATES.get(member.state, member.state)
-    tell(f"left {options.directory}: {why}; {counted(member.rows, 'row')} ended here")
+    tell(f"left {options.directory}: {why}; {counted(member.rows, 'row')} ended here{_answered(member)}")
     return code
+
+
+def _answered(member: Member) -> str:
+    return f", and {counted(member.answered, 'call')} of other peers' rows answered" if member.answered else ""

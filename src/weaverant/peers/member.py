@@ -105,7 +105,7 @@ class Seat:
         run = self._run
         rows, calls = run.in_flight
         ledger = run.ledger
-        return Counts(told_of(ledger), ledger.calls, ledger.usage(), rows, calls, run.sent, run.notes, run.cut)
+        return Counts(told_of(ledger), ledger.calls, ledger.usage(), rows, calls, run.sent, run.told, run.cut)
 
     async def linger(self) -> None:
         """Calls of other peers that are worked on here are paid for."""
@@ -135,8 +135,8 @@ class Member:
         self._run: Run | None = None
         self._seat: Seat | None = None
         self._leaving = False
-        self.rows = 0
-        """That ended in all its incarnations."""
+        self.rows = self.answered = 0
+        """Rows that ended in all its incarnations, and calls of other peers that were answered."""
 
     @property
     def state(self) -> str:
@@ -232,6 +232,7 @@ class Member:
             raise
         finally:
             self.rows += 0 if self._run is None else self._run.ledger.ended_rows
+            self.answered += seat.hosted.served - seat.hosted.open
             await seat.stand_up()
             for engine in engines.values():
                 await engine.close()
