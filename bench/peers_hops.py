@@ -1,8 +1,9 @@
 """Durable hops on peers: Matrix's W1 and W2 over four processes of this machine, and what a hop costs them.
 
 `spread`: each agent has peers of its own (`--spread roles`), so that most calls travel. `together`: the same four
-peers, each of which works on its rows by itself. `local`: two runs of one process side by side, without peers, at the
-same time as `together`. All are real `weaverant run` commands with durable journals and 2,000 rows in flight; CPU is
+peers, each of which works on its rows by itself. `local`: four runs of one process side by side, without peers, at the
+same time as `together`, with as many rows in flight each, since what is written at once is the cheaper the more it
+is. All are real `weaverant run` commands with durable journals and 2,000 rows in flight; CPU is
 that of all their processes while they are going, `peering.py` says between which moments. Agents answer at once. The
 eight agents of `workloads.py` are spread, two to each peer; a call travels when the peer that owns the row does not
 have the role.
@@ -30,8 +31,7 @@ RATE, COST, RATIO = 12_000, 0.12, 1.0
 """Goals: hops per second and CPU ms per hop where calls travel, and CPU per hop of peers over that of local runs."""
 CORES = os.cpu_count() or 1
 
-
-LOCAL = 2
+LOCAL = PEERS
 """Runs side by side."""
 
 

@@ -353,7 +353,7 @@ def test_calls_that_a_kill_or_a_stop_cut_off_are_told_beside_the_cost(folder: Pa
         for said in (out, call("show", "stopped").stdout):
             assert "\ncut off     5 calls when it stopped: a bill may have them" in said
         told = json.loads(call("show", "stopped", "--json").stdout)
-        assert told["cut_off"] == {"calls": 5, "sessions": 0} and told["spent"]["total"] == 0.0
+        assert told["cut_off"] == {"calls": 5, "sessions": 0, "peers": 0} and told["spent"]["total"] == 0.0
         bounded = [word for agent in ("first", "second") for word in ("--set", f"{agent}.max_tokens=100")]
         paid = begin(*given, *bounded, "--run", "paid", "--budget", "1", delay=0.0)
         wait_until(lambda: server.stats()["total"] == 10)
@@ -462,6 +462,47 @@ def test_a_step_that_nobody_waits_for_does_not_hold_the_end(folder: Path):
     done = call("run", "nap.py", "--input", "rows.jsonl", "--limit", "1", "--model", "simulated:", "--run", "out")
     assert done.returncode == 0 and "rows 1 = done 1" in done.stdout
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(RUN, 130), (("resume", "out"), 4)], ids=["run", "resume"])
+def test_ctrl_c_before_anything_was_done_tells_whether_there_is_a_run_to_resume(
+    folder: Path, arguments: tuple[str, ...], code: int
+):
+    slow = (
+        'import os, pathlib, time\nif os.path.exists("slow"):\n    pathlib.Path("loads").touch()\n    time.sleep(50)\n'
+    )
+    Path("w.py").write_text(slow + WORKFLOW)
+    if code == 4:
+        assert call(*RUN).returncode == 3
+        arguments = (*arguments, "--retry", "failed")
+    Path("slow").touch()
+    loads = begin(*arguments, delay=0.0)
+    wait_until(Path("loads").exists)
+    loads.send_signal(signal.SIGINT)
+    out, err = loads.communicate(timeout=20)
+    assert loads.returncode == code and out == err == "", err
+    assert Path("out").exists() == (code == 4)
+
+
+def test_ctrl_c_while_the_summary_is_made_changes_no_code(folder: Path):
+    """A reader that takes nothing holds it up there."""
+    Path("mended").touch()
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, b"x" * 4096)
+    ran = subprocess.Popen(command(*RUN), stdout=writer, stderr=subprocess.PIPE, text=True)
+    wait_until(
+        lambda: "out" in os.listdir() and json.loads(call("show", "out", "--json").stdout)["state"] == "finished"
+    )
+    time.sleep(1.0)
+    ran.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    os.close(writer)
+    while os.read(reader, 4096):
+        pass
+    os.close(reader)
+    _, err = ran.communicate(timeout=20)
+    assert ran.returncode == 0 and "Traceback" not in err, err
 
 
 def test_the_deadline_ends_what_does_not_finish(folder: Path):

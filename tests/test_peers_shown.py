@@ -114,6 +114,37 @@ def test_peers_whose_command_was_killed_are_at_work_until_they_end(folder: Path,
     assert not (folder / "out" / "peers" / "key").exists(), "nobody is there who could need it"
 
 
+def test_only_peers_that_were_killed_may_have_cut_calls_off(folder: Path, model: CountingModel):
+    """The command asks nobody: where it was killed, and its peers stopped in order, all that was asked is recorded."""
+    model.latency = 0.3
+    kill(begin_run(folder, model, 2, "--concurrency", "4"))
+    signal_to(office_pid(folder / "out"))
+    driver = begin(folder, "resume", "out", "--peers", "2")
+    wait_until(lambda: len(shown(folder)["peers"]) == 4 and "working" in states(folder))
+    told = shown(folder)
+    assert told["cut_off"] == {"calls": 0, "sessions": 0, "peers": 0}, told["peers"]
+    assert "cut off" not in call(folder, "show", "out").stdout
+    signal_to(peer_pids(folder / "out")[0])
+    wait_until(lambda: shown(folder)["cut_off"]["peers"] == 1, what="a peer that is missed")
+    kill(driver)
+    end_all(folder)
+    told = shown(folder)["cut_off"]
+    assert told["peers"] in (2, 3), "the one that replaced the first may hold no row yet"
+    assert told == {"calls": 0, "sessions": 0, "peers": told["peers"]}
+    ended = call(folder, "resume", "out", "--max-failures", "1")
+    assert ended.returncode == 3, ended.stderr
+    assert f"cut off     what was in flight when {told['peers']} peers ended by a kill: a bill may have" in ended.stdout
+
+
+def test_calls_that_peers_cut_off_count_where_nobody_closed_the_session(folder: Path, model: CountingModel):
+    model.latency = 30.0
+    driver = begin(folder, *RUN, "--model", model.url, "--peers", "1", "--concurrency", "4", "--grace", "0.5")
+    wait_until(lambda: len(model.calls) == 4)
+    kill(driver)
+    wait_until(lambda: not processes(folder), what="peers that stop for want of the command")
+    assert shown(folder)["cut_off"] == {"calls": 4, "sessions": 0, "peers": 0}
+
+
 def test_a_killed_peer_is_not_at_work(folder: Path, model: CountingModel):
     write_rows(folder, 400)
     kill(begin_run(folder, model, 2, "--concurrency", "4"))
@@ -362,7 +393,7 @@ def test_who_has_other_files_is_refused_and_not_said_to_have_joined(folder: Path
     assert "joined" not in (folder / "output.txt").read_text()
     begin(folder, "join", "out", "--label", "gpu")
     wait_until(lambda: "joined out as a peer, offering gpu; Ctrl-C leaves" in (folder / "output.txt").read_text())
-    wait_until(lambda: len(epochs_of(folder / "out")) == 4 and JournalReader(folder / "out", (4,)).calls() > 0)
+    wait_until(lambda: len(epochs_of(folder / "out")) == 5 and JournalReader(folder / "out", (5,)).calls() > 0)
     for driver in begun[:2]:
         driver.send_signal(signal.SIGINT)
     assert [driver.wait(30) for driver in begun[:2]] == [4, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -693,3 +694,40 @@ def test_a_run_in_s3_loses_nothing_with_a_node(tmp_path: Path, s3: dict[str, str
         shutil.rmtree(tmp_path / "lost")
         hosts.end(run)
         hosts.check("first", "other")
+
+
+def test_an_object_is_in_the_store_or_refused_while_the_store_comes_and_goes(tmp_path: Path):
+    """As a mount does. What stands at its place meanwhile is an empty directory."""
+    place, away = tmp_path / "store", tmp_path / "away"
+    objects, over = open_objects(str(place)), threading.Event()
+    assert objects.create("run.json", b"{}")
+
+    def flip() -> None:
+        number = 0
+        while not over.is_set():
+            place.rename(away)
+            place.mkdir()
+            time.sleep(0.0005)
+            place.rename(tmp_path / f"stray{number}")
+            away.rename(place)
+            time.sleep(0.0005)
+            number += 1
+
+    flipping = threading.Thread(target=flip)
+    flipping.start()
+    refused = 0
+    try:
+        for number in range(400):
+            while True:
+                try:
+                    assert objects.create(f"peers/{number:06}/journal/0", b"piece")
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENODEV:
+                        raise
+                    refused += 1
+    finally:
+        over.set()
+        flipping.join()
+    assert refused and [objects.get(f"peers/{number:06}/journal/0") for number in range(400)] == [b"piece"] * 400
+    assert not [path for stray in tmp_path.glob("stray*") for path in stray.rglob("*")]

@@ -207,7 +207,7 @@ def config_given(
         workflow=workflow,
         file=str(recipe.path),
         stages=[stage.name for stage in recipe.stages],
-        input=_absolute(source.name),
+        input=absolute(source.name),
         models=specs,
         identities={name: engine.identity for name, engine in binding.models.items()},
         agents=_specs_by_name(binding),
@@ -237,6 +237,6 @@ def _specs_by_name(binding: Binding) -> dict[str, str]:
     return {name: "+".join(sorted(own)) for name, own in specs.items()}
 
 
-def _absolute(name: str) -> str:
+def absolute(name: str) -> str:
     """A file's path as it can be found again from anywhere."""
     return str(Path(name).resolve()) if Path(name).exists() else name

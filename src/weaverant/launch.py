@@ -147,7 +147,10 @@ def resume(
     bounds = limits_given({**config.limits, **_last_budget(path), **limits}, "resume", resume.__kwdefaults__)
     check_bounded(binding, bounds)
     which = None if not retry else Retry(None if retry is True else retry)
-    return Run(recipe, config, binding, own, source, bounds, path, resumed=True, retry=which, pilot=pilot, fresh=fresh)
+    return Run(
+        recipe, config, binding, own, source, bounds, path, resumed=True, retry=which, pilot=pilot, fresh=fresh,
+        specs=specs,
+    )  # fmt: skip
 
 
 def _last_budget(directory: Path) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,14 +83,18 @@ class Run:
         retry: Retry | None = None,
         pilot: int | None = None,
         fresh: bool = False,
+        specs: Mapping[str, str] | None = None,
     ) -> None:
-        """`fresh`: other models than those of its first session, none of which has answered a call."""
+        """`fresh`: other models than those of its first session, none of which has answered a call. `specs`: what
+        this session's models were opened from, where that is not what the run began with."""
         self.recipe = recipe
         self.config = config
         self.directory = directory
         self.resumed = resumed
         self.binding = binding
         self.source = source
+        self.specs: dict[str, str] = dict(config.models if specs is None else specs)
+        """By name, as in `RunConfig.models`; what they lead to is the same."""
         self.ledger = Ledger([stage.name for stage in recipe.stages])
         self.ledger.total = config.rows
         self.unfinished = Unfinished()

@@ -32,6 +32,8 @@ from weaverant.journal import JournalReader
 from weaverant.journal.homes import epochs_of, fence_of, home_of
 
 NOTICED_S = MOVED_S = 10.0
+READ_S = 0.05
+"""What a request may lie in a socket before the model server reads it; and files have the time of the system's last tick."""
 Pair = tuple[int, int]
 """A row and one of its steps."""
 
@@ -159,7 +161,7 @@ def _in_flight(
         ended = ends.time(epoch)
         unsaid = {row: 0 for span in home.leases.values() for row in range(*span) if row not in home.began}
         pairs = [pair for pair in (unsaid | home.tasks).items() if pair in asked]
-        in_time = [pair for pair in pairs if any(call.time <= ended for call in asked[pair])]
+        in_time = [pair for pair in pairs if any(call.time <= ended + READ_S for call in asked[pair])]
         late = [pair for pair in set(pairs) - set(in_time) if _came_late(asked[pair], struck)]
         cut_off = in_time + late
         found.update(cut_off)

@@ -16,6 +16,8 @@ from weaverant.errors import UserError, WeaverantError
 COULD_NOT_GO_ON = 1
 BAD_USAGE = 2
 SOME_FAILED = 3
+STOPPED = 4
+"""To be resumed."""
 INTERRUPTED = 130
 """Ctrl-C in a command that leaves nothing to resume: what shells report for SIGINT."""
 
@@ -23,8 +25,9 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code."""
     prepare()
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return _command(sys.argv[1:] if arguments is None else arguments)
+        return _command(given)
     except UserError as error:
         return complain(error, BAD_USAGE)
     except WeaverantError as error:
@@ -32,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `weaverant show DIR | head`: whoever reads has enough
         return COULD_NOT_GO_ON
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return STOPPED if list(given[:1]) == ["resume"] else INTERRUPTED
     finally:
         settle()
 

@@ -199,8 +199,10 @@ def _cut_short(summary: Summary) -> Iterator[str]:
 def _cut_off(summary: Summary) -> Iterator[str]:
     """`cut off     16 calls when it stopped: a bill may have them, and no cost here does`."""
     found = [f"{counted(summary.cut, 'call')} when it stopped"] * (summary.cut > 0)
-    if summary.killed:
-        found.append(f"what was in flight when {counted(summary.killed, 'session')} ended by a kill")
+    killed = [counted(summary.killed, "session")] * (summary.killed > 0)
+    killed += [counted(summary.killed_peers, "peer")] * (summary.killed_peers > 0)
+    if killed:
+        found.append(f"what was in flight when {' and '.join(killed)} ended by a kill")
     if found and any(what.startswith("http") for what in summary.config.identities.values()):
         them = "a bill may have them, and no cost here does; with --budget it would"
         yield f"cut off     {' and '.join(found)}: {them}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weaverant import launch
-from weaverant.cli import SOME_FAILED, complain
+from weaverant.cli import SOME_FAILED, STOPPED, complain
 from weaverant.cli.advice import next_steps
 from weaverant.cli.driver import Driver
 from weaverant.cli.fetch import attach_new, waiting_for
@@ -166,11 +166,24 @@ def _drive_all(prepare: Callable[[], Run], options: argparse.Namespace) -> int:
             code = _drive(on_peers, options.quiet)
     if on_peers.state != "grouping" or on_peers.directory is None:
         return code
-    return _drive(launch.resume(on_peers.directory), options.quiet)
+    given = launch.resume(on_peers.directory, rows=run.source.name, models=run.specs, **limits_of(options))
+    return _drive(given, options.quiet)
 
 
 def _drive(run: Run | PeersRun, quiet: bool) -> int:
-    """Go on to the end; print the summary; give the exit code."""
+    """Go on to the end; print the summary; give the exit code, also where Ctrl-C comes before or after the run."""
+    try:
+        return _driven(run, quiet)
+    except KeyboardInterrupt:
+        if run.directory is None:
+            raise
+        if run.state in ("ready", "running"):
+            tell(f"stopped before it began; go on with: weaverant resume {shlex.quote(str(run.directory))}")
+            return STOPPED
+        return run.exit_code
+
+
+def _driven(run: Run | PeersRun, quiet: bool) -> int:
     examples, before = Examples(), threading.enumerate()
     driver = Driver(run, examples.add, quiet)
     try:

@@ -12,9 +12,9 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
 from weaverant.errors import JournalError, UserError
@@ -57,50 +57,73 @@ class Folder:
         self._mark = mark
 
     def create(self, name: str, data: bytes) -> bool:
-        if name != self._mark:
-            self._check()
-        path = self._path / name
-        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-        try:
-            file = os.open(unfinished, _NEW, 0o666)
-        except FileNotFoundError:
-            _make_folder(path.parent)
-            file = os.open(unfinished, _NEW, 0o666)
-        try:
+        path = PurePosixPath(name)
+        unfinished = str(path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp"))
+        with self._opened(name) as root:
             try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(file, view) :]
-                os.fsync(file)
+                file = os.open(unfinished, _NEW, 0o666, dir_fd=root)
+            except FileNotFoundError:
+                _make_folder(root, path.parent)
+                file = os.open(unfinished, _NEW, 0o666, dir_fd=root)
+            try:
+                try:
+                    view = memoryview(data)
+                    while view:
+                        view = view[os.write(file, view) :]
+                    os.fsync(file)
+                finally:
+                    os.close(file)
+                os.link(unfinished, name, src_dir_fd=root, dst_dir_fd=root)
+            except FileExistsError:
+                return False
             finally:
-                os.close(file)
-            os.link(unfinished, path)
-        except FileExistsError:
-            return False
-        finally:
-            with suppress(OSError):
-                os.unlink(unfinished)
-            sync_path(path.parent)  # also where it was there: who made it may have died before this
+                with suppress(OSError):
+                    os.unlink(unfinished, dir_fd=root)
+                _sync(root, path.parent)  # also where it was there: who made it may have died before this
         return True
 
     def get(self, name: str) -> bytes:
-        try:
-            return (self._path / name).read_bytes()
-        except FileNotFoundError:
-            if name != self._mark:
-                self._check()
-            raise
+        with self._opened(name) as root:
+            file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
+            with open(file, "rb") as opened:
+                return opened.read()
 
     def names(self, folder: str) -> list[str]:
         try:
-            return [name for name in os.listdir(self._path / folder) if not name.startswith(".")]
+            with self._opened(folder) as root:
+                file = os.open(folder or ".", _FOLDER, dir_fd=root)
+                try:
+                    return [name for name in os.listdir(file) if not name.startswith(".")]
+                finally:
+                    os.close(file)
         except FileNotFoundError:
-            self._check()
             return []
 
-    def _check(self) -> None:
-        if self._mark and not (self._path / self._mark).exists():
-            raise OSError(errno.ENODEV, f"there is no run in {str(self._path)!r}: is it mounted?")
+    @contextmanager
+    def _opened(self, name: str) -> Generator[int]:
+        """The directory, made sure of. All that follows is about this one, whatever is mounted there meanwhile."""
+        try:
+            root = os.open(self._path, _FOLDER)
+        except FileNotFoundError:
+            if name != self._mark:
+                if self._mark:
+                    raise self._away() from None
+                raise
+            self._path.mkdir(parents=True, exist_ok=True)
+            sync_path(self._path.parent)
+            root = os.open(self._path, _FOLDER)
+        try:
+            if self._mark and name != self._mark:
+                try:
+                    os.stat(self._mark, dir_fd=root)
+                except FileNotFoundError:
+                    raise self._away() from None
+            yield root
+        finally:
+            os.close(root)
+
+    def _away(self) -> OSError:
+        return OSError(errno.ENODEV, f"there is no run in {str(self._path)!r}: is it mounted?")
 
 
 class Patient:
@@ -172,11 +195,22 @@ def unreachable(url: str, error: OSError) -> JournalError:
 
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def _make_folder(path: Path) -> None:
-    if not path.is_dir():
-        _make_folder(path.parent)
-        with suppress(FileExistsError):
-            path.mkdir()
-        sync_path(path.parent)
+def _make_folder(root: int, path: PurePosixPath) -> None:
+    if path == path.parent:
+        return
+    _make_folder(root, path.parent)
+    with suppress(FileExistsError):
+        os.mkdir(path, dir_fd=root)
+        _sync(root, path.parent)
+
+
+def _sync(root: int, path: PurePosixPath) -> None:
+    """Make the names in the directory durable."""
+    file = os.open(path, _FOLDER, dir_fd=root)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

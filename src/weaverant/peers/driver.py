@@ -17,6 +17,7 @@ import msgspec
 
 from weaverant.errors import JournalError, WeaverantError, shown
 from weaverant.events import NO_USAGE, RowsLeft, RunClosed, RunOpened, Shortfall, SourceEnded, TaskReopened, TaskTaken
+from weaverant.given import absolute
 from weaverant.journal import BlobStore, JournalReader, SegmentJournal
 from weaverant.journal.homes import OWN, epochs_of
 from weaverant.message import total
@@ -29,7 +30,7 @@ from weaverant.runtime.recovery import Recovery
 from weaverant.runtime.stagebook import StageBook
 from weaverant.runtime.survey import Survey, survey
 from weaverant.runtime.unfinished import Unfinished
-from weaverant.session import EXIT_CODES, Run
+from weaverant.session import EXIT_CODES, MISDIRECTED, Run
 from weaverant.swarm import messages as words
 from weaverant.swarm.crew import Crew, Ended
 from weaverant.swarm.ending import end_peers
@@ -91,6 +92,8 @@ class PeersRun:
         self._link: Link | None = None
         self._status: Status | None = None
         self._state = ""
+        self._misdirected = False
+        """It stopped for a server that no call has come to, for a wrong key or address."""
         self._over = False
         self._stops = 0
         self._wanted: Stop | None = None
@@ -157,7 +160,7 @@ class PeersRun:
     @property
     def exit_code(self) -> int:
         """As of a `Run`."""
-        code = 0 if self._state == "grouping" else EXIT_CODES.get(self.state, 1)
+        code = MISDIRECTED if self._misdirected else 0 if self._state == "grouping" else EXIT_CODES.get(self.state, 1)
         return 3 if code == 0 and self.ledger.failed else code
 
     def stop(self, reason: str = "interrupted") -> None:
@@ -248,7 +251,7 @@ class PeersRun:
                 self._wanted = None
             stop = self._status.stop if self._status is not None else None
             if stop is not None and not self._state:
-                self.short = stop.short
+                self.short, self._misdirected = stop.short, stop.misdirected
                 self._stopping(stop.state, stop.why if stop.state != "interrupted" else "")
             elif not self._state and self._all_left():
                 self._stopping("interrupted", "every peer has left, and rows are left")
@@ -294,7 +297,7 @@ class PeersRun:
         settings = {**given, **limits, "budget": 0.0}
         plan = Plan(
             len(ungrouped(self.recipe.stages)), self.config.rows, self._peers, settings, roles=self._roles,
-            budget=self.limits.budget, owed=self._owed,
+            budget=self.limits.budget, owed=self._owed, models=self._given.specs, input=absolute(self.source.name),
         )  # fmt: skip
         self._patient_until = time.monotonic() + BEGIN_S
         self._crew.start_office(plan)

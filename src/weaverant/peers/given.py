@@ -65,16 +65,16 @@ def check_run(run: Run, peers: int) -> None:
         raise UserError("--pilot and --reuse are for one process: leave --peers out; `resume --peers N` can go on then")
 
 
-def check_files(directory: Path, config: RunConfig) -> None:
-    """`UserError` where the workflow or the input is not on this host."""
+def check_files(directory: Path, config: RunConfig, rows: str = "") -> None:
+    """`UserError` where the workflow, or the input `rows`, is not on this host."""
     path = f"{config.found.rpartition('.py:')[0]}.py" if config.found else config.file
     if not Path(path).is_file():
         try:
             find_recipe(_file_of(config.workflow))
         except UserError:
             raise UserError(_not_here(directory, "workflow", path)) from None
-    if Path(config.input).is_absolute() and not has_magic(config.input) and not Path(config.input).exists():
-        raise UserError(_not_here(directory, "input", config.input))
+    if Path(rows).is_absolute() and not has_magic(rows) and not Path(rows).exists():
+        raise UserError(_not_here(directory, "input", rows))
 
 
 def _file_of(workflow: str) -> str:
@@ -89,11 +89,11 @@ def _not_here(directory: Path, what: str, path: str) -> str:
     )
 
 
-def check_models(directory: Path, config: RunConfig, engines: Mapping[str, Engine]) -> None:
-    """`UserError` where what answers a peer is not what answers the others: what a spec says may lead elsewhere on
-    another host."""
+def check_models(directory: Path, config: RunConfig, specs: Mapping[str, str], engines: Mapping[str, Engine]) -> None:
+    """`UserError` where what answers a peer is not what answers the others: what one of the `specs` says may lead
+    elsewhere on another host."""
     others = [
-        f"for {config.models[name]!r} expected {config.identities.get(name)!r}, found {engine.identity!r}"
+        f"for {specs[name]!r} expected {config.identities.get(name)!r}, found {engine.identity!r}"
         for name, engine in engines.items()
         if engine.identity != config.identities.get(name)
     ]

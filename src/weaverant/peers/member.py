@@ -15,7 +15,7 @@ from typing import Any
 
 from weaverant import __version__
 from weaverant.engines import open_engine
-from weaverant.errors import JournalError, RunChanged, UserError, WeaverantError, shown
+from weaverant.errors import JournalError, Misdirected, RunChanged, UserError, WeaverantError, shown
 from weaverant.events import PeerClosed, PeerOpened, RunClosed
 from weaverant.journal import BlobStore
 from weaverant.journal.homes import Fenced, fence_of, home_of
@@ -221,11 +221,13 @@ class Member:
         seat = self._seat = Seat(peer, key, self._labels)
         share, engines = peer.joined.share, dict[str, Engine]()
         try:
-            config = load_config(self._directory)
-            for name, spec in config.models.items():
+            config, joined = load_config(self._directory), peer.joined
+            specs = joined.models or config.models
+            for name, spec in specs.items():
                 engines[name] = open_engine(spec, share)
-            check_models(self._directory, config, engines)
-            run = self._run = self._resumed(config, engines, _share(peer.joined.limits, share))
+            check_models(self._directory, config, specs, engines)
+            limits = _share(joined.limits, share)
+            run = self._run = self._resumed(config, joined.input, engines, limits)
             run.seat = seat
             if self._leaving:
                 run.stop()
@@ -245,14 +247,15 @@ class Member:
             await seat.stand_up()
             for engine in engines.values():
                 await engine.close()
-        await peer.leave(self.state, why_of(run.error), seat.counts())
+        await peer.leave(self.state, why_of(run.error), seat.counts(), isinstance(run.error, Misdirected))
         return run.state != "journal" or _was_fenced(run.error)
 
-    def _resumed(self, config: RunConfig, engines: Mapping[str, Engine], limits: Mapping[str, Any]) -> Run:
-        """`UserError` where a file here is not the one that the run began with."""
-        check_files(self._directory, config)
+    def _resumed(self, config: RunConfig, rows: str, engines: Mapping[str, Engine], limits: Mapping[str, Any]) -> Run:
+        """With `rows` as the input where the session has another. `UserError` where a file here is not the one that
+        the run began with."""
+        check_files(self._directory, config, rows or config.input)
         try:
-            return resume(self._directory, models=engines, **limits)
+            return resume(self._directory, rows=rows or None, models=engines, **limits)
         except RunChanged as error:
             raise UserError(
                 f"this peer cannot work on {str(self._directory)!r}, because what is on this host is not what the run "

@@ -68,7 +68,9 @@ class Summary(Struct):
     cut: int = 0
     """Calls that were cut off when sessions without a budget stopped: no cost counts them, and a bill may."""
     killed: int = 0
-    """Sessions without a budget that were killed, of whose calls in flight nothing is known."""
+    """Sessions of one process without a budget that were killed, of whose calls in flight nothing is known."""
+    killed_peers: int = 0
+    """As many peers. What drives them asks nobody anything."""
     peers: list[PeerSummary] = []
     """Those that ever worked on it."""
 

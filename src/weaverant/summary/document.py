@@ -27,9 +27,10 @@ def document(summary: Summary) -> dict[str, Any]:
     reserved_calls}`, total = known + unsure + reserved),
     `budget` (null for none), `why` (the error that stopped the last session; null for none), `short` (of a run that
     stopped for money, `{calls, first, most}`: calls that waited for it, what the first and any of them may cost),
-    `cut_off` (`{calls, sessions}`: of sessions without a budget, calls in flight when they stopped, and how many were
-    killed with an unknown number in flight; a bill may have these, and no cost here does), `peers` (a list of
-    `{epoch, host, pid, labels, state, why, since, ended, calls}` of all that ever worked on it, see `PeerSummary`).
+    `cut_off` (`{calls, sessions, peers}`: of sessions without a budget, calls in flight when they stopped, and how many
+    of one process, and how many peers, were killed with an unknown number in flight; a bill may have these, and no cost
+    here does), `peers` (a list of `{epoch, host, pid, labels, state, why, since, ended, calls, killed}` of all that
+    ever worked on it, see `PeerSummary`).
     """
     config = summary.config
     reserved = summary.ledger.reserved.by_agent()
@@ -64,7 +65,7 @@ def document(summary: Summary) -> dict[str, Any]:
         "spent": _spent_document(summary.ledger.spent()),
         "budget": summary.budget or None,
         "why": summary.why or None,
-        "cut_off": {"calls": summary.cut, "sessions": summary.killed},
+        "cut_off": {"calls": summary.cut, "sessions": summary.killed, "peers": summary.killed_peers},
         "peers": msgspec.to_builtins(summary.peers),
         "short": msgspec.to_builtins(summary.short and msgspec.structs.asdict(summary.short)),
     }

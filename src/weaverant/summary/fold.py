@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -12,6 +13,8 @@ from weaverant.events import (
     AgentBound,
     CostReserved,
     Event,
+    PeerClosed,
+    RowsLeft,
     RunClosed,
     RunOpened,
     Shortfall,
@@ -31,7 +34,7 @@ from weaverant.rundir import RunConfig, load_config
 from weaverant.runtime.ledger import Ledger
 from weaverant.story import Storyteller
 from weaverant.summary.account import EXAMPLES, REASONS, Divergence, Examples, Summary, unpriced_agents
-from weaverant.summary.roster import roster_of
+from weaverant.summary.roster import PeerSummary, roster_of
 from weaverant.swarm.sight import look
 
 
@@ -65,6 +68,7 @@ def _folded(directory: Path, config: RunConfig) -> Summary:
         state = sight.state
         if state in ("killed", "unseen") and (why := last_words(directory)):
             state = "journal"
+    peers = roster_of(directory, sight)
     rows = config.rows if folded.source_rows is None else folded.source_rows
     examples = Examples()
     teller = Storyteller({}, BlobStore(directory / "blobs").get)
@@ -74,7 +78,7 @@ def _folded(directory: Path, config: RunConfig) -> Summary:
     return Summary(
         config, state, ledger, rows, examples.failures, str(directory), folded.sessions, folded.divergence,
         folded.budget, why, folded.short, unpriced_agents(config, folded.asked), folded.cut,
-        folded.killed + (state in ("killed", "journal") and not folded.budget), roster_of(directory, sight),
+        folded.killed + (state in ("killed", "journal") and folded.unbounded), folded.killed_among(peers), peers,
     )  # fmt: skip
 
 
@@ -117,6 +121,10 @@ class _Fold:
         self.why = ""
         self.short: Shortfall | None = None
         self.cut = self.killed = 0
+        self._on_peers = False
+        """The session that was begun last is one of peers, whose journals tell what became of their calls."""
+        self._budgets: list[tuple[int, float]] = []
+        """Of each such session, the last epoch before it and its budget."""
         self.source_rows: int | None = None
         self.asked: set[tuple[str, str]] = set()
         """Agents and the models that they ask."""
@@ -156,8 +164,9 @@ class _Fold:
             case TaskSuperseded():
                 self._superseded(event.task)
             case RunOpened():
-                self.killed += self.sessions > 0 and not self.state and not self.budget
+                self.killed += self.sessions > 0 and not self.state and self.unbounded
                 self.sessions += 1
+                self._on_peers = False
                 self.state = self.why = ""
                 self.budget = event.budget
             case CostReserved():
@@ -165,6 +174,11 @@ class _Fold:
             case RunClosed():
                 self.state, self.why = event.state, event.why
                 self.short = event.short or self.short
+                self.cut += 0 if self._on_peers else event.cut
+            case RowsLeft():
+                self._on_peers = True
+                self._budgets.append((event.last, self.budget))
+            case PeerClosed():
                 self.cut += event.cut
             case SourceEnded():
                 self.source_rows = event.rows
@@ -172,6 +186,18 @@ class _Fold:
                 self.asked.add((event.agent["name"], event.agent["model"]))
             case _:
                 pass
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether the session that was begun last asks by itself, and sets aside no money for what it asks."""
+        return not self.budget and not self._on_peers
+
+    def killed_among(self, peers: Sequence[PeerSummary]) -> int:
+        """How many peers were killed for whose calls no money was set aside."""
+        bounded = [
+            next((budget for last, budget in reversed(self._budgets) if last < each.epoch), 0.0) > 0 for each in peers
+        ]
+        return sum(each.killed and not money for each, money in zip(peers, bounded, strict=True))
 
     def finish(self) -> None:
         """Count the rows that were made and have not begun. `ValueError` where more has ended than began."""

@@ -32,6 +32,8 @@ class PeerSummary(Struct, frozen=True):
     """Unix seconds."""
     ended: int
     calls: int
+    killed: bool = False
+    """It ended without a word of its own, when calls may have been in flight."""
 
 
 def roster_of(run: Path, sight: Sight | None) -> list[PeerSummary]:
@@ -43,21 +45,24 @@ def roster_of(run: Path, sight: Sight | None) -> list[PeerSummary]:
         told = list(reader.run_events())
         opened = next((event for event in told if isinstance(event, PeerOpened)), None)
         if opened is not None:
-            state, why = _state(run, opened, told, sight)
+            closed = next((event for event in reversed(told) if isinstance(event, PeerClosed)), None)
+            state, why = _state(run, opened, told, closed, sight)
+            at_work = state in ("working", "idle", "unseen")
+            killed = not at_work and closed is None and (bool(opened.labels) or _holds(epoch, told))
             ended = reader.events_by_tag().get(tag_of(TaskEnded), 0)
+            labels, calls = list(opened.labels), reader.calls()
             found.append(
-                PeerSummary(
-                    epoch, opened.host, opened.pid, list(opened.labels), state, why, opened.time, ended, reader.calls()
-                )
+                PeerSummary(epoch, opened.host, opened.pid, labels, state, why, opened.time, ended, calls, killed)
             )
     return found
 
 
-def _state(run: Path, opened: PeerOpened, told: Sequence[RunEvent], sight: Sight | None) -> tuple[str, str]:
+def _state(
+    run: Path, opened: PeerOpened, told: Sequence[RunEvent], closed: PeerClosed | None, sight: Sight | None
+) -> tuple[str, str]:
     end = fence_of(home_of(run, opened.epoch))
     if end is None:
         return _at_work(run, opened, told, sight), ""
-    closed = next((event for event in reversed(told) if isinstance(event, PeerClosed)), None)
     left, _, how = end.why.partition("it left: ")
     if not left and how:
         return how, ""
@@ -71,6 +76,10 @@ def _at_work(run: Path, opened: PeerOpened, told: Sequence[RunEvent], sight: Sig
     is_here = opened.host == socket.gethostname() and (home_of(run, opened.epoch) / "lock").exists()
     elsewhere = sight.office is None and not is_here
     if opened.epoch in sight.alive or (elsewhere and sight.driver):
-        held = [each for each in leases_in(opened.epoch, told) if not each.done and each.start < each.stop]
-        return "working" if held else "idle"
+        return "working" if _holds(opened.epoch, told) else "idle"
     return "unseen" if elsewhere and sight.partial else "killed"
+
+
+def _holds(epoch: int, told: Sequence[RunEvent]) -> bool:
+    """Whether rows that it leased have not ended."""
+    return any(not each.done and each.start < each.stop for each in leases_in(epoch, told))

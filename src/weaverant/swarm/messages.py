@@ -88,6 +88,9 @@ class Joined(Struct, frozen=True, array_like=True):
     """Agents each of which has peers of its own: a label with the name of its own place."""
     budget: float = 0.0
     """The run's cap, in US dollars; 0: none. Infinite: none, and an earlier session had one."""
+    models: dict[str, str] = {}
+    """Specs by name, and where the rows are: what this session was given; none: as `run.json` says."""
+    input: str = ""
 
 
 class Beat(Struct, frozen=True, array_like=True):
@@ -124,6 +127,8 @@ class Stop(Struct, frozen=True, array_like=True):
     why: str = ""
     short: Shortfall | None = None
     """Of a stop for money: what it lacked."""
+    misdirected: bool = False
+    """Of a stop for a server: the key or the address is wrong, as it seems."""
 
     @property
     def patience(self) -> float:
@@ -142,12 +147,13 @@ class Answer(Struct, frozen=True, array_like=True):
 
 
 class Leave(Struct, frozen=True, array_like=True):
-    """A peer's journal is closed, and its home fenced: `state` is why it stopped."""
+    """A peer's journal is closed, and its home fenced: `state` is why it stopped. `misdirected`: as of a `Stop`."""
 
     epoch: int
     state: str
     why: str
     counts: Counts
+    misdirected: bool = False
 
 
 class Member(Struct, frozen=True, array_like=True):

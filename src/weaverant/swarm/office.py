@@ -57,6 +57,10 @@ class Plan(msgspec.Struct, frozen=True):
     """US dollars that all sessions may cost together; 0 is no bound."""
     owed: bool = False
     """Without a bound: earlier sessions have set money aside, which goes with its tasks."""
+    models: dict[str, str] = {}
+    """Specs by name, for every peer that joins; none: those of `run.json`."""
+    input: str = ""
+    """As well: the same rows may be at another place than when the run began."""
 
 
 class Office:
@@ -148,7 +152,7 @@ class Office:
         self._list(told.epoch, Listed(told.epoch, told.address, told.labels))
         plan = self._plan
         budget = plan.budget or (math.inf if plan.owed else 0.0)
-        return Joined(LEASE_S, plan.share, plan.limits, plan.roles, budget)
+        return Joined(LEASE_S, plan.share, plan.limits, plan.roles, budget, plan.models, plan.input)
 
     def _hear(self, epoch: int) -> None:
         try:
@@ -192,7 +196,7 @@ class Office:
             task = asyncio.get_running_loop().create_task(self._let_go(told))
             task.add_done_callback(lambda _: self._ending.discard(told.epoch))
         if told.state in WHOLE_RUN and self._stop is None:
-            self._stop_all(Stop(told.state, why=told.why))
+            self._stop_all(Stop(told.state, why=told.why, misdirected=told.misdirected))
 
     async def _let_go(self, told: Leave) -> None:
         """Its journal is closed. Where it could not make the fence itself, that is still to be done."""

@@ -173,14 +173,14 @@ class Peer:
         except (LinkLost, TimeoutError, Refused):
             return False
 
-    async def leave(self, state: str, why: str, counts: Counts) -> None:
+    async def leave(self, state: str, why: str, counts: Counts, misdirected: bool = False) -> None:
         """The journal is closed: end the home, so that others may go on with what is left at once, and say so."""
         with suppress(OSError, WeaverantError):
             await asyncio.to_thread(shelf_of(self._run).fence, self.epoch, f"it left: {state}")
         with suppress(WeaverantError, TimeoutError):
             if self._link is None or self._link.lost.done():
                 await self._join()
-            await self._ask(words.LEAVE, Leave(self.epoch, state, why, counts))
+            await self._ask(words.LEAVE, Leave(self.epoch, state, why, counts, misdirected))
         if self._link is not None:
             self._link.close()
 
