@@ -463,16 +463,67 @@ def test_a_run_in_a_store_that_cannot_be_joined_says_why(
 ):
     write_rows(folder, 400)
     store = f"file://{folder}/store"
+    assert f"the store {store!r} holds no run" in refused(folder, "join", "new", "--store", store)
+    with monkeypatch.context() as key:
+        key.setenv(KEY_VARIABLE, secrets.token_hex(32))
+        driver = begin_run(folder, model, 1, "--store", store, "--concurrency", "2")
     assert KEY_VARIABLE in refused(folder, "join", "new", "--store", store)
     assert not (folder / "new").exists()
     monkeypatch.setenv(KEY_VARIABLE, secrets.token_hex(32))
-    kill(begin_run(folder, model, 1, "--store", store, "--concurrency", "2"))
+    kill(driver)
     end_all(folder)
     assert "the command that worked on the run" in refused(folder, "join", "new", "--store", store)
     assert call(folder, "resume", "out", "--quiet", "--concurrency", "64").returncode == 3
     for directory in ("new", "newer"):
         assert "has finished: there is nothing to join" in refused(folder, "join", directory, "--store", store)
     assert len(list((folder / "store" / "peers").glob("0*"))) == 1, "nobody who was refused has made a home"
+
+
+def test_who_has_other_files_is_refused_and_not_said_to_have_joined(folder: Path, model: CountingModel):
+    """As on a host where they are missing, or older. The way out is theirs: the run itself has not changed."""
+    write_rows(folder, 400)
+    model.latency = 0.5
+    begin_run(folder, model, 1, "--concurrency", "2")
+    for name in ("wf.py", "rows.jsonl"):
+        path, other = folder / name, folder / "other"
+        path.rename(other)
+        said = refused(folder, "join", "out")
+        assert f"{str(path)!r} is not on this host" in said and "the same path as where the run began" in said
+        path.write_bytes(other.read_bytes().replace(b"first", b"changed").replace(b'"n": 399', b'"n": 398'))
+        said = refused(folder, "join", "out")
+        assert "Copy the file from the host where the run began" in said and "--reuse" not in said
+        assert ("wf.py" if name == "wf.py" else "the input") in said
+        other.replace(path)
+    assert "joined" not in (folder / "output.txt").read_text()
+    begin(folder, "join", "out", "--label", "gpu")
+    wait_until(lambda: "joined out as a peer, offering gpu; Ctrl-C leaves" in (folder / "output.txt").read_text())
+    wait_until(lambda: len(epochs_of(folder / "out")) == 5 and JournalReader(folder / "out", (5,)).calls() > 0)
+    for driver in begun[:2]:
+        driver.send_signal(signal.SIGINT)
+    assert [driver.wait(30) for driver in begun[:2]] == [4, 0]
+    assert "all rows have begun" not in (folder / "output.txt").read_text()
+
+
+def test_a_peer_that_comes_when_all_rows_have_begun_says_so_once(folder: Path, model: CountingModel):
+    write_rows(folder, 8)
+    model.latency = 5.0
+    driver = begin(folder, *RUN, "--model", model.url, "--peers", "1")
+    wait_until(lambda: len(model.calls) == 8)
+    joined = call(folder, "join", "out")
+    assert joined.returncode == 0 and driver.wait(30) == 0
+    lines = joined.stderr.splitlines()
+    assert [line.partition(";")[0].partition(":")[0] for line in lines] == [
+        "joined out as a peer", "all rows have begun", "left out",
+    ], lines  # fmt: skip
+    assert "a smaller --in-flight leaves more to share" in lines[1]
+
+
+def test_processes_name_the_run_by_its_whole_path(folder: Path, model: CountingModel):
+    begin_run(folder, model, 1)
+    pids = [office_pid(folder / "out"), *peer_pids(folder / "out")]
+    for pid in pids:
+        assert str(folder / "out") in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    assert begun[0].wait(40) == 3
 
 
 def test_what_is_for_peers_is_refused_without_them(folder: Path):

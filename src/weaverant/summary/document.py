@@ -30,8 +30,8 @@ def document(summary: Summary) -> dict[str, Any]:
     `cut_off` (`{calls, sessions, peers}`: of sessions without a budget, calls in flight when they stopped, and how many
     of one process, and how many peers, were killed with an unknown number in flight; a bill may have these, and no cost
     here does), `peers` (a list of `{epoch, host, pid, labels, state, why, since, ended, calls, answered, killed}` of
-    all that ever worked on it, see `PeerSummary`), `one_process` (of a run that had peers, what sessions without any did:
-    `{ended, calls}`; else null).
+    all that ever worked on it, see `PeerSummary`), `one_process` (of a run that had peers, what sessions without any
+    did: `{ended, calls}`; else null).
     """
     config = summary.config
     reserved = summary.ledger.reserved.by_agent()

@@ -184,3 +184,5 @@ class Status(Struct, frozen=True, array_like=True):
     generation: int
     unheard: float = 0.0
     """Seconds since the driver was heard."""
+    begun: bool = False
+    """No row is left that could begin."""

@@ -293,7 +293,7 @@ class Office:
         working = book.peers + len(book.waiting)
         return Status(
             working, book.finished, book.total, book.ended, self._stop, list(self._members.values()),
-            self._generation, time.monotonic() - self._driver_heard,
+            self._generation, time.monotonic() - self._driver_heard, book.begun,
         )  # fmt: skip
 
 
