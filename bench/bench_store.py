@@ -81,10 +81,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
             run.mkdir()
-            (run / "run.json").write_text(json.dumps({"made": time.time()}))
+            config = json.dumps({"made": time.time()})
+            (run / "run.json").write_text(config)
             if url is not None:
                 where = f"{url}{folder}/store" if url == "file://" else f"{url}/{time.time_ns()}"
-                begin_store(run, where)
+                begin_store(run, where, config.encode())
                 shelf = shelf_of(run)
                 assert isinstance(shelf, Mirror)
                 counted = Slow(open_objects(where) if url != "file://" else Folder(Path(folder) / "store"), wait)

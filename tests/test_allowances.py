@@ -21,7 +21,7 @@ from weaverant.journal import Reservations
 from weaverant.message import Usage
 from weaverant.swarm.allowance import Allowance
 from weaverant.swarm.messages import Given, Money
-from weaverant.swarm.treasury import Treasury
+from weaverant.swarm.treasury import AHEAD, Treasury
 
 CAP = 1.0
 MOST = 0.03
@@ -231,11 +231,32 @@ def test_of_two_that_wait_the_one_for_whom_there_is_enough_gets_it():
     office.join(2, None)
     assert office.beat(1, Money(1, 0.0, need=0.1, least=0.1, wants=0.1)) == Given(0.0), "the journals are not read yet"
     office.counted([], 0.5)
-    assert office.beat(1, Money(2, 0.0, need=0.1, least=0.1, wants=0.1)) == Given(0.125)
-    assert office.left == pytest.approx(0.375)
-    assert office.beat(2, Money(1, 0.0, need=0.4, least=0.4, wants=0.4)) == Given(0.0, recall=True)
-    assert office.beat(1, Money(3, 0.125, floor=0.0)) == Given(0.125, recall=True)
-    assert office.beat(1, Money(4, 0.01, floor=0.01)) == Given(0.01), "the rest is there now"
-    given = office.beat(2, Money(2, 0.0, need=0.4, least=0.4, wants=0.4))
-    assert given is not None and given.allowance == pytest.approx(0.4)
+    assert office.beat(1, Money(2, 0.0, need=0.1, least=0.1, wants=0.1)) == Given(0.1)
+    assert office.left == pytest.approx(0.4)
+    told = Money(1, 0.0, need=0.45, least=0.45, wants=0.45)
+    given = office.beat(2, told)
+    assert given is not None and (given.allowance, given.recall) == (0.0, True)
+    given = office.beat(1, Money(3, 0.1, floor=0.0))
+    assert given is not None and (given.allowance, given.recall) == (0.1, True)
+    given = office.beat(1, Money(4, 0.01, need=0.1, least=0.1, wants=0.1))
+    assert given is not None and given.allowance == 0.01, "there is enough, and the other has waited longer"
+    given = office.beat(2, Money(2, 0.0, need=0.45, least=0.45, wants=0.45))
+    assert given is not None and given.allowance == pytest.approx(0.45)
     assert not office.used_up and office.beat(2, Money(1, 0.0)) is None, "it was late"
+
+
+def test_the_first_to_ask_leaves_the_others_theirs():
+    office = Treasury(0.9, [], [], planned=3)
+    office.join(1, None)
+    office.counted([], 0.0)
+
+    def allowed(money: Money) -> float:
+        given = office.beat(1, money)
+        assert given is not None and not given.recall
+        return given.allowance
+
+    assert allowed(Money(1, 0.0, need=0.01, least=0.01, wants=0.8)) == pytest.approx(0.3)
+    again = allowed(Money(2, 0.3, need=0.01, least=0.01, wants=0.5))
+    assert again == pytest.approx(0.31), "for one call: it has its part"
+    piece = allowed(Money(3, 0.31, floor=0.31, need=0.001, least=0.001, wants=0.001)) - 0.31
+    assert piece == pytest.approx(0.9 / (AHEAD * 3)), "a piece for calls to come is small"

@@ -575,6 +575,21 @@ def test_who_may_join():
     assert book.peers == 4
 
 
+def test_all_rows_have_begun_once_those_who_hold_them_have_started_them():
+    book = new_book(4)
+    join(book, 1)
+    assert not book.begun, "nobody holds them"
+    (grant,) = take(book, 1, 100)
+    assert not book.begun, "granted, and not started as far as is known"
+    book.beat(1, 0, [Holding(grant.number, 0, 4, 3)], 0.1)
+    assert not book.begun
+    book.beat(1, 0, [Holding(grant.number, 0, 4, 4)], 0.2)
+    assert book.begun and not book.finished
+    book.gone(1)
+    assert not book.begun, "others are to take them"
+    assert not new_book(None).begun, "nobody knows how many there are"
+
+
 def test_a_generation_grants_above_all_before():
     with pytest.raises(ValueError, match="generation 1 is not above 1"):
         LeaseBook(1, [Record(1, G1 + 1, 0, 1, True)], (), 1, 0.0, closed_homes=[1])

@@ -171,6 +171,17 @@ def test_peers_use_up_a_cap_stop_together_and_go_on_with_more(folder: Path, bill
     assert len(billing.bill()) == 600, "nothing is paid twice"
 
 
+def test_no_peer_takes_most_of_the_money(folder: Path, billing: MockServer):
+    """Twenty calls fit at a time: what a call may cost is eight times what it does."""
+    (folder / "wf.py").write_text(WORKFLOWS.replace("max_tokens=40", "max_tokens=320"))
+    billing.control(price=PRICE, latency=0.2, skew=0.5)
+    ran = call(folder, *arguments(folder, billing, 600, 1.0))
+    assert ran.returncode == 5, ran.stderr
+    is_right(folder, billing, 1.0, left=document(fold(folder / "out"))["stages"][0]["left"])
+    calls = sorted(peer["calls"] for peer in document(fold(folder / "out"))["peers"])
+    assert len(calls) == 3 and calls[0] > 0.15 * sum(calls), calls
+
+
 def test_one_process_first_then_peers(folder: Path, billing: MockServer):
     ran = call(folder, *arguments(folder, billing, 100, 0.1, peers=0))
     assert ran.returncode == 5, ran.stderr

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from peers_world import (
@@ -45,6 +46,8 @@ from weaverant.journal import JournalReader, SegmentJournal
 from weaverant.journal.homes import epochs_of, fence, home_of, new_epoch
 from weaverant.journal.steady import steadily
 from weaverant.peers.given import labels_of
+from weaverant.protocols import Load, Note, Tally
+from weaverant.runtime.notes import merged
 from weaverant.swarm.places import KEY_VARIABLE
 
 RUN = ["run", "wf.py:twice", "--input", "rows.jsonl", "--run", "out", "--max-failures", "1"]
@@ -199,7 +202,9 @@ def test_a_peer_that_holds_no_row_is_idle(folder: Path, model: CountingModel):
     wait_until(lambda: (folder / "out").exists() and sorted(states(folder)) == ["idle", "working"])
     assert "idle: it holds no row" in call(folder, "show", "out").stdout
     assert driver.wait(30) == 0
-    assert "2 peers, 1 of them without a row" in (folder / "output.txt").read_text()
+    output = (folder / "output.txt").read_text()
+    assert "2 peers, 1 of them without a row" in output and "starting 2 peers" in output
+    assert "no office" not in output and "2 of them without a row" not in output
     assert states(folder) == ["finished"] * 2
 
 
@@ -276,6 +281,105 @@ def test_a_resumed_run_goes_on_counting_where_it_was(folder: Path, model: Counti
     assert calls[-1] == sum(agent["calls"] for agent in found["agents"])
     tokens, rates = screen.numbers(r"([\d.]+) tokens/s"), screen.numbers(r"calls, ([\d,.]+)/s, ")
     assert tokens[-1] <= 2 * rates[-1] + 1, "a call takes two of them, and rates are those of this session"
+
+
+def table_of(folder: Path) -> list[dict[str, str]]:
+    """The table of peers in `show`, by its heads."""
+    lines = call(folder, "show", "out").stdout.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["peer", "process"])
+    heads = re.split(r"\s{2,}", lines[start].strip())
+    ends = [lines[start].index(head) + len(head) for head in heads]
+    found: list[dict[str, str]] = []
+    for line in lines[start + 1 :]:
+        if not line.strip() or not line.startswith("  "):
+            break
+        begins = [0, *ends[:-1]]
+        found.append({h: line[a:b].strip() for h, a, b in zip(heads, begins, [*ends[:-1], None], strict=True)})
+    return found
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_who_answered_calls_of_others_is_told_durably_and_the_calls_add_up(
+    folder: Path, model: CountingModel, spread: bool
+):
+    """A session of one process, then peers one of which is killed while it answers for the others."""
+    (folder / "wf.py").write_text(PLACED.replace(', place="gpu"', "") if spread else PLACED)
+    flags = ["--spread", "roles"] if spread else ["--label", "gpu=1"]
+    alone = begin(folder, "run", "wf.py:afar", *RUN[2:], "--model", model.url, "--concurrency", "4")
+    wait_until(lambda: steps_done(folder / "out") > 10)
+    alone.send_signal(signal.SIGTERM)
+    assert alone.wait(20) == 4
+    driver = begin(folder, "resume", "out", "--peers", "3", *flags)
+
+    def hosts() -> set[int]:
+        return {event.host for event in JournalReader(folder / "out").events() if isinstance(event, StepEnded)} - {0}
+
+    wait_until(hosts)
+    first = min(hosts())
+    assert signal_to(json.loads((home_of(folder / "out", first) / "lock").read_text())["pid"])
+    assert driver.wait(40) == 0, (folder / "output.txt").read_text()
+    found, shown_table = shown(folder), table_of(folder)
+    peers, own = found["peers"], found["one_process"]
+    steps = [event for event in JournalReader(folder / "out").events() if isinstance(event, StepEnded)]
+    agents = sum(agent["calls"] for agent in found["agents"])
+    assert sum(peer["calls"] for peer in peers) + own["calls"] == agents == len(steps) >= 120
+    assert sum(peer["ended"] for peer in peers) + own["ended"] == 60 and own["calls"] > 10
+    answered = {peer["epoch"]: peer["answered"] for peer in peers if peer["answered"]}
+    assert first in answered and len(answered) >= 2, "one that was killed, and one that came after it"
+    assert sum(answered.values()) == sum(event.host > 0 for event in steps) > 20
+    for peer in peers:
+        if peer["answered"]:
+            assert peer["labels"], "nobody asks those who offer nothing"
+    assert [row["peer"] for row in shown_table] == ["-", *(str(peer["epoch"]) for peer in peers)]
+    assert shown_table[0]["process"] == "one process"
+    for column, of in (("calls", agents), ("rows ended", 60), ("answered for others", sum(answered.values()))):
+        assert sum(int(row[column]) for row in shown_table) == of, column
+
+
+def test_one_that_joined_for_its_label_says_what_it_has_answered(folder: Path, model: CountingModel):
+    (folder / "wf.py").write_text(PLACED)
+    driver = begin(folder, "run", "wf.py:afar", *RUN[2:], "--model", model.url, "--peers", "1")
+    wait_until(lambda: steps_done(folder / "out") == 60, what="all calls that need no label")
+    joined = call(folder, "join", "out", "--label", "gpu")
+    assert joined.returncode == 0, joined.stderr
+    assert "0 rows ended here, and 60 calls of other peers' rows answered" in joined.stderr
+    assert driver.wait(20) == 0
+    assert [(row["calls"], row["answered for others"]) for row in table_of(folder)] == [("120", "0"), ("0", "60")]
+
+
+def test_a_server_has_one_line_whoever_asks_it_and_the_dead_are_not_counted(folder: Path, model: CountingModel):
+    write_rows(folder, 600)
+    (folder / "mended").touch()
+    model.latency = 0.4
+    given = [*RUN, "--model", model.url.replace("#", "?start=4&connections=12#"), "--concurrency", "12"]
+    screen = Screen(folder, *given, "--peers", "3")
+    run = folder / "out"
+    wait_until(lambda: steps_done(run) > 60)
+    assert signal_to(peer_pids(run)[0])
+    wait_until(lambda: steps_done(run) > 120)
+    time.sleep(0.5)
+    screen.driver.send_signal(signal.SIGTERM)
+    assert screen.wait() == 4
+    blocks = screen.text.split("of 600 (")[1:]
+    lines = [[line for line in block.splitlines() if " in flight, " in line] for block in blocks]
+    assert max(map(len, lines)) == 1, "one server, one line"
+    pattern = r"#m  (\d+) of (\d+) in flight, [\d.]+ s"
+    asked = [[int(found) for found in re.findall(pattern, each[0])[0]] for each in lines if each]
+    assert max(asked)[0] > 8, "the sum of three, each of which has four places"
+    assert all(flying <= places <= 12 for flying, places in asked), asked
+    assert all(float(n) <= 12 for n in screen.numbers(r"in flight: \d+ rows, (\d+) calls"))
+    assert "starting 3 peers" in screen.text and "more\x1b" not in screen.text
+
+
+def test_notes_of_peers_are_added_up_by_server():
+    notes: list[Note] = [
+        Load("a", 3, 4, 1.0), Tally(1, "one waits", "{} wait"), "a text", Load("b", 1, 1), Load("a", 1_000, 1_000, 3.0, "paused"),
+        "a text", Tally(2, "one waits", "{} wait"), Load("a", 0, 1),
+    ]  # fmt: skip
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(notes), type=list[Note]) == notes, "as they travel"
+    assert merged(notes) == [
+        "a  1,003 of 1,005 in flight, 2 s; paused (1 of 3 peers)", "3 wait", "a text", "b  1 of 1 in flight"
+    ]  # fmt: skip
 
 
 # What a limit means
@@ -359,16 +463,67 @@ def test_a_run_in_a_store_that_cannot_be_joined_says_why(
 ):
     write_rows(folder, 400)
     store = f"file://{folder}/store"
+    assert f"the store {store!r} holds no run" in refused(folder, "join", "new", "--store", store)
+    with monkeypatch.context() as key:
+        key.setenv(KEY_VARIABLE, secrets.token_hex(32))
+        driver = begin_run(folder, model, 1, "--store", store, "--concurrency", "2")
     assert KEY_VARIABLE in refused(folder, "join", "new", "--store", store)
     assert not (folder / "new").exists()
     monkeypatch.setenv(KEY_VARIABLE, secrets.token_hex(32))
-    kill(begin_run(folder, model, 1, "--store", store, "--concurrency", "2"))
+    kill(driver)
     end_all(folder)
     assert "the command that worked on the run" in refused(folder, "join", "new", "--store", store)
     assert call(folder, "resume", "out", "--quiet", "--concurrency", "64").returncode == 3
     for directory in ("new", "newer"):
         assert "has finished: there is nothing to join" in refused(folder, "join", directory, "--store", store)
     assert len(list((folder / "store" / "peers").glob("0*"))) == 1, "nobody who was refused has made a home"
+
+
+def test_who_has_other_files_is_refused_and_not_said_to_have_joined(folder: Path, model: CountingModel):
+    """As on a host where they are missing, or older. The way out is theirs: the run itself has not changed."""
+    write_rows(folder, 400)
+    model.latency = 0.5
+    begin_run(folder, model, 1, "--concurrency", "2")
+    for name in ("wf.py", "rows.jsonl"):
+        path, other = folder / name, folder / "other"
+        path.rename(other)
+        said = refused(folder, "join", "out")
+        assert f"{str(path)!r} is not on this host" in said and "the same path as where the run began" in said
+        path.write_bytes(other.read_bytes().replace(b"first", b"changed").replace(b'"n": 399', b'"n": 398'))
+        said = refused(folder, "join", "out")
+        assert "Copy the file from the host where the run began" in said and "--reuse" not in said
+        assert ("wf.py" if name == "wf.py" else "the input") in said
+        other.replace(path)
+    assert "joined" not in (folder / "output.txt").read_text()
+    begin(folder, "join", "out", "--label", "gpu")
+    wait_until(lambda: "joined out as a peer, offering gpu; Ctrl-C leaves" in (folder / "output.txt").read_text())
+    wait_until(lambda: len(epochs_of(folder / "out")) == 5 and JournalReader(folder / "out", (5,)).calls() > 0)
+    for driver in begun[:2]:
+        driver.send_signal(signal.SIGINT)
+    assert [driver.wait(30) for driver in begun[:2]] == [4, 0]
+    assert "all rows have begun" not in (folder / "output.txt").read_text()
+
+
+def test_a_peer_that_comes_when_all_rows_have_begun_says_so_once(folder: Path, model: CountingModel):
+    write_rows(folder, 8)
+    model.latency = 5.0
+    driver = begin(folder, *RUN, "--model", model.url, "--peers", "1")
+    wait_until(lambda: len(model.calls) == 8)
+    joined = call(folder, "join", "out")
+    assert joined.returncode == 0 and driver.wait(30) == 0
+    lines = joined.stderr.splitlines()
+    assert [line.partition(";")[0].partition(":")[0] for line in lines] == [
+        "joined out as a peer", "all rows have begun", "left out",
+    ], lines  # fmt: skip
+    assert "a smaller --in-flight leaves more to share" in lines[1]
+
+
+def test_processes_name_the_run_by_its_whole_path(folder: Path, model: CountingModel):
+    begin_run(folder, model, 1)
+    pids = [office_pid(folder / "out"), *peer_pids(folder / "out")]
+    for pid in pids:
+        assert str(folder / "out") in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    assert begun[0].wait(40) == 3
 
 
 def test_what_is_for_peers_is_refused_without_them(folder: Path):

@@ -130,7 +130,7 @@ def test_a_resumed_run_shows_the_rows_calls_and_dollars_of_all_its_sessions(tmp_
 
     models = Scripted(lambda request: Reply(assistant("x"), usage=Usage(1, 1, cost=0.01)), identity="s")
     rows = [{"n": n} for n in range(40)]
-    of = f" of {money(budget)}" if budget else ""
+    of = " of $1.0000" if budget else ""
     first = run(ask, rows, models=models, directory=tmp_path, pilot=15, budget=budget).wait()
     assert f"15 calls, 15.0/s, 30 tokens/s, $0.1500{of};" in shown(first)
     again = resume(tmp_path, workflow=ask, rows=rows, models=models).wait()
@@ -226,6 +226,18 @@ def test_what_engines_tell_stands_in_the_block_four_lines_at_most():
     assert line(shot(notes=notes[:2])).endswith("; ".join(["", *notes[:2]]))
     assert "$1.23 of $5.00;" in line(shot(budget=5.0, cost=1.23))
     assert ", cost unknown;" in line(shot(cost=0.0, priced=False)) and "$0.00;" in line(shot(cost=0.0))
+
+
+def test_dollars_of_one_line_have_as_many_decimals():
+    for cost, budget, text in (
+        (0.0, 0.9, "$0.0000 of $0.9000"), (0.12, 5.0, "$0.1200 of $5.0000"), (0.0, 5.0, "$0.00 of $5.00"),
+        (1234.5, 2000.0, "$1,234.50 of $2,000.00"),
+    ):  # fmt: skip
+        assert f", {text};" in line(shot(cost=cost, budget=budget))
+
+
+def test_a_good_end_is_no_stop():
+    assert block(shot(state="finished", eta=None), 200)[-1] == "10 s elapsed"
 
 
 def test_a_stop_shows():

@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+import weaverant
+from weaverant.cli import main
 from weaverant.errors import JournalCorrupt, JournalError, UserError
 from weaverant.events import PeerOpened, RowsDone, RunOpened
 from weaverant.journal import BlobStore, JournalReader, SegmentJournal
@@ -58,7 +60,7 @@ def new_store(tmp_path: Path) -> str:
     own = tmp_path / "own"
     (own / "peers").mkdir(parents=True)
     (own / "run.json").write_text("{}")
-    begin_store(own, f"file://{tmp_path}/store")
+    begin_store(own, f"file://{tmp_path}/store", b"{}")
     return f"file://{tmp_path}/store"
 
 
@@ -366,13 +368,22 @@ def test_long_texts_are_there_before_the_step_that_has_them(tmp_path: Path):
         ("memory://run", "other processes would not see the run"),
         ("s3://key:secret@bucket/run", "no secret"),
         ("s3://bucket/run?secret=x", "no secret"),
+        ("s3://key:se/cret@bucket/run", "no secret"),
+        ("file://key:secret@host/run", "no secret"),
         ("nosuch://bucket/run", "weaverant\\[store\\]"),
+        ("file://NAME", "expected file:///absolute/path, a plain path.*found 'file://NAME'"),
+        ("FILE://NAME/x", "expected file:///absolute/path"),
+        ("file:NAME", "expected file:///absolute/path"),
+        ("local://NAME", "expected file:///absolute/path"),
+        ("s3:bucket/run", "s3://BUCKET/NAME; found 's3:bucket/run'"),
+        ("://x", "expected file:///absolute/path"),
+        ("", "expected file:///absolute/path"),
     ],
 )
 def test_what_is_no_store_is_a_users_error(tmp_path: Path, url: str, says: str):
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(UserError, match=says):
-        begin_store(tmp_path, url)
+    with pytest.raises(UserError, match=says) as refused:
+        begin_store(tmp_path, url, b"{}")
+    assert "secret@" not in str(refused.value) and "se/cret" not in str(refused.value)
     assert not (tmp_path / "store.json").exists()
 
 
@@ -385,12 +396,108 @@ class Overwriting(Folder):
 
 
 def test_a_store_that_cannot_tell_who_was_first_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "run.json").write_text("{}")
     overwriting = Overwriting(tmp_path / "store", "run.json")
     monkeypatch.setattr("weaverant.journal.shelf.open_objects", lambda url: overwriting)
     with pytest.raises(UserError, match="who of several was the first"):
-        begin_store(tmp_path / "own", "file:///store")
+        begin_store(tmp_path / "own", "file:///store", b"{}")
+
+
+def plain_run(tmp_path: Path, store: str, directory: str = "runs/one") -> int:
+    """`weaverant run` of one row in this process. The exit code."""
+    (tmp_path / "wf.py").write_text(WORKFLOW)
+    (tmp_path / "rows.jsonl").write_text('{"n": 1}\n')
+    words = ["run", "wf.py", "--input", "rows.jsonl", "--model", "simulated:latency=0", "--quiet"]
+    return main([*words, "--run", directory, "--store", store])
+
+
+def test_a_store_that_is_refused_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Else the next `run` would find a run there, and `resume` go on with it without the store."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "holds").mkdir()
+    (tmp_path / "holds" / "run.json").write_text("{}")
+    (tmp_path / "there").mkdir()
+    for store in ("s3://bucket/x", "nosuch://b/x", "/proc/none/x", "file/below", "holds", "file://NAME"):
+        for directory in ("runs/one", "there"):
+            assert plain_run(tmp_path, store, directory) == 2, store
+            assert "store" in capsys.readouterr().err
+            assert not (tmp_path / "runs").exists() and list((tmp_path / "there").iterdir()) == []
+    assert plain_run(tmp_path, "good") == 0
+    assert plain_run(tmp_path, "good", "there") == 2
+    assert "already holds a run" in capsys.readouterr().err and list((tmp_path / "there").iterdir()) == []
+
+
+def test_ctrl_c_while_a_store_is_asked_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Interrupted(Folder):
+        def create(self, name: str, data: bytes) -> bool:
+            assert (tmp_path / "runs" / "one" / "store.json").exists(), "killed here, it is no run without a store"
+            assert not (tmp_path / "runs" / "one" / "run.json").exists()
+            raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wf.py").write_text(WORKFLOW)
+    monkeypatch.setattr("weaverant.journal.shelf.open_objects", lambda url: Interrupted(tmp_path / "store", "run.json"))
+    with pytest.raises(KeyboardInterrupt):
+        weaverant.run("wf.py", [{"n": 1}], models="simulated:", directory="runs/one", store="store")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_plain_path_is_a_store_wherever_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is noted as an absolute one, and is the same place as its URL."""
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert plain_run(tmp_path / "sub", "../store", "one") == 0
+    assert json.loads((tmp_path / "sub" / "one" / "store.json").read_text())["url"] == f"file://{tmp_path}/store"
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume", "sub/one", "--store", "store", "--quiet"]) == 0
+    for number, same in enumerate(("store", "store/", f"file://{tmp_path}/sub/../store", f"{tmp_path}/store")):
+        assert main(["fetch", same, f"fetched{number}"]) == 0
+        assert main(["fetch", f"file://{tmp_path}/store", f"fetched{number}"]) == 0
+        assert JournalReader(tmp_path / f"fetched{number}").calls() == CALLS
+
+
+@pytest.mark.parametrize("words", [["fetch", "file://store", "one"], ["resume", "one", "--store", "file://store"],
+                                   ["join", "one", "--store", "file://store"]])  # fmt: skip
+def test_two_slashes_are_refused_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert "expected file:///absolute/path, a plain path" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_password_is_in_no_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert plain_run(tmp_path, "store", "one") == 0
+    for url in ("s3://key:secret@bucket/run", "s3://key:sec/ret@bucket/run", "file://key:secret@host/run"):
+        for words in (["fetch", url, "one"], ["resume", "one", "--store", url], ["join", "one", "--store", url]):
+            assert main(words) == 2
+        assert plain_run(tmp_path, url, "two") == 2
+        said = capsys.readouterr()
+        assert "secret@" not in said.out + said.err and "ret@" not in said.out + said.err, said.err
+        assert said.err.count("must hold no secret") == 4
+
+
+def test_who_waits_for_a_missing_store_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`show` says after 2 s what it waits for, and goes on with what is here."""
+    monkeypatch.chdir(tmp_path)
+    assert plain_run(tmp_path, "store", "one") == 0
+    (tmp_path / "store").rename(tmp_path / "away")
+    began = time.monotonic()
+    show = subprocess.Popen(
+        [sys.executable, "-m", "weaverant", "show", "one"], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert show.stderr is not None
+    assert "waiting for the store" in (said := show.stderr.readline()) and "/store'" in said and "6 s" in said
+    out, err = show.communicate(timeout=60)
+    assert show.returncode == 0 and "is it mounted?" in err and "done 1" in out, (out, err)
+    assert time.monotonic() - began < 30, "on a slow machine; the patience of those that work is 60 s"
 
 
 # Whole runs, in processes

@@ -40,7 +40,11 @@ class WorkflowError(UserError):
 
 
 class RunChanged(UserError):
-    """What a resumed run would continue is not what it began with."""
+    """What a resumed run would continue is not what it began with. `changes` names what is not."""
+
+    def __init__(self, text: str, changes: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.changes = tuple(changes)
 
 
 class StepFailed(WeaverantError):

@@ -24,6 +24,8 @@ NO_USAGE = Usage(requests=0)
 Seconds = Annotated[float, Meta(ge=0.0, le=1e11)]
 """Up to the year 5138: a date can be made of it, and a clock goes on from it."""
 
+Ordinal = Annotated[int, Meta(ge=0, le=(1 << 62) - 1)]
+
 
 class RunOpened(Struct, frozen=True, array_like=True, tag="open"):
     """A process began to write. `session` counts the openings of this run, from 0; `budget` is the cap it works under,
@@ -78,6 +80,7 @@ class StepEnded(Struct, frozen=True, array_like=True, tag="step"):
     step the template's variables, or the messages added to an earlier step's; for others the arguments.
     `value` is the reply, the function's value, or a failure's `[text, detail]`, whose kind is `reason`.
     `clock` is seconds on the task's own clock, which stands still while the run is stopped; `time` is Unix time.
+    `host` is the epoch of the peer that made a call which travelled, and 0 where nobody else did.
     """
 
     task: str
@@ -98,6 +101,7 @@ class StepEnded(Struct, frozen=True, array_like=True, tag="step"):
     seed: int = 0
     reused: bool = False
     reason: str = ""
+    host: Ordinal = 0
 
 
 class TimerFired(Struct, frozen=True, array_like=True, tag="timer"):
@@ -199,9 +203,6 @@ class TaskTaken(Struct, frozen=True, array_like=True, tag="taken"):
     copy: Count
     time: Seconds
     events: tuple[TaskEvent, ...]
-
-
-Ordinal = Annotated[int, Meta(ge=0, le=(1 << 62) - 1)]
 
 
 class PeerOpened(Struct, frozen=True, array_like=True, tag="peer"):

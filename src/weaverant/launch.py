@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,7 @@ def run(
     path = None
     if journal:
         path = default_directory(recipe.name) if directory is None else Path(directory)
-        save_config(path, config)
-        if store is not None:
-            begin_store(path, store)
+        save_config(path, config, None if store is None else partial(begin_store, path, store))
     return Run(recipe, config, binding, own, source, bounds, path, resumed=False, pilot=pilot)
 
 

@@ -123,8 +123,39 @@ class Selective(Protocol):
         ...
 
 
+class Load(Struct, frozen=True, array_like=True, tag="load"):
+    """One server, as an engine finds it: requests in flight, of so many places; what a call takes, 0 while unknown."""
+
+    server: str
+    in_flight: int
+    places: int
+    seconds: float = 0.0
+    trouble: str = ""
+
+    def __str__(self) -> str:
+        takes = f", {self.seconds:.3g} s" if self.seconds else ""
+        trouble = f"; {self.trouble}" if self.trouble else ""
+        return f"{self.server}  {self.in_flight:,} of {self.places:,} in flight{takes}{trouble}"
+
+
+class Tally(Struct, frozen=True, array_like=True, tag="tally"):
+    """How many of something there are: `one` and `many` say of what, the latter with `{}` for the number."""
+
+    count: int
+    one: str
+    many: str
+
+    def __str__(self) -> str:
+        return self.one if self.count == 1 else self.many.format(f"{self.count:,}")
+
+
+Note = str | Load | Tally
+"""What is told while a run goes on. Those of several peers are added up where they are numbers."""
+
+
 class Observed(Protocol):
-    """What an engine has besides where it has something to tell while a run goes on."""
+    """What an engine has besides where it has something to tell while a run goes on. One that counts may give `notes()`
+    too, the same as a list of `Note`."""
 
     def status(self) -> list[str]:
         """Short lines for people: each replica's load, and what it waits for."""

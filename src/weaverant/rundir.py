@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,8 +86,9 @@ def resume_in_python(directory: str | Path, objects: Sequence[str], more: str = 
     return f"weaverant.resume({str(directory)!r}{''.join(f', {name}=...' for name in objects)}{more})"
 
 
-def save_config(directory: Path, config: RunConfig) -> None:
-    """Write `run.json` of a new run; whole or not at all. `UserError` where a key would get into it."""
+def save_config(directory: Path, config: RunConfig, first: Callable[[bytes], None] | None = None) -> None:
+    """Write `run.json` of a new run; whole or not at all. `UserError` where a key would get into it. `first` is called
+    with what it will hold, and may write `store.json`: where it raises, nothing stays."""
     for name, value in {**config.parameters, **config.overrides}.items():
         if _holds_key(value):
             raise UserError(
@@ -95,7 +96,22 @@ def save_config(directory: Path, config: RunConfig) -> None:
                 "environment variable, and let the workflow or the model's address (?key_env=NAME) name that"
             )
     check_free(directory)
-    write_config(directory, config)
+    made = [each for each in (directory, *directory.parents) if not each.exists()]
+    with ExitStack() as undo:  # also after Ctrl-C while a store is asked: what stayed would be taken for a run
+        undo.callback(_remove, directory, made)
+        if first is not None:
+            first(_packed(config))
+        write_config(directory, config)
+        undo.pop_all()
+
+
+def _remove(directory: Path, made: list[Path]) -> None:
+    """What a run that could not begin has put there, and the folders that were made for it."""
+    with suppress(OSError):
+        for name in ("store.json.tmp", "store.json"):
+            (directory / name).unlink(missing_ok=True)
+        for each in made:
+            each.rmdir()
 
 
 def check_free(directory: Path) -> None:
@@ -123,7 +139,7 @@ def write_config(directory: Path, config: RunConfig) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         unfinished.unlink(missing_ok=True)
         with unfinished.open("x") as file:  # never through a link, which may lead anywhere
-            file.write(json.dumps(msgspec.to_builtins(config), indent=2) + "\n")
+            file.write(_packed(config).decode())
         unfinished.replace(directory / "run.json")
     except OSError as error:
         with suppress(OSError):
@@ -134,6 +150,10 @@ def write_config(directory: Path, config: RunConfig) -> None:
         if is_full(error):
             raise JournalError(f"{text}. Nothing was stored or asked: free some room, and try again") from error
         raise UserError(text) from None
+
+
+def _packed(config: RunConfig) -> bytes:
+    return json.dumps(msgspec.to_builtins(config), indent=2).encode() + b"\n"
 
 
 def _holds_key(value: object) -> bool:
@@ -219,5 +239,6 @@ def check_unchanged(directory: Path, then: RunConfig, now: RunConfig) -> None:
         raise RunChanged(
             f"the run {str(directory)!r} cannot go on, because it has changed since: {', '.join(changes)}. "
             f"Put it back as it was, or start a new run that pays only for what differs: weaverant run "
-            f"{then.found or then.workflow} ... --reuse {directory} (in Python run(..., reuse=))"
+            f"{then.found or then.workflow} ... --reuse {directory} (in Python run(..., reuse=))",
+            changes,
         )

@@ -15,7 +15,7 @@ from weaverant.errors import JournalError, Misdirected, RunChanged, UserError, W
 from weaverant.events import RunOpened, Shortfall, TaskReopened, TaskTaken
 from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
 from weaverant.journal.homes import OWN
-from weaverant.protocols import Clock, Engine, Journal, Source, Unreadable
+from weaverant.protocols import Clock, Engine, Journal, Note, Source, Tally, Unreadable
 from weaverant.recipe import Recipe
 from weaverant.row import source_key
 from weaverant.rundir import (
@@ -164,11 +164,16 @@ class Run:
     @property
     def notes(self) -> list[str]:
         """What engines have to tell while the run goes on, and how many calls wait for money."""
+        return list(map(str, self.told))
+
+    @property
+    def told(self) -> list[Note]:
+        """The same, for others to add up."""
         engines = {id(engine): engine for engine in self.binding.models.values()}
-        lines = [text for engine in engines.values() for text in _status(engine)]
+        lines = [note for engine in engines.values() for note in _status(engine)]
         waiting = 0 if self._budget is None else self._budget.waiting
-        wait = "call waits" if waiting == 1 else "calls wait"
-        return [f"budget: {waiting:,} {wait} for money", *lines] if waiting else lines
+        wait = Tally(waiting, "budget: 1 call waits for money", "budget: {} calls wait for money")
+        return [wait, *lines] if waiting else lines
 
     @property
     def exit_code(self) -> int:
@@ -375,10 +380,11 @@ def _budget_of(reader: JournalReader, cap: float, spent: float, clock: Clock) ->
     return Budget(cap or math.inf, spent, left, clock)
 
 
-def _status(engine: Engine) -> list[str]:
+def _status(engine: Engine) -> list[Note]:
     """What the engine has to tell, where it has."""
+    notes: Callable[[], list[Note]] | None = getattr(engine, "notes", None)
     tell: Callable[[], list[str]] | None = getattr(engine, "status", None)
-    return [] if tell is None else tell()
+    return notes() if notes is not None else [] if tell is None else [*tell()]
 
 
 def _warn(text: str) -> None:

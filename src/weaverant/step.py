@@ -30,6 +30,8 @@ class Turn(msgspec.Struct):
     """Seconds: no part of the model's latency."""
     kept: float = 0.0
     """US dollars that stay set aside when the call is taken back while it waits: others may have spent them for it."""
+    host: int = 0
+    """The epoch of the peer that has answered, where the call travelled."""
     stake: Callable[[], Usage] | None = None
     """What the call has used if it is cut off now, with a bound for what nobody will know. An engine that can say sets
     it, for a call without a purse."""

@@ -246,8 +246,9 @@ class TaskRun:
         """Journal what became of an ask: a `Reply`, a value, a `StepFailed` or `CANCELLED`."""
         if self.closed or ask.number >= 0:
             return
-        usage = NO_USAGE
+        usage, host = NO_USAGE, 0
         if isinstance(ask, ModelAsk):
+            host = 0 if ask.turn is None else ask.turn.host
             usage = self._used(ask, outcome, reused)
             if type(outcome) is Reply and usage is not outcome.usage:
                 outcome = msgspec.structs.replace(outcome, usage=usage)
@@ -256,11 +257,11 @@ class TaskRun:
             self._spent.add(usage)
         mark = self._texts.mark()
         try:
-            self._write_step(ask, outcome, usage, seed, reused)
+            self._write_step(ask, outcome, usage, seed, reused, host)
         except (TypeError, ValueError, OverflowError, RecursionError, UserError) as error:
             self._texts.rollback(mark)
             failure = StepFailed("value", f"{ask.name!r} gave what cannot be stored: {error}")
-            self._write_step(ask, failure, usage, seed, reused, instead_of=outcome)
+            self._write_step(ask, failure, usage, seed, reused, host, instead_of=outcome)
 
     def _used(self, ask: ModelAsk, outcome: Any, reused: bool) -> Usage:
         used: Usage | None = outcome.usage if isinstance(outcome, (Reply, StepFailed)) else None
@@ -277,7 +278,14 @@ class TaskRun:
         return charged
 
     def _write_step(
-        self, ask: Ask, outcome: Any, usage: Usage, seed: int, reused: bool, instead_of: Any = _NOTHING
+        self,
+        ask: Ask,
+        outcome: Any,
+        usage: Usage,
+        seed: int,
+        reused: bool,
+        host: int,
+        instead_of: Any = _NOTHING,
     ) -> None:
         """`instead_of` is an outcome that could not be stored; then the input is not tried again either. It was paid
         for all the same."""
@@ -294,7 +302,7 @@ class TaskRun:
         path, fingerprint, occurrence = ask.key
         event = StepEnded(
             self.row.key, path, fingerprint, occurrence, ask.kind, ask.name, ask.spec, asked, kind, texts.pack(value),
-            ask.started, clock, wall, usage, model, seed, reused, reason,
+            ask.started, clock, wall, usage, model, seed, reused, reason, host,
         )  # fmt: skip
         self._write(event, partial(self.advance, ask, Record(number, ask.name, seen, clock, wall)))
         ask.number = number

@@ -122,23 +122,38 @@ def _peers(summary: Summary) -> Iterator[str]:
     """A line for each, the last that came where there are many."""
     if not summary.peers:
         return
-    shown = summary.peers[-PEERS_SHOWN:]
+    shown, before = summary.peers[-PEERS_SHOWN:], summary.peers[:-PEERS_SHOWN]
     labelled = any(peer.labels for peer in shown)
+    hosted = any(peer.answered for peer in summary.peers)
+    own = summary.one_process
+    first: list[tuple[str, str, int, int, int]] = []
+    if own is not None and (own.ended or own.calls):
+        first.append(("-", "one process", own.ended, own.calls, 0))
+    if before:
+        ended, calls = sum(peer.ended for peer in before), sum(peer.calls for peer in before)
+        first.append(("...", f"{len(before):,} before", ended, calls, sum(peer.answered for peer in before)))
     rows = [
+        (
+            epoch, process, *(("",) if labelled else ()), f"{ended:,}", f"{calls:,}",
+            *((f"{answered:,}",) if hosted else ()), "",
+        )
+        for epoch, process, ended, calls, answered in first
+    ]  # fmt: skip
+    rows += [
         (
             str(peer.epoch),
             f"{peer.host}:{peer.pid}",
             *((", ".join(peer.labels),) if labelled else ()),
             f"{peer.ended:,}",
             f"{peer.calls:,}",
+            *((f"{peer.answered:,}",) if hosted else ()),
             _peer_state(peer) + (f": {peer.why}" if peer.why else ""),
         )
         for peer in shown
     ]
     yield ""
-    yield from table(("peer", "process", *(("offers",) if labelled else ()), "rows ended", "calls", "state"), rows)
-    if len(shown) < len(summary.peers):
-        yield f"and {len(summary.peers) - len(shown):,} before them"
+    offers, answered = ("offers",) if labelled else (), ("answered for others",) if hosted else ()
+    yield from table(("peer", "process", *offers, "rows ended", "calls", *answered, "state"), rows)
 
 
 def _all_agents(summary: Summary, models: list[AgentCounts], unknown: bool) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from weaverant import launch
 from weaverant.cli import SOME_FAILED, STOPPED, complain
 from weaverant.cli.advice import next_steps
 from weaverant.cli.driver import Driver
-from weaverant.cli.fetch import attach_new
+from weaverant.cli.fetch import attach_new, waiting_for
 from weaverant.cli.forecast import forecast
 from weaverant.cli.options import (
     input_for,
@@ -32,6 +32,7 @@ from weaverant.cli.report import report
 from weaverant.cli.streams import Unwritten, put, settle, tell
 from weaverant.cli.text import counted
 from weaverant.errors import JournalError, UserError, WeaverantError, is_full
+from weaverant.journal.objects import store_url
 from weaverant.journal.shelf import shelf_of, store_of
 from weaverant.pilot import estimate
 from weaverant.recipe import Recipe
@@ -56,6 +57,8 @@ def run_command(options: argparse.Namespace) -> int:
         check_free(Path(directory))
     if options.no_journal and options.store is not None:
         raise UserError("--no-journal stores nothing, so it has no --store; leave one of the two out")
+    if options.store is not None:
+        options.store = store_url(options.store)
     if options.dry_run:
         from weaverant.engines.http.key import keyless
 
@@ -89,7 +92,8 @@ def resume_command(options: argparse.Namespace) -> int:
     path = Path(options.directory)
     if options.store is not None:
         attach_new(path, options.store)
-    shelf_of(path).fetch()
+    with waiting_for(path):
+        shelf_of(path).fetch()
     config = load_config(path)
     retry = retry_of(options.retry)
     if retry is None and has_finished(path):

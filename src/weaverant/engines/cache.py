@@ -21,7 +21,7 @@ import msgspec
 
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import Reply, Request, digest
-from weaverant.protocols import CallContext, Engine
+from weaverant.protocols import CallContext, Engine, Note
 
 T = TypeVar("T")
 
@@ -78,6 +78,10 @@ class Cached:
     def status(self) -> list[str]:
         tell: Callable[[], list[str]] | None = getattr(self._engine, "status", None)
         return [] if tell is None else tell()
+
+    def notes(self) -> list[Note]:
+        tell: Callable[[], list[Note]] | None = getattr(self._engine, "notes", None)
+        return [*self.status()] if tell is None else tell()
 
     async def close(self) -> None:
         await self._engine.close()

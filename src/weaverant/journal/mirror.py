@@ -116,7 +116,8 @@ class Mirror:
     """A run's directory on this host, of which the truth is in a store. Implements `Shelf`."""
 
     def __init__(self, run: Path, url: str) -> None:
-        self.objects: Objects = Patient(open_objects(url))
+        self.patient = Patient(open_objects(url))
+        self.objects: Objects = self.patient
         self._run = run
         self._url = url
         self._copies: dict[int, Copy] = {}

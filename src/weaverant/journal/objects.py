@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
-from urllib.parse import urlsplit
 
 from weaverant.errors import JournalError, UserError
 from weaverant.journal.disk import sync_path
@@ -25,6 +25,8 @@ PATIENCE_S = 60.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 HOPELESS = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR))
 """What asking again does not mend."""
+FILE = "file://"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 T = TypeVar("T")
 
@@ -129,8 +131,9 @@ class Patient:
     `create` tells whether what stands there is what was given."""
 
     def __init__(self, objects: Objects, patience: float = PATIENCE_S) -> None:
+        self.patience = patience
+        """Seconds for which it is asked again; 0: it is asked once."""
         self._objects = objects
-        self._patience = patience
 
     def create(self, name: str, data: bytes) -> bool:
         return self._again(lambda: self._objects.create(name, data) or self._objects.get(name) == data)
@@ -142,7 +145,7 @@ class Patient:
         return self._again(lambda: self._objects.names(folder))
 
     def _again(self, ask: Callable[[], T]) -> T:
-        until, wait = time.monotonic() + self._patience, FIRST_WAIT_S
+        until, wait = time.monotonic() + self.patience, FIRST_WAIT_S
         while True:
             try:
                 return ask()
@@ -155,18 +158,32 @@ class Patient:
             wait = min(2 * wait, LONGEST_WAIT_S)
 
 
-def open_objects(url: str) -> Objects:
-    """The store at a URL, as it answers at once. `UserError` where it cannot be one."""
-    parts = urlsplit(url)
-    if parts.password is not None or parts.query:
+def store_url(text: str) -> str:
+    """A store's address as it is noted and compared, from what a person gives: a URL, or a path; that is made absolute.
+    `UserError` where it cannot be one, without what may be a password in it."""
+    scheme, colon, rest = text.partition("://")
+    if colon and ("?" in rest or ":" in rest.rpartition("@")[0]) and not text.startswith(f"{FILE}/"):
         raise UserError(
             "a store's address is written into the run's directory, and must hold no secret: leave password and query "
             "out; credentials come from the environment, as fsspec and its file systems take them"
         )
-    if parts.scheme in ("", "file"):
-        return Folder(Path(parts.path if parts.scheme else url).resolve(), "run.json")
-    if parts.scheme == "memory":
+    if text.startswith(f"{FILE}/") or (text and not colon and not _SCHEME.match(text)):
+        return f"{FILE}/{os.path.abspath(text.removeprefix(FILE)).lstrip('/')}"
+    if not colon or not _SCHEME.fullmatch(f"{scheme}:") or scheme.lower() in ("file", "local"):
+        raise UserError(
+            f"a store's address: expected file:///absolute/path, a plain path, or a URL such as s3://BUCKET/NAME; "
+            f"found {text!r}"
+        )
+    if scheme == "memory":
         raise UserError("memory:// is this process's own: other processes would not see the run. Try file:///PATH")
+    return text.rstrip("/")
+
+
+def open_objects(url: str) -> Objects:
+    """The store at an address, as it answers at once. Raises what `store_url` does."""
+    url = store_url(url)
+    if url.startswith(FILE):
+        return Folder(Path(url.removeprefix(FILE)).resolve(), "run.json")
     from weaverant.journal.remote import Remote
 
     return Remote(url)

@@ -20,7 +20,7 @@ from weaverant.errors import UserError
 from weaverant.journal import homes
 from weaverant.journal.chain import Shipper
 from weaverant.journal.mirror import Mirror
-from weaverant.journal.objects import Folder, Objects, open_objects
+from weaverant.journal.objects import Folder, Objects, open_objects, store_url
 
 FILE = "store.json"
 
@@ -116,11 +116,12 @@ def store_of(run: Path) -> Store | None:
         raise UserError(f"{str(path)!r} does not tell where the run's store is: {error}") from None
 
 
-def begin_store(run: Path, url: str) -> None:
-    """Put a new run's `run.json` into a store, and note in its directory that it is there. `UserError` where the store
-    holds a run, cannot be reached, or cannot tell who of several created an object first."""
+def begin_store(run: Path, url: str, config: bytes) -> None:
+    """Put a new run's `run.json` into a store, and note in its directory, which is made, that it is there: first, so
+    that no run that has a store is ever taken for one that has none. `UserError` where the store holds a run, cannot be
+    reached, or cannot tell who of several created an object first."""
+    url = store_url(url)
     objects = open_objects(url)
-    data = (run / "run.json").read_bytes()
     try:
         with suppress(FileNotFoundError):
             objects.get("run.json")
@@ -128,39 +129,44 @@ def begin_store(run: Path, url: str) -> None:
                 f"the store {url!r} already holds a run. Go on with it (`weaverant resume DIR --store {url}`), or give "
                 "another place"
             )
-        if not objects.create("run.json", data) or objects.create("run.json", data):
+        _note(run, Store(url))
+        if not objects.create("run.json", config) or objects.create("run.json", config):
             raise UserError(
                 f"the store {url!r} does not tell who of several was the first to create an object, which two hosts "
                 "cannot do without. S3, Google Cloud Storage, Azure and file:// do, with current versions of fsspec's "
                 "packages and of the server"
             )
-        _note(run, Store(url))
     except OSError as error:
-        raise UserError(f"the store {url!r} cannot be used: {error}") from None
+        raise _unusable(url, error) from None
+
+
+def run_in(url: str) -> bytes:
+    """The `run.json` of the run that a store holds. `UserError` where it holds none, or cannot be asked."""
+    try:
+        return open_objects(url).get("run.json")
+    except FileNotFoundError:
+        raise UserError(f"the store {url!r} holds no run: expected what `weaverant run --store` made") from None
+    except OSError as error:
+        raise _unusable(url, error) from None
 
 
 def attach(run: Path, url: str, part: bool = False) -> None:
     """Make this directory one of the run in a store, to be filled, or with a `part` of it. Raises `UserError`."""
-    known = store_of(run)
-    if known is None and (run / "run.json").exists():
-        raise UserError(f"{str(run)!r} holds a run that has no store: it has one from its beginning or none")
-    if known is not None and known.url != url:
-        raise UserError(f"the run in {str(run)!r} is in the store {known.url!r}, and not in {url!r}")
-    try:
-        data = open_objects(url).get("run.json")
-    except FileNotFoundError:
-        raise UserError(f"the store {url!r} holds no run: expected what `weaverant run --store` made") from None
-    except OSError as error:
-        raise UserError(f"the store {url!r} cannot be used: {error}") from None
+    url, known = store_url(url), store_of(run)
     there = run / "run.json"
+    if known is None and there.exists():
+        raise UserError(f"{str(run)!r} holds a run that has no store: it has one from its beginning or none")
+    if known is not None and store_url(known.url) != url:
+        raise UserError(f"the run in {str(run)!r} is in the store {known.url!r}, and not in {url!r}")
+    data = run_in(url)
     if there.exists() and there.read_bytes() != data:
         raise UserError(f"{str(run)!r} and the store {url!r} hold different runs")
+    _note(run, Store(url, part))
     try:
-        (run / "peers").mkdir(parents=True, exist_ok=True)
-        _note(run, Store(url, part))
+        (run / "peers").mkdir(exist_ok=True)
         there.write_bytes(data)
     except OSError as error:
-        raise UserError(f"the run directory {str(run)!r} cannot be written: {error.strerror}") from None
+        raise _unwritable(run, error) from None
 
 
 def attach_once(run: Path, url: str) -> None:
@@ -176,10 +182,22 @@ def attach_once(run: Path, url: str) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise UserError(f"the run directory {str(run)!r} cannot be written: {error.strerror}") from None
+        raise _unwritable(run, error) from None
 
 
 def _note(run: Path, store: Store) -> None:
     unfinished = run / f"{FILE}.tmp"
-    unfinished.write_bytes(msgspec.json.encode(store) + b"\n")
-    unfinished.replace(run / FILE)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(msgspec.json.encode(store) + b"\n")
+        unfinished.replace(run / FILE)
+    except OSError as error:
+        raise _unwritable(run, error) from None
+
+
+def _unusable(url: str, error: OSError) -> UserError:
+    return UserError(f"the store {url!r} cannot be used: {error}")
+
+
+def _unwritable(run: Path, error: OSError) -> UserError:
+    return UserError(f"the run directory {str(run)!r} cannot be written: {error.strerror}")

@@ -26,6 +26,7 @@ from weaverant.peers.ledger import PeersLedger
 from weaverant.peers.member import FAILED
 from weaverant.runtime.budget import ROUNDING
 from weaverant.runtime.ledger import Ledger
+from weaverant.runtime.notes import merged
 from weaverant.runtime.recovery import Recovery
 from weaverant.runtime.stagebook import StageBook
 from weaverant.runtime.survey import Survey, survey
@@ -38,7 +39,7 @@ from weaverant.swarm.link import Link
 from weaverant.swarm.listener import answers_nothing, dial
 from weaverant.swarm.lost import LinkLost
 from weaverant.swarm.messages import Counts, Status, Stop
-from weaverant.swarm.office import Plan
+from weaverant.swarm.office import Plan, idle
 from weaverant.swarm.places import drop_key, find_office, make_key
 from weaverant.swarm.treasury import spent_in
 from weaverant.task import Task
@@ -104,6 +105,8 @@ class PeersRun:
         self._patient_until = 0.0
         self._key = b""
         self._started = 0
+        self._dead: set[tuple[str, int]] = set()
+        """Peers whose processes were seen to end, by host and pid."""
         self._owed = False
         self._spent: float | None = None
         """US dollars in all journals, once it is over."""
@@ -140,12 +143,12 @@ class PeersRun:
     @property
     def notes(self) -> list[str]:
         """How many peers there are, and what their engines have to tell."""
-        if self._status is None:
-            return ["no office answers yet"]
+        if self._status is None or not any(any(stage.rows for stage in each.stages) for each in self._counts()):
+            return [] if self._state else [f"starting {_counted(self._peers)}"]
         working = self._status.working
         if not working:
             return []
-        lines = list(dict.fromkeys(note for each in self._counts() for note in each.notes))
+        lines = merged([note for each in self._counts() for note in each.notes])
         offered = {label for each in self._status.members if each.state == "working" for label in each.labels}
         missing = sorted({agent.place for agent in self.recipe.agents if agent.place} - offered)
         here = shlex.quote(str(self.directory))
@@ -153,9 +156,10 @@ class PeersRun:
             f"no peer offers {label!r}, and calls wait for one: weaverant join {here} --label {shlex.quote(label)}"
             for label in missing
         ]
-        idle = sum(each.state == "working" and not each.counts.rows_in_flight for each in self._status.members)
-        without = f", {idle} of them without a row" if idle else ""
-        return [f"{working} {'peer' if working == 1 else 'peers'}{without}", *waits, *lines]
+        heard = [each.counts for each in self._status.members if each.state == "working" and each.counts.stages]
+        rowless = sum(not each.rows_in_flight for each in heard)
+        without = "" if not rowless else ", without a row" if working == 1 else f", {rowless} of them without a row"
+        return [_counted(working) + without, *waits, *lines]
 
     @property
     def exit_code(self) -> int:
@@ -308,6 +312,7 @@ class PeersRun:
 
     async def _see_end(self, ended: Ended) -> None:
         if ended.kind == "peer":
+            self._dead.add((ended.host, ended.pid))
             await self._ask(words.DIED, (ended.host, ended.pid))
         if self._status is not None and self._status.finished:
             return
@@ -354,7 +359,12 @@ class PeersRun:
     # The office
 
     def _counts(self) -> list[Counts]:
-        return [] if self._status is None else [each.counts for each in self._status.members]
+        """What is in flight at a process that was seen to end has ended with it, before the office says so."""
+        if self._status is None:
+            return []
+        return [
+            idle(each.counts) if (each.host, each.pid) in self._dead else each.counts for each in self._status.members
+        ]
 
     async def _ask_status(self) -> None:
         answer = await self._ask(words.STATUS, None)
@@ -394,6 +404,10 @@ class PeersRun:
 def _surveyed(seen: Survey, last: int) -> RowsLeft:
     left = tuple((each.start, each.stop, each.prior) for each in seen.left)
     return RowsLeft(last, tuple(seen.whole), left, time.time())
+
+
+def _counted(peers: int) -> str:
+    return "1 peer" if peers == 1 else f"{peers:,} peers"
 
 
 def _how(code: int | None) -> str:

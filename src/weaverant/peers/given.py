@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from glob import has_magic
 from pathlib import Path
 
 from weaverant.errors import UserError
 from weaverant.protocols import Engine
+from weaverant.recipe import find_recipe
 from weaverant.rundir import RunConfig
 from weaverant.session import Run
 from weaverant.swarm.neighbours import role
@@ -61,6 +63,30 @@ def check_run(run: Run, peers: int) -> None:
         )
     if run.pilot is not None or run.config.reuse is not None:
         raise UserError("--pilot and --reuse are for one process: leave --peers out; `resume --peers N` can go on then")
+
+
+def check_files(directory: Path, config: RunConfig, rows: str = "") -> None:
+    """`UserError` where the workflow, or the input `rows`, is not on this host."""
+    path = f"{config.found.rpartition('.py:')[0]}.py" if config.found else config.file
+    if not Path(path).is_file():
+        try:
+            find_recipe(_file_of(config.workflow))
+        except UserError:
+            raise UserError(_not_here(directory, "workflow", path)) from None
+    if Path(rows).is_absolute() and not has_magic(rows) and not Path(rows).exists():
+        raise UserError(_not_here(directory, "input", rows))
+
+
+def _file_of(workflow: str) -> str:
+    name, _, chosen = workflow.partition(".py:")
+    return f"{name}.py" if chosen else workflow
+
+
+def _not_here(directory: Path, what: str, path: str) -> str:
+    return (
+        f"this peer cannot work on {str(directory)!r}: its {what} {path!r} is not on this host. It must be at the same "
+        "path as where the run began: copy it from there, and join again"
+    )
 
 
 def check_models(directory: Path, config: RunConfig, specs: Mapping[str, str], engines: Mapping[str, Engine]) -> None:

@@ -11,6 +11,7 @@ from weaverant.errors import UserError
 from weaverant.journal import is_locked
 from weaverant.journal.homes import OWN
 from weaverant.journal.shelf import shelf_of, store_of
+from weaverant.peers.given import check_files
 from weaverant.rundir import load_config
 from weaverant.summary import has_ended
 from weaverant.swarm.lost import WrongKey
@@ -51,6 +52,7 @@ def check_joinable(run: Path) -> None:
         if time.monotonic() > until:
             raise UserError(why)
         time.sleep(LOOK_S)
+    check_files(run, load_config(run))
 
 
 def _why_not(run: Path) -> str:

@@ -8,22 +8,22 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from weaverant import __version__
 from weaverant.engines import open_engine
-from weaverant.errors import JournalError, Misdirected, UserError, WeaverantError, shown
+from weaverant.errors import JournalError, Misdirected, RunChanged, UserError, WeaverantError, shown
 from weaverant.events import PeerClosed, PeerOpened, RunClosed
 from weaverant.journal import BlobStore
 from weaverant.journal.homes import Fenced, fence_of, home_of
 from weaverant.journal.shelf import shelf_of
 from weaverant.launch import resume
-from weaverant.peers.given import check_models
+from weaverant.peers.given import check_files, check_models
 from weaverant.protocols import Engine, Journal
-from weaverant.rundir import load_config
+from weaverant.rundir import RunConfig, load_config
 from weaverant.runtime.collector import Collector
 from weaverant.runtime.feed import NumberedRows
 from weaverant.runtime.limits import Limits
@@ -47,6 +47,8 @@ from weaverant.swarm.travel import HostedEngines
 from weaverant.workflow import ungrouped
 
 LOOK_S = 0.02
+IDLE_S = 1.5
+"""Seconds without a row after which a peer asks why."""
 LEFT, FAILED, STOPPED = 0, 4, 4
 """Exit codes: it left in order; its journal cannot be written; it was cut off from all others."""
 
@@ -105,7 +107,7 @@ class Seat:
         run = self._run
         rows, calls = run.in_flight
         ledger = run.ledger
-        return Counts(told_of(ledger), ledger.calls, ledger.usage(), rows, calls, run.sent, run.notes, run.cut)
+        return Counts(told_of(ledger), ledger.calls, ledger.usage(), rows, calls, run.sent, run.told, run.cut)
 
     async def linger(self) -> None:
         """Calls of other peers that are worked on here are paid for."""
@@ -135,8 +137,12 @@ class Member:
         self._run: Run | None = None
         self._seat: Seat | None = None
         self._leaving = False
-        self.rows = 0
-        """That ended in all its incarnations."""
+        self.rows = self.answered = 0
+        """Rows that ended in all its incarnations, and calls of other peers that were answered."""
+        self.joined: Callable[[], None] = _silent
+        """Called, once, when it has joined and nothing is wrong with what it has here."""
+        self.idle: Callable[[], None] = _silent
+        """Called, once, where it got no row since, and no row is left that could begin."""
 
     @property
     def state(self) -> str:
@@ -221,22 +227,50 @@ class Member:
                 engines[name] = open_engine(spec, share)
             check_models(self._directory, config, specs, engines)
             limits = _share(joined.limits, share)
-            run = self._run = resume(self._directory, rows=joined.input or None, models=engines, **limits)
+            run = self._run = self._resumed(config, joined.input, engines, limits)
             run.seat = seat
             if self._leaving:
                 run.stop()
-            async for _ in run:
-                pass
+            self.joined()
+            self.joined = _silent
+            looking = asyncio.get_running_loop().create_task(self._look_for_rows(peer, run))
+            try:
+                async for _ in run:
+                    pass
+            finally:
+                looking.cancel()
         except (JournalError, UserError) as error:  # it could not be begun, and has leased nothing
             await peer.leave("journal" if isinstance(error, JournalError) else "refused", shown(error), Counts([]))
             raise
         finally:
             self.rows += 0 if self._run is None else self._run.ledger.ended_rows
+            self.answered += seat.hosted.served - seat.hosted.open
             await seat.stand_up()
             for engine in engines.values():
                 await engine.close()
         await peer.leave(self.state, why_of(run.error), seat.counts(), isinstance(run.error, Misdirected))
         return run.state != "journal" or _was_fenced(run.error)
+
+    def _resumed(self, config: RunConfig, rows: str, engines: Mapping[str, Engine], limits: Mapping[str, Any]) -> Run:
+        """With `rows` as the input where the session has another. `UserError` where a file here is not the one that
+        the run began with."""
+        check_files(self._directory, config, rows or config.input)
+        try:
+            return resume(self._directory, rows=rows or None, models=engines, **limits)
+        except RunChanged as error:
+            raise UserError(
+                f"this peer cannot work on {str(self._directory)!r}, because what is on this host is not what the run "
+                f"began with: {', '.join(error.changes)}. Copy the file from the host where the run began, and join "
+                "again"
+            ) from None
+
+    async def _look_for_rows(self, peer: Peer, run: Run) -> None:
+        await asyncio.sleep(IDLE_S)
+        while self.idle is not _silent and not any(stage.rows for stage in run.ledger.stages):
+            if await peer.all_have_begun():
+                self.idle()
+                self.idle = _silent
+            await asyncio.sleep(IDLE_S)
 
     def _serve(self, link: Link, kind: str, body: Any) -> Any:
         if kind == PING:
@@ -250,6 +284,9 @@ class Member:
         told = self._seat is not None and self._seat.stopping
         if self._run is not None and (again or not told):  # what all are told does not count as the first time
             self._run.stop()
+
+
+def _silent() -> None: ...
 
 
 def _closing(close: RunClosed) -> PeerClosed:

@@ -168,7 +168,7 @@ def block(shot: Snapshot, width: int, colour: bool = False) -> list[str]:
     lines += _first(shot.notes, NOTES)
     if shot.longest:
         lines.append(shot.longest)
-    ending = "" if shot.state in ("running", "ready") else f"; stopping ({shot.state})"
+    ending = "" if shot.state in ("running", "ready", "finished") else f"; stopping ({shot.state})"
     left = "" if shot.eta is None else f", about {span(shot.eta)} left"
     lines.append(f"{span(shot.elapsed)} elapsed{left}{ending}")
     return [fit(text, width) for text in lines]
@@ -193,7 +193,10 @@ def line(shot: Snapshot) -> str:
 def _cost(shot: Snapshot) -> str:
     if not shot.cost and not shot.priced:
         return "cost unknown"
-    return f"{money(shot.cost)} of {money(shot.budget)}" if shot.budget else money(shot.cost)
+    if not shot.budget:
+        return money(shot.cost)
+    digits = 4 if 0 < shot.cost < 1 or shot.budget < 1 else 2
+    return f"${shot.cost:,.{digits}f} of ${shot.budget:,.{digits}f}"
 
 
 def _first(notes: Sequence[str], most: int) -> list[str]:

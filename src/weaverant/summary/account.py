@@ -42,6 +42,13 @@ class Divergence(Struct):
     first_step: str = ""
 
 
+class OneProcess(Struct, frozen=True):
+    """Ends of rows, and calls of a model, that stand in a run's own journal and in no peer's."""
+
+    ended: int
+    calls: int
+
+
 class Summary(Struct):
     """All that `show` prints."""
 
@@ -73,6 +80,8 @@ class Summary(Struct):
     """As many peers. What drives them asks nobody anything."""
     peers: list[PeerSummary] = []
     """Those that ever worked on it."""
+    one_process: OneProcess | None = None
+    """Of a run that had peers, what sessions of one process did; None where it had none."""
 
     @property
     def simulated(self) -> list[str]:

@@ -29,8 +29,9 @@ def document(summary: Summary) -> dict[str, Any]:
     stopped for money, `{calls, first, most}`: calls that waited for it, what the first and any of them may cost),
     `cut_off` (`{calls, sessions, peers}`: of sessions without a budget, calls in flight when they stopped, and how many
     of one process, and how many peers, were killed with an unknown number in flight; a bill may have these, and no cost
-    here does), `peers` (a list of `{epoch, host, pid, labels, state, why, since, ended, calls, killed}` of all that
-    ever worked on it, see `PeerSummary`).
+    here does), `peers` (a list of `{epoch, host, pid, labels, state, why, since, ended, calls, answered, killed}` of
+    all that ever worked on it, see `PeerSummary`), `one_process` (of a run that had peers, what sessions without any
+    did: `{ended, calls}`; else null).
     """
     config = summary.config
     reserved = summary.ledger.reserved.by_agent()
@@ -67,6 +68,7 @@ def document(summary: Summary) -> dict[str, Any]:
         "why": summary.why or None,
         "cut_off": {"calls": summary.cut, "sessions": summary.killed, "peers": summary.killed_peers},
         "peers": msgspec.to_builtins(summary.peers),
+        "one_process": msgspec.to_builtins(summary.one_process),
         "short": msgspec.to_builtins(summary.short and msgspec.structs.asdict(summary.short)),
     }
 

@@ -33,8 +33,8 @@ from weaverant.journal.steady import steadily
 from weaverant.rundir import RunConfig, load_config
 from weaverant.runtime.ledger import Ledger
 from weaverant.story import Storyteller
-from weaverant.summary.account import EXAMPLES, REASONS, Divergence, Examples, Summary, unpriced_agents
-from weaverant.summary.roster import PeerSummary, roster_of
+from weaverant.summary.account import EXAMPLES, REASONS, Divergence, Examples, OneProcess, Summary, unpriced_agents
+from weaverant.summary.roster import Deeds, PeerSummary, roster_of
 from weaverant.swarm.sight import look
 
 
@@ -48,7 +48,7 @@ def _folded(directory: Path, config: RunConfig) -> Summary:
     began = is_locked(directory)
     reader = JournalReader(directory)
     ledger = Ledger(config.stages)
-    folded = _Fold(ledger, _told_apart(config))
+    folded, deeds = _Fold(ledger, _told_apart(config)), Deeds()
     with sensible(f"the run {str(directory)!r}"):
         epoch = OWN
         for batch in reader.batches():
@@ -57,6 +57,7 @@ def _folded(directory: Path, config: RunConfig) -> Summary:
                 folded.begin_journal()
             for event in batch.events:
                 folded.see(event)
+                deeds.see(epoch, event)
         folded.finish()
         if reader.has_peers:  # a task's reservations may be read after their end, in the journal of who took it over
             ledger.reserved = reader.reserved()
@@ -68,17 +69,18 @@ def _folded(directory: Path, config: RunConfig) -> Summary:
         state = sight.state
         if state in ("killed", "unseen") and (why := last_words(directory)):
             state = "journal"
-    peers = roster_of(directory, sight)
     rows = config.rows if folded.source_rows is None else folded.source_rows
     examples = Examples()
     teller = Storyteller({}, BlobStore(directory / "blobs").get)
     with sensible(f"the run {str(directory)!r}"):
         for _, events in reader.histories(reader.places(folded.examples())):
             examples.add(teller.tell(events))
+    peers = roster_of(directory, sight, deeds)
     return Summary(
         config, state, ledger, rows, examples.failures, str(directory), folded.sessions, folded.divergence,
         folded.budget, why, folded.short, unpriced_agents(config, folded.asked), folded.cut,
         folded.killed + (state in ("killed", "journal") and folded.unbounded), folded.killed_among(peers), peers,
+        OneProcess(deeds.ended[OWN], deeds.calls[OWN]) if peers else None,
     )  # fmt: skip
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
-from weaverant.events import PeerClosed, PeerOpened, TaskEnded
+from weaverant.events import Event, PeerClosed, PeerOpened, StepEnded, TaskEnded
 from weaverant.journal import JournalReader
-from weaverant.journal.codec import tag_of
 from weaverant.journal.homes import epochs_of, fence_of, home_of
 from weaverant.journal.reader import RunEvent
 from weaverant.swarm.records import leases_in
@@ -19,8 +20,8 @@ from weaverant.swarm.sight import Sight
 
 class PeerSummary(Struct, frozen=True):
     """One of them. `state`: `working`; `idle`, where it holds no row (calls of other peers apart); `killed`; `unseen`,
-    where this directory cannot tell; how it left; or `gone`, and `why` then. Rows that `ended` there and `calls` made
-    for its own rows, those of other peers apart."""
+    where this directory cannot tell; how it left; or `gone`, and `why` then. Rows that `ended` there, `calls` of its
+    own rows, whoever made them, and calls of other peers' rows that it `answered`."""
 
     epoch: int
     host: str
@@ -32,11 +33,33 @@ class PeerSummary(Struct, frozen=True):
     """Unix seconds."""
     ended: int
     calls: int
+    answered: int
     killed: bool = False
     """It ended without a word of its own, when calls may have been in flight."""
 
 
-def roster_of(run: Path, sight: Sight | None) -> list[PeerSummary]:
+class Deeds(Struct):
+    """What was done in each journal of a run, by epoch. All calls together are those of all agents."""
+
+    ended: Counter[int] = msgspec.field(default_factory=Counter[int])
+    """Ends of rows in each stage; one that failed and was tried again ended twice."""
+    calls: Counter[int] = msgspec.field(default_factory=Counter[int])
+    """Calls of a model, reused ones included, of the rows of that journal."""
+    answered: Counter[int] = msgspec.field(default_factory=Counter[int])
+    """Those of other journals' rows that this peer made."""
+
+    def see(self, epoch: int, event: Event) -> None:
+        """An event in the journal of that epoch."""
+        if isinstance(event, StepEnded):
+            if event.kind == "model":
+                self.calls[epoch] += 1
+                if event.host:
+                    self.answered[event.host] += 1
+        elif isinstance(event, TaskEnded):
+            self.ended[epoch] += 1
+
+
+def roster_of(run: Path, sight: Sight | None, deeds: Deeds) -> list[PeerSummary]:
     """By epoch. Those that were killed before they had written anything are left out. `sight`: who is at work now, None
     where the session has ended."""
     found: list[PeerSummary] = []
@@ -49,10 +72,9 @@ def roster_of(run: Path, sight: Sight | None) -> list[PeerSummary]:
             state, why = _state(run, opened, told, closed, sight)
             at_work = state in ("working", "idle", "unseen")
             killed = not at_work and closed is None and (bool(opened.labels) or _holds(epoch, told))
-            ended = reader.events_by_tag().get(tag_of(TaskEnded), 0)
-            labels, calls = list(opened.labels), reader.calls()
+            did = deeds.ended[epoch], deeds.calls[epoch], deeds.answered[epoch], killed
             found.append(
-                PeerSummary(epoch, opened.host, opened.pid, labels, state, why, opened.time, ended, calls, killed)
+                PeerSummary(epoch, opened.host, opened.pid, list(opened.labels), state, why, opened.time, *did)
             )
     return found
 

@@ -18,7 +18,7 @@ from weaverant.protocols import Clock
 from weaverant.runtime.budget import ROUNDING, Budget, Write
 from weaverant.swarm.messages import Given, Money
 
-ASK_AGAIN_S = 0.05
+ASK_AGAIN_S = 0.02
 """Seconds after which a peer asks again that got too little, or that is asked to give back."""
 
 
@@ -43,10 +43,14 @@ class Allowance(Budget):
         """The part of it that is not used any more, and of which the office is to be told."""
         self._given = 0.0
         """The part of that which is durable."""
+        self._unsure = 0.0
+        """The part of which nobody has made sure yet that it is."""
         self._brought = 0.0
+        self._part = math.inf
+        """What it may have for calls in flight, where others have too little: what comes free beyond that is theirs."""
         self._asked = False
         self._pause = 0.0
-        self._flushes: set[asyncio.Task[None]] = set()
+        self._flushing: asyncio.Task[None] | None = None
 
     def attach(self, write: Write, stop: Callable[[], None]) -> None:
         """It is the office that stops a run for money."""
@@ -87,14 +91,18 @@ class Allowance(Budget):
         """The office's answer."""
         self._allowed = max(self._allowed, given.allowance)
         self._set_cap()
+        self._part = math.inf
         self._serve()
+        self._part = given.part if given.recall else math.inf
         if given.recall:
-            self._give_back()
+            self._give_back(math.inf)
         self._pause = ASK_AGAIN_S if self._wishes or given.recall else 0.0
         if given.recall:
             self._ask()
 
     def _serve(self) -> None:
+        if self._part < math.inf:
+            self._give_back(self.cap - self.spent - self._unclaimed - self._idle - self._part)
         super()._serve()
         if self._wishes:
             self._ask()
@@ -104,22 +112,25 @@ class Allowance(Budget):
             self._asked = True
             asyncio.get_running_loop().call_later(self._pause, self.urgent)
 
-    def _give_back(self) -> None:
-        """What is neither spent nor set aside."""
-        spare = self.cap - self.spent - self._set_aside
+    def _give_back(self, most: float) -> None:
+        """What is neither spent nor set aside, up to so much."""
+        spare = min(most, self.cap - self.spent - self._set_aside)
         if spare > 0.0:
             self._giving += spare
+            self._unsure += spare
             self._set_cap()
-            task = asyncio.get_running_loop().create_task(self._make_sure(spare))
-            self._flushes.add(task)
-            task.add_done_callback(self._flushes.discard)
+            if self._flushing is None:
+                self._flushing = asyncio.get_running_loop().create_task(self._make_sure())
 
-    async def _make_sure(self, dollars: float) -> None:
-        """That they are free may stand in events that are not durable yet."""
+    async def _make_sure(self) -> None:
+        """That it is free may stand in events that are not durable yet."""
         with suppress(JournalError):
-            await self._flush()
-            self._given += dollars
-            self.urgent()
+            while dollars := self._unsure:
+                self._unsure = 0.0
+                await self._flush()
+                self._given += dollars
+                self.urgent()
+        self._flushing = None
 
     def _set_cap(self) -> None:
         self.cap = self._allowed - self._giving + self._brought if self.cap < math.inf else math.inf

@@ -131,7 +131,7 @@ class LocalCrew:
 
 def command(kind: Kind, run: Path, host: str, labels: Sequence[str], store: str = "") -> list[str]:
     """What a process of a run is started with; it listens at `host`. With a `store` its directory may not be there."""
-    arguments = [sys.executable, "-m", "weaverant.peers", kind, str(run), "--host", host]
+    arguments = [sys.executable, "-m", "weaverant.peers", kind, os.path.abspath(run), "--host", host]
     arguments += ["--store", store] if store else []
     return [*arguments, *(word for label in labels for word in ("--label", label))]
 

@@ -218,6 +218,13 @@ class LeaseBook:
         """The total is known, and all tasks have ended."""
         return not self.leased and self._settled and self.total is not None and not self.free
 
+    @property
+    def begun(self) -> bool:
+        """The total is known, and of all tasks that have not ended each has begun, as far as peers have told."""
+        if not self._settled or self.total is None or self.free:
+            return False
+        return not any(lease.tail for peer in self._peers.values() for lease in peer.leases.values())
+
     # Peers
 
     def _peer(self, epoch: int) -> Holder:

@@ -72,6 +72,8 @@ class Link(asyncio.BufferedProtocol):
     ) -> None:
         self.name = ""
         """What the other side calls itself."""
+        self.epoch = 0
+        """Of the peer at the other side, where whoever dialled knows it."""
         self.sent = 0
         """Bytes."""
         self.received = 0

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from weaverant.events import NO_USAGE, Shortfall
 from weaverant.message import Usage
+from weaverant.protocols import Note
 from weaverant.swarm.terms import Cut, Holding, Orders
 
 JOIN, BEAT, LEAVE, PULSE = "join", "beat", "leave", "pulse"
@@ -38,7 +39,7 @@ class Counts(Struct, frozen=True, array_like=True):
     calls_in_flight: int = 0
     sent: int = 0
     """Those of its calls that wait for nothing any more inside their engine."""
-    notes: list[str] = []
+    notes: list[Note] = []
     cut: int = 0
 
 
@@ -60,10 +61,12 @@ class Money(Struct, frozen=True, array_like=True):
 
 
 class Given(Struct, frozen=True, array_like=True):
-    """A peer's `allowance` from now on, never less than it told. `recall`: others need what it does not need itself."""
+    """A peer's `allowance` from now on, never less than it told. `recall`: others need what it does not need itself,
+    and what it has for calls in flight beyond its `part`, in US dollars, once that comes free."""
 
     allowance: float
     recall: bool = False
+    part: float = 0.0
 
 
 class Join(Struct, frozen=True, array_like=True):
@@ -181,3 +184,5 @@ class Status(Struct, frozen=True, array_like=True):
     generation: int
     unheard: float = 0.0
     """Seconds since the driver was heard."""
+    begun: bool = False
+    """No row is left that could begin."""

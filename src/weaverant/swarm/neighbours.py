@@ -71,6 +71,8 @@ class Neighbours:
             if (link := self._links.pop(address, None)) is not None:
                 link.close()
         self._listed = useful
+        for address, link in self._links.items():
+            link.epoch = useful[address].epoch  # it may have joined again as another
         for address in useful.keys() - self._keeping.keys():
             self._keeping[address] = asyncio.get_running_loop().create_task(self._keep(address))
 
@@ -93,6 +95,7 @@ class Neighbours:
                 await asyncio.sleep(PING_S)
                 continue
             self._links[address] = link
+            link.epoch = self._listed[address].epoch
             for engine in self._engines.values():
                 engine.notify()
             try:

@@ -97,7 +97,7 @@ class Office:
             closed_homes=closed_homes, rows=rows, least=min(64, rows), lease=LEASE_S, planned=self._plan.share,
         )  # fmt: skip
         if self._plan.budget:
-            self._treasury = Treasury(self._plan.budget, open_homes, closed_homes)
+            self._treasury = Treasury(self._plan.budget, open_homes, closed_homes, self._plan.share)
         listener = await Listener.open(self._host, 0, self._key, f"office-{self._generation}", self._serve)
         try:
             place = Place(self._generation, listener.address, socket.gethostname(), os.getpid())
@@ -286,16 +286,20 @@ class Office:
         member = self._members.get(epoch)
         if member is not None:
             last = counts or member.counts
-            idle = msgspec.structs.replace(last, rows_in_flight=0, calls_in_flight=0, sent=0, notes=[])
-            self._members[epoch] = msgspec.structs.replace(member, state=state, why=why, counts=idle)
+            self._members[epoch] = msgspec.structs.replace(member, state=state, why=why, counts=idle(last))
 
     def _status(self) -> Status:
         book = self._book
         working = book.peers + len(book.waiting)
         return Status(
             working, book.finished, book.total, book.ended, self._stop, list(self._members.values()),
-            self._generation, time.monotonic() - self._driver_heard,
+            self._generation, time.monotonic() - self._driver_heard, book.begun,
         )  # fmt: skip
+
+
+def idle(counts: Counts) -> Counts:
+    """Of a peer that is gone: it is at nothing any more."""
+    return msgspec.structs.replace(counts, rows_in_flight=0, calls_in_flight=0, sent=0, notes=[])
 
 
 def told_of(ledger: Ledger) -> list[words.StageTold]:

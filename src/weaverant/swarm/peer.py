@@ -29,7 +29,7 @@ from weaverant.swarm.leases import Cut, Grant
 from weaverant.swarm.link import Link, Refused
 from weaverant.swarm.listener import answers_nothing, dial
 from weaverant.swarm.lost import LinkLost, WrongKey
-from weaverant.swarm.messages import Answer, Beat, Counts, Join, Joined, Leave, Listed, Stop
+from weaverant.swarm.messages import Answer, Beat, Counts, Join, Joined, Leave, Listed, Status, Stop
 from weaverant.swarm.places import find_office, read_key
 from weaverant.swarm.pulse import Pulse
 from weaverant.swarm.takeover import Found
@@ -165,6 +165,13 @@ class Peer:
                 async with asyncio.timeout(max(0.0, BEAT_S - (self._now() - began))):
                     await self._urgent.wait()
                 await asyncio.sleep(self._linger)
+
+    async def all_have_begun(self) -> bool:
+        """Whether the office says that no row is left that could begin; not where it says nothing."""
+        try:
+            return msgspec.convert(await self._ask(words.LOOK, None), Status).begun
+        except (LinkLost, TimeoutError, Refused):
+            return False
 
     async def leave(self, state: str, why: str, counts: Counts, misdirected: bool = False) -> None:
         """The journal is closed: end the home, so that others may go on with what is left at once, and say so."""

@@ -107,6 +107,7 @@ class AfarEngine:
                 continue
             if outlay is not None:
                 body[-1] = await self._prepay(outlay, link, worst, ctx.turn)
+            host = link.epoch
             try:
                 answer = await link.ask(CALL, body, None, ctx.task, _leaves(link, ctx.turn, outlay))
             except LinkLost:
@@ -126,6 +127,8 @@ class AfarEngine:
             if answer == DRAINING:
                 shunned.add(link)
                 continue
+            if ctx.turn is not None:
+                ctx.turn.host = host
             return _reply_in(answer, link.name)
 
     def _worst(self, request: Request) -> float:
@@ -197,6 +200,7 @@ class HostedEngines:
         self.draining = False
         """Once true, calls that come are sent elsewhere; those in hand are worked on."""
         self.served = 0
+        """Calls that came, and were worked on or are."""
         self.open = 0
         """Calls that are worked on."""
         self._engines = engines

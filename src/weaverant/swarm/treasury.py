@@ -17,13 +17,23 @@ from weaverant.journal.shelf import shelf_of
 from weaverant.runtime.budget import ROUNDING
 from weaverant.swarm.messages import Given, Money
 
+AHEAD = 32
+"""A piece for calls to come is no more than this part of a peer's share of the cap."""
+
 
 class Treasury:
-    """All amounts are US dollars. A new one gives nothing until all that lived before it have joined or have ended."""
+    """All amounts are US dollars. A new one gives nothing until all that lived before it have joined or have ended.
 
-    def __init__(self, cap: float, awaited: Iterable[int], ended: Iterable[int]) -> None:
-        """`awaited` are peers that may live, of whose allowances nobody knows yet; `ended` those who do not."""
+    Who waits for money is served in turn. What all of them have and may yet get for calls in flight is shared evenly:
+    where money is short, who has more than its part gives back what comes free there before it uses it itself.
+    """
+
+    def __init__(self, cap: float, awaited: Iterable[int], ended: Iterable[int], planned: int = 1) -> None:
+        """`awaited` are peers that may live, of whose allowances nobody knows yet; `ended` those who do not. The first
+        of `planned` ones to ask leaves the others theirs."""
         self._cap = cap
+        self._missing = planned
+        """Peers that are to come for the first time."""
         self._awaited = set(awaited)
         self._ended = set(ended)
         self._counted: set[int] | None = None
@@ -33,6 +43,8 @@ class Treasury:
         """Of those who live, and of those whose journals are not counted yet."""
         self._told: dict[int, Money] = {}
         """By those who live."""
+        self._queue: dict[int, None] = {}
+        """Who waits for money, in the order in which they are to be served."""
         self._asked: set[int] = set()
         """Who was told that money is short, since it is."""
         self._answered: set[int] = set()
@@ -56,29 +68,36 @@ class Treasury:
     def join(self, epoch: int, money: Money | None) -> None:
         """A peer begins, or comes with what it has."""
         self._awaited.discard(epoch)
+        self._missing -= epoch not in self._told
         self._take(epoch, money or Money(0, 0.0))
 
     def beat(self, epoch: int, money: Money) -> Given | None:
         """What a peer has from now on; None where it has told something newer. It must have joined."""
         if not self._take(epoch, money):
             return None
+        if money.need:
+            self._queue.setdefault(epoch)
+        else:
+            self._queue.pop(epoch, None)
         tight = self._is_tight()
         if epoch in self._asked:
             self._answered.add(epoch)
         if not tight:
             self._asked, self._answered = set(), set()
-        if money.need and self._knows and money.need <= self.left + self._cap * ROUNDING:
-            self._allowances[epoch] += money.need if tight else self._piece(money)
+        if money.need and self._knows and money.need <= self._free_for(epoch):
+            self._allowances[epoch] += self._piece(epoch, money, tight)
+            del self._queue[epoch]
         elif self._is_used_up():
             self.used_up = True
         if tight:
             self._asked.add(epoch)
-        return Given(self._allowances[epoch], tight)
+        return Given(self._allowances[epoch], tight, self._part if tight else 0.0)
 
     def end(self, epoch: int) -> None:
         """Its home is fenced: what it has spent is to be read there."""
         self._awaited.discard(epoch)
         self._told.pop(epoch, None)
+        self._queue.pop(epoch, None)
         self._ended.add(epoch)
 
     @property
@@ -109,14 +128,37 @@ class Treasury:
         self._allowances[epoch] = money.have
         return True
 
-    def _piece(self, money: Money) -> float:
-        """Something for the next calls, too, and the less the less is left: what one peer has others must wait for."""
-        peers = len(self._told)
-        piece = max(money.need, min(money.wants, self.left / peers), self.left / (2 * peers))
-        return max(money.need, min(piece, self.left))
+    def _free_for(self, epoch: int) -> float:
+        """What is left once those have what they lack who are to be served before."""
+        free = self.left + self._cap * ROUNDING
+        for other in self._queue:
+            if other == epoch:
+                break
+            free -= self._told[other].need
+        return free
+
+    def _piece(self, epoch: int, money: Money, tight: bool) -> float:
+        """For all calls that wait, and something for the next: little against the cap, and the less the less is left.
+        Where money is short, nothing for the next, and the others that wait have their part."""
+        room = self._part - (money.have - money.floor)
+        if tight:
+            piece = min(money.wants, self.left / len(self._queue), room)
+            return max(money.need, min(piece, self._free_for(epoch)))
+        peers = len(self._told) + max(0, self._missing)
+        ahead = min(self.left / (2 * peers), self._cap / (AHEAD * peers))
+        return max(money.need, min(max(money.wants, ahead), self.left / peers, room))
+
+    @property
+    def _part(self) -> float:
+        """What a peer that wants it may have for calls in flight, where all who do have as much, and those that are
+        missed, too."""
+        held = {epoch: max(0.0, self._allowances[epoch] - told.floor) for epoch, told in self._told.items()}
+        those = sum(epoch in self._queue or dollars > 0.0 for epoch, dollars in held.items())
+        return max(0.0, self.left + sum(held.values())) / max(1, those + max(0, self._missing))
 
     def _is_tight(self) -> bool:
-        return self._knows and any(told.need > self.left + self._cap * ROUNDING for told in self._told.values())
+        """Whether there is too little for the calls that have waited longest."""
+        return self._knows and sum(self._told[epoch].need for epoch in self._queue) > self.left + self._cap * ROUNDING
 
     def _is_used_up(self) -> bool:
         if self._counted != self._ended or not self._knows:

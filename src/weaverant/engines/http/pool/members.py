@@ -12,6 +12,7 @@ from weaverant.engines.http.pool.places import Places
 from weaverant.engines.http.pool.replica import Replica
 from weaverant.engines.http.pool.roster import Roster
 from weaverant.errors import UserError
+from weaverant.protocols import Note
 
 LOOK_S = 1.0
 """Seconds between two looks at what changes by itself: servers' gauges, and the file of addresses."""
@@ -55,14 +56,14 @@ class Members:
         if self._watched and self._watch is None:
             self._watch = asyncio.create_task(self._watching(busy))
 
-    def describe(self, now: float) -> list[str]:
-        """A line for each replica, and for each that could not become one."""
-        lines = [each.describe(now) for each in self._balance.replicas]
-        lines += [each.describe(now) + "; leaving" for each in self._leaving]
+    def describe(self, now: float) -> list[Note]:
+        """One for each replica, and for each that could not become one."""
+        lines: list[Note] = [each.describe(now) for each in self._balance.replicas]
+        lines += [f"{each.describe(now)}; leaving" for each in self._leaving]
         if not self._balance.replicas:
             where = f"; waiting for {str(self._roster.path)!r} to name one" if self._roster is not None else ""
             lines.append(f"{self.identity} has no replica{where}")
-        return lines + self._wrong
+        return [*lines, *self._wrong]
 
     async def join(self, address: Address) -> None:
         """One more, from now on. `UserError` where it would not answer as the others do."""

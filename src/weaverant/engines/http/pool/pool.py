@@ -20,7 +20,7 @@ from weaverant.engines.http.pool.replica import Place, Replica, limited
 from weaverant.engines.http.pool.roster import Roster, split
 from weaverant.events import Capacity
 from weaverant.message import Reply, Request, Usage
-from weaverant.protocols import CallContext
+from weaverant.protocols import CallContext, Note, Tally
 
 UNAUTHORIZED = 401
 """The key is the fault, at any time: every other call would be answered alike."""
@@ -128,8 +128,12 @@ class Pool:
 
     def status(self) -> list[str]:
         """See `Observed`."""
-        waiting = f"{len(self._places):,} waiting for a place"
-        return self._members.describe(time.monotonic()) + ([waiting] if len(self._places) else [])
+        return list(map(str, self.notes()))
+
+    def notes(self) -> list[Note]:
+        """See `Observed`."""
+        waiting = Tally(len(self._places), "1 waiting for a place", "{} waiting for a place")
+        return [*self._members.describe(time.monotonic()), *([waiting] if waiting.count else [])]
 
     async def add(self, url: str) -> None:
         """One more replica, from now on. `UserError` where it would not answer as the others do."""

@@ -20,6 +20,7 @@ from weaverant.engines.http.flow.window import Window
 from weaverant.engines.http.money.meter import Meter
 from weaverant.engines.http.pool.call import Call, backoff
 from weaverant.message import Reply, Request
+from weaverant.protocols import Load
 
 LONGEST_METRICS_S = 2.0
 """Seconds a server is given to tell its gauges."""
@@ -152,13 +153,11 @@ class Replica:
         else:
             self.window.gauge(time.monotonic(), gauges)
 
-    def describe(self, now: float) -> str:
-        """One line for people."""
+    def describe(self, now: float) -> Load:
+        """For people."""
         window = self.window
-        seconds = window.seconds()
-        line = f"{self.name}  {window.in_flight} of {window.size} in flight" + (f", {seconds:.3g} s" if seconds else "")
         trouble = self.health.describe(now) or (self.limits.describe(now) if self.limits.known else "")
-        return f"{line}; {trouble}" if trouble else line
+        return Load(self.name, window.in_flight, window.size, window.seconds() or 0.0, trouble)
 
     def _learn(self, attempt: Attempt, now: float) -> None:
         self._learned_at = now
