@@ -242,7 +242,9 @@ def test_a_function_of_the_users():
 )
 def test_a_function_that_does_not_end_well_finds_the_reply_wrong(check, why, monkeypatch):
     monkeypatch.setattr(grading, "SECONDS", 0.5)
-    assert weave(ask(None), "x", graded_by(check)) == [(None, False, why)]
+    found = weave(ask(None), "x", graded_by(check))
+    # One who catches the signal of its end is killed; on a busy machine its time may be seen to be over first.
+    assert found in ([(None, False, why)], [(None, False, "out of time")] if check is stubborn else [])
 
 
 @pytest.mark.parametrize(
