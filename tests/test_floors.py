@@ -24,7 +24,7 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 KINDS = ("engines", "sources", "export")
 LAUNCHED = {"run", "resume", "Run"}
 """Names of the package that load floor 5 on first use."""
-HEAVY = {"ray", "torch", "trl", "vllm", "transformers", "pyarrow", "datasets", "fsspec", "s3fs"}
+HEAVY = {"ray", "torch", "trl", "vllm", "transformers", "pyarrow", "datasets", "fsspec", "s3fs", "math_verify"}
 
 
 def modules():

@@ -28,7 +28,7 @@ from weaverant.recipe import load_recipe
 from weaverant.recipes.malt import evaluate, main, tree
 from weaverant.recipes.malt.answers import AnswerKey, answer_key, extract
 from weaverant.recipes.malt.chains import chains
-from weaverant.recipes.malt.exports import dropped, families, preference, sft
+from weaverant.recipes.malt.exports import dropped, preference, sft, values
 from weaverant.recipes.malt.recipe import malt
 from weaverant.recipes.malt.scores import Score, scores, vote
 from weaverant.recipes.malt.team import CHAT, ROLES, TINY, team_for
@@ -349,14 +349,15 @@ def test_prompts_are_those_that_were_sent_and_replies_those_that_came(woven):
 
 
 def test_pairs_stay_under_one_parent(woven):
-    """Both sides must be siblings in the branches of the workflow, where a node's path names its parent."""
+    """Both sides must hang below the same texts in the branches of the workflow, where a path names its parents."""
     found = 0
     for story in woven:
+        said = {step.path: step.reply.text for step in story.steps}
         parents = {}
         for step in story.steps:
-            parents.setdefault((step.name, step.messages[0].text, step.reply.text), set()).add(
-                step.path.rpartition(".")[0]
-            )
+            above = step.path.split(".")[:-1]
+            texts = tuple(said[".".join(above[: n + 1])] for n in range(len(above)))
+            parents.setdefault((step.name, step.messages[0].text, step.reply.text), set()).add(texts)
         for pair in preference(story):
             prompt = pair["prompt"][0]["content"]
             sides = [parents[pair["role"], prompt, pair[side][0]["content"]] for side in ("chosen", "rejected")]
@@ -414,14 +415,19 @@ def verifier_pairs(story):
 
 def test_every_good_sibling_meets_every_bad_one_once():
     story = told([True, False, True, False, False], ["a", "x", "b", "y", "y"])
-    assert verifier_pairs(story) == [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")]
+    assert verifier_pairs(story) == [("a", "x"), ("b", "y"), ("a", "y"), ("b", "x")]
 
 
-def test_the_same_text_is_never_on_both_sides():
+def test_two_draws_of_one_text_are_one_reply():
+    """It was right under one draw and wrong under the other: its value is one half, and it is on one side only."""
     story = told([True, False, False], ["Looks right.", "Looks right.", "no"])
     assert verifier_pairs(story) == []
     (report,) = dropped(story)
-    assert report["preference"]["verifier: the same text is good and bad"] == 2
+    assert report["preference"]["verifier: all siblings are bad"] == 1
+    story = told([True, False, True], ["Looks right.", "Looks right.", "no"])
+    assert verifier_pairs(story) == [("no", "Looks right.")]
+    (line,) = (line for line in values(story) if line["completion"][0]["content"] == "Looks right.")
+    assert (line["value"], line["leaves"], line["draws"], line["label"]) == (0.5, 4, 2, False)
 
 
 def test_cut_off_and_empty_replies_are_not_learnt():
@@ -434,16 +440,36 @@ def test_cut_off_and_empty_replies_are_not_learnt():
     assert report["preference"]["verifier: an empty reply"] == 1
 
 
-def test_pairs_that_contradict_each_other_are_dropped():
+def test_what_was_drawn_twice_is_one_parent():
     """The generator said the same thing twice, and what was good under one copy was bad under the other."""
-    one, two = told([True, False], ["a", "b"]), told([False, True], ["a", "b"])
+    one, two = told([True, False], ["a", "b"]), told([False, False], ["a", "c"])
     for late in two.steps:
         late.path = "1" + late.path[1:]
     one.steps += two.steps
     one.result["attempts"] += two.result["attempts"]
     assert verifier_pairs(one) == []
+    assert [line["value"] for line in values(one) if line["role"] == "verifier"] == [0.5, 0.0, 0.0]
     (report,) = dropped(one)
-    assert report["preference"]["verifier: contradicted by its reverse"] == 2
+    assert report["preference"]["verifier: all siblings are bad"] == 1
+
+
+def test_a_prompt_that_two_parents_make_up_is_used_once():
+    """Of `a` and `b c` the tiny model is told the same as of `a b` and `c`."""
+    one, two = told([True], ["x"]), told([False], ["y"])
+    for late in two.steps:
+        late.path = "1" + late.path[1:]
+    two.result["attempts"][0]["text"] = "h"
+    one.steps += two.steps
+    one.result["attempts"] += two.result["attempts"]
+    (report,) = dropped(one)
+    assert report["sft"]["verifier: under another parent with the same prompt"] == 1
+    assert [s["messages"][-1]["content"] for s in sft(one) if s["role"] == "verifier"] == ["x"]
+
+
+def test_a_text_that_came_whole_once_is_whole():
+    story = told([True, True, False], ["a", "a", "x"])
+    story.steps[1].reply = Reply(Message("assistant", "a"), finish="length")
+    assert verifier_pairs(story) == [("a", "x")]
 
 
 def test_theta_is_strict():
@@ -456,13 +482,15 @@ def test_theta_is_strict():
 def test_tasks_that_are_not_done_give_nothing():
     story = told([True], ["a"])
     story.state = "failed"
-    assert list(families(story)) == list(sft(story)) == list(preference(story)) == list(dropped(story)) == []
+    assert list(values(story)) == list(sft(story)) == list(preference(story)) == list(dropped(story)) == []
 
 
 def test_the_recipe_offers_what_it_should():
     recipe = load_recipe("malt")
-    assert set(recipe.exporters) == {"sft", "preference", "dropped"}
-    assert set(recipe.parameters) == {"branching", "checker", "prompts", "theta"}
+    assert set(recipe.exporters) == {"sft", "preference", "values", "dropped"}
+    assert set(recipe.parameters) == {
+        *("branching", "checker", "prompts", "theta", "values", "min_confidence", "max_pairs"),
+    }
     assert recipe.source == "arithmetic:weave"
     assert {agent.model for agent in recipe.agents} == set(ROLES)
 

@@ -83,6 +83,12 @@ def extract(reply: str, kind: Kind) -> str | None:
     return _last(text, kind)
 
 
+def announced(reply: str) -> str | None:
+    """What the last `####` or `\\boxed{}` of a reply says, as it stands; None where there is none."""
+    strong = list(_STRONG.finditer(reply))
+    return _behind(reply, strong[-1].end()).strip() if strong else None
+
+
 def _behind(text: str, start: int) -> str:
     """What a marker announces: the rest of its line, or of the next line that is not blank; of a box, its content."""
     if text[start : start + 1] == "{":

@@ -20,6 +20,7 @@ from shutil import which
 from typing import NamedTuple
 
 from weaverant import Run, run
+from weaverant.cli.driver import Driver
 from weaverant.cli.export import export
 from weaverant.cli.options import models_of
 from weaverant.cli.report import report
@@ -109,7 +110,7 @@ def _command() -> str:
 def weave(models: dict[str, str], questions: int) -> Run:
     """Grow the trees; the run keeps them in its journal."""
     weaving = run("malt", SOURCE, models=models, limit=questions)
-    watched(weaving)
+    Driver(weaving, lambda task: None).go_on()  # a tree that was written is not held
     return weaving
 
 
@@ -143,10 +144,10 @@ def _left_out(file: Path) -> dict[str, Counter[str]]:
     """The counts of all questions together, by method and reason."""
     totals: dict[str, Counter[str]] = {"sft": Counter(), "preference": Counter()}
     if file.exists():
-        for line in file.read_text("utf-8").splitlines():
-            told = json.loads(line)
-            for kind, counts in totals.items():
-                counts.update(told[kind])
+        with file.open(encoding="utf-8") as lines:
+            for told in map(json.loads, lines):
+                for kind, counts in totals.items():
+                    counts.update(told[kind])
     return totals
 
 
