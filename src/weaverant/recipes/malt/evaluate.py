@@ -65,7 +65,7 @@ def evaluate(
     directory: str | Path | None = None,
     **parameters: Any,
 ) -> Run:
-    """A run of `contest`, prepared: `watched(...)` runs it, `evaluated(...)` reads it. Each seed answers every problem
+    """A run of `contest`, prepared: `watched(...)` or iterating runs it, `evaluated(...)` reads it. Each seed answers every problem
     once, with other samples."""
     it = asked(models, teams, **parameters)
     return run(
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     directory = None if options.run is None else Path(options.run)
     began = time.perf_counter()
     going = _again(options, directory) if directory and (directory / "run.json").exists() else _anew(options, directory)
-    watched(going)
+    Driver(going, lambda _: None).go_on()
     if stopped(going):
         again = f"python -m weaverant.recipes.malt.evaluate --run {going.directory}"
         print(f"to go on: {again}", file=sys.stderr)
