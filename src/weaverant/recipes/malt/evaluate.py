@@ -65,8 +65,8 @@ def evaluate(
     directory: str | Path | None = None,
     **parameters: Any,
 ) -> Run:
-    """A run of `contest`, prepared: `watched(...)` or iterating runs it, `evaluated(...)` reads it. Each seed answers every problem
-    once, with other samples."""
+    """A run of `contest`, prepared: iterating runs it, `evaluated(...)` reads it. Each seed answers every problem once,
+    with other samples."""
     it = asked(models, teams, **parameters)
     return run(
         contest, rows, models=it.models, parameters=it.parameters, trials=seeds, limit=problems, directory=directory
