@@ -145,6 +145,23 @@ def test_a_program_leaves_nothing_behind(tmp_path, monkeypatch):
         time.sleep(0.02)
 
 
+def test_a_program_ends_with_the_process_that_waits_for_it(tmp_path):
+    """As when a run is stopped, or killed."""
+    pid = tmp_path / "pid"
+    code = f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
+    script = f"from weaverant.recipes.malt.programs import tested\ntested('x = 1', {block(code)!r})"
+    with subprocess.Popen([sys.executable, "-c", script]) as waiting:
+        until = time.monotonic() + 20
+        while not (pid.exists() and pid.read_text()):
+            assert time.monotonic() < until, "the program did not begin"
+            time.sleep(0.02)
+        waiting.kill()
+    number = int(pid.read_text())
+    while _alive(number):
+        assert time.monotonic() < until, "the program lives on"
+        time.sleep(0.02)
+
+
 def _alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"

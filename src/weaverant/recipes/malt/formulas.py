@@ -7,7 +7,7 @@ ever over hostile LaTeX, so `compared` runs in a process of its own, within limi
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -40,6 +40,7 @@ def gold_of(answer: Any) -> str:
 
 def compared(gold: str, reply: str) -> tuple[str | None, bool, str]:
     """The reply's answer, whether it is right, and why it is wrong where it was not compared. For another process."""
+    _library()  # no part of what may take so long
     try:
         return limited(lambda: _compared(gold, reply), SECONDS, MEGABYTES)
     except OutOfTime:
@@ -52,7 +53,7 @@ def compared(gold: str, reply: str) -> tuple[str | None, bool, str]:
 
 def _compared(gold: str, reply: str) -> tuple[str | None, bool, str]:
     parse, verify = _library()
-    known = _parsed(gold)
+    known = _gold(gold)
     if not known:
         raise UserError(f"the gold answer {gold!r:.200} is no LaTeX that math-verify can read")
     said = announced(reply)
@@ -67,10 +68,13 @@ def _compared(gold: str, reply: str) -> tuple[str | None, bool, str]:
     return str(found[-1])[:LONGEST], bool(right), ""
 
 
-@cache
 def _parsed(answer: str) -> list[Any]:
     """A final answer in each of the library's readings of it."""
     return _library()[0](f"\\boxed{{{answer}}}", parsing_timeout=None)
+
+
+_gold = lru_cache(64)(_parsed)
+"""One gold answer is held against many replies."""
 
 
 def _bare(answer: str) -> str:
