@@ -367,7 +367,10 @@ def test_flips_are_those_of_the_outcomes(found):
         for a, b in zip(ours, theirs, strict=True)
     ]
     by_hand = [100 * pairs.count(way) / 60 for way in ((False, True), (True, True), (False, False), (True, False))]
+    assert by_hand[0] != by_hand[3]
     assert percentages(found.outcomes.flips(sa, malt)) == pytest.approx(by_hand, abs=0.1)
+    (row,) = [row for row in tables(found)[-1].rows if row[0] == "MALT"]
+    assert list(map(float, row[1:])) == pytest.approx(by_hand, abs=0.1)
 
 
 def test_the_papers_figures_stand_beside_the_systems_they_are_of(found):
