@@ -158,6 +158,17 @@ def test_a_team_without_a_refiner_answers_what_its_critique_does_else_the_attemp
         assert task.result["answers"]["g_v@3"] == [answer] * 3
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_any_checker_judges_and_one_that_reads_no_answers_has_no_vote(tmp_path, reads):
+    body = "(reply[-1], reply.endswith('7'))" if reads else "reply.endswith('7')"
+    (tmp_path / "mine.py").write_text(f"def check(reply, row):\n    return {body}\n")
+    it = evaluate.asked(RoleModels(base="b:"), ["sa"], checker=f"{tmp_path / 'mine.py'}:check")
+    replies = {"generator-base": ["so 5", "so 7", "so 7", *["so 5"] * 6]}
+    run = weaverant.run(contest, ROWS, models=Scripted(replies), parameters=it.parameters, directory=tmp_path / "run")
+    (task,) = run
+    assert [task.result["right"][key] for key in ("sa@1", "sa@3", "sa@9")] == [False, reads, False]
+
+
 def test_a_prompt_that_is_too_long_leaves_only_its_own_systems_without_an_answer(tmp_path):
     question = f"{'Tom has 2 hats. ' * 9}Ann has 9 caps, gives 3. How many?"
     rows = [{"question": question, "answer": "6"}]
@@ -356,7 +367,10 @@ def test_flips_are_those_of_the_outcomes(found):
         for a, b in zip(ours, theirs, strict=True)
     ]
     by_hand = [100 * pairs.count(way) / 60 for way in ((False, True), (True, True), (False, False), (True, False))]
+    assert by_hand[0] != by_hand[3]
     assert percentages(found.outcomes.flips(sa, malt)) == pytest.approx(by_hand, abs=0.1)
+    (row,) = [row for row in tables(found)[-1].rows if row[0] == "MALT"]
+    assert list(map(float, row[1:])) == pytest.approx(by_hand, abs=0.1)
 
 
 def test_the_papers_figures_stand_beside_the_systems_they_are_of(found):

@@ -8,13 +8,13 @@ allow and profit from; only tests for independent samples would be wrong.
 from __future__ import annotations
 
 from asyncio import gather
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from weaverant import Agent, StepFailed, UserError, workflow
-from weaverant.recipes.malt.answers import Checker, answer_key
+from weaverant.recipes.malt.grading import Grader, Verdict, grader_for
 from weaverant.recipes.malt.scores import is_tied, vote
 from weaverant.recipes.malt.systems import PASSES, TEAMS, TRAININGS, Team, systems_of
 from weaverant.recipes.malt.team import ROLES, Prompts, Role, question_of, team_for
@@ -36,7 +36,7 @@ async def contest(
     cast: dict[str, str] = UNTRAINED,
     teams: Sequence[str] = ("sa", "ma"),
     passes: int = PASSES,
-    checker: Checker = "auto",
+    checker: str = "auto",
     prompts: Prompts = "auto",
 ) -> dict[str, Any]:
     """`{"question", "gold", "right", "answers", "tied"}`, the last three by system: whether its answer was right, the
@@ -47,37 +47,26 @@ async def contest(
     """
     if passes < 1:
         raise UserError(f"passes must be at least 1, found {passes}")
-    question, key, players = question_of(row), answer_key(row.get("answer"), checker), team_for(row, prompts)
+    question, grader, players = question_of(row), grader_for(row, checker), team_for(row, prompts)
     systems = systems_of(tuple(team for team in TEAMS if team.key in teams), passes)
     lines = {system: _line(system.team, cast) for system in systems}
     most = max((system.votes for system in systems), default=0)
 
-    async def judge(reply: str) -> Verdict:
-        answer = key.read(reply)
-        return Verdict(answer, key.accepts(answer))
-
     async def pass_of(number: int) -> dict[Line, Verdict]:
         mine = list(dict.fromkeys(lines[one] for one in systems if number < one.votes))
         said = await _played(question, players, _pass(mine))
-        return dict(zip(mine, await gather(*(_verdict(said, line, judge) for line in mine)), strict=True))
+        return dict(zip(mine, await gather(*(_verdict(said, line, grader) for line in mine)), strict=True))
 
     found = await gather(*(pass_of(number) for number in range(most)))
     votes = {one.key: [found[number][lines[one]] for number in range(one.votes)] for one in systems}
     answers = {system: [verdict.answer for verdict in verdicts] for system, verdicts in votes.items()}
     return {
         "question": question,
-        "gold": key.gold,
+        "gold": grader.gold,
         "right": {system: elected(verdicts).right for system, verdicts in votes.items()},
         "answers": answers,
         "tied": {system: is_tied(given) for system, given in answers.items()},
     }
-
-
-class Verdict(NamedTuple):
-    """A pass's answer, None where none could be read, and whether it is right."""
-
-    answer: str | None
-    right: bool
 
 
 def elected(verdicts: Sequence[Verdict]) -> Verdict:
@@ -151,11 +140,11 @@ def _agent(agent: Agent, model: str) -> Agent:
     return replace(agent, name=f"{agent.name}-{model.partition('-')[0]}", model=model)
 
 
-async def _verdict(said: dict[Line, str | None], line: Line, judge: Callable[[str], Awaitable[Verdict]]) -> Verdict:
+async def _verdict(said: dict[Line, str | None], line: Line, grader: Grader) -> Verdict:
     """On a pass's answer: its last role's. Where that is the verifier and its critique gives none, the attempt's
     stands; the paper does not say how it reads the answer of a team without a refiner."""
     text = said.get(line)
-    verdict = Verdict(None, False) if text is None else await judge(text)
+    verdict = Verdict(None, False) if text is None else await grader.judge(text)
     if verdict.answer is None and text is not None and line[1] and not line[2]:
-        return await _verdict(said, (line[0], "", ""), judge)
+        return await _verdict(said, (line[0], "", ""), grader)
     return verdict

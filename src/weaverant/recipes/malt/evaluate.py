@@ -22,7 +22,6 @@ from weaverant import Run, Task, UserError, resume, run
 from weaverant.cli.driver import Driver
 from weaverant.cli.show import storyteller
 from weaverant.journal import JournalReader
-from weaverant.recipes.malt.answers import Checker
 from weaverant.recipes.malt.bars import bars
 from weaverant.recipes.malt.contest import contest
 from weaverant.recipes.malt.outcomes import outcomes
@@ -226,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--{training}", action="append", metavar="SPEC", help=about)
     add("--team", action="append", choices=OWN_KEYS, help="only this team; may be given again (default all)")
     add("--passes", type=int, metavar="N", help=f"passes that vote (default {PASSES})")
-    add("--checker", choices=get_args(Checker))
+    add("--checker", help="auto (default), number, choice, exact, math, code, or FILE.py:FUNCTION")
     add("--prompts", choices=get_args(Prompts))
     add("--run", metavar="DIR", help="a new directory for the run (default runs/contest-TIME), or one to go on with")
     add("--out", metavar="DIR", help="write evaluation.json, evaluation.md and accuracy.svg there")
