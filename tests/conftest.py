@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,10 @@ import pytest
 from peers_world import CountingModel
 from weaverant.testing.server import MockServer
 
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands behave here as they do at users'
+# Commands behave here as they do at users', also where all this was begun by a shell in its background.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
