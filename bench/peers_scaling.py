@@ -1,8 +1,8 @@
-"""How throughput grows with peers: 1, 2 and 4 processes of one run, each with a pretended server of its own.
+"""How throughput grows with peers: 1, 2 and 4 processes of one run, each with its part of a pretended server's places.
 
-The server (`simulated:`) has a fixed latency and a number of places, so that a peer's calls per second have a bound
-that is not the CPU: each added peer should bring as many again, until the cores are full. W2 with durable journals, as
-a real `weaverant run`; the rows are as many as the peers, so that all runs take as long. Calls per second are those
+The server (`simulated:`) has a fixed latency and as many places for each peer, so that a peer's calls per second have
+a bound that is not the CPU: each added peer should bring as many again, until the cores are full. W2 with durable
+journals, as a real `weaverant run`; the rows are as many as the peers, so that all runs take as long. Calls per second are those
 between 30 % and 70 % of the time that the journals span: what begins and what is left over at the end is not looked at.
 
 `of the cores`: what the run's processes took, beginning and end included, and what everything on the machine took: near
@@ -46,7 +46,7 @@ def measure(folder: Path, peers: int, rows: int, slots: int) -> Rate:
     file, run = folder / "rows.jsonl", folder / "run"
     peering.write_rows(file, rows * peers, lambda i: {"question": workloads.SHORT_QUESTIONS[i % 512]})
     whole = 4 * slots * peers
-    model = f"simulated:latency={LATENCY_S},jitter=0,slots={slots},tokens=64"
+    model = f"simulated:latency={LATENCY_S},jitter=0,slots={slots * peers},tokens=64"
     began, busy = time.monotonic(), used()
     options = ("--peers", peers, "--concurrency", whole, "--in-flight", whole)
     cpu = peering.reap(peering.start("workloads.py:w2", file, run, *options, model=model))
@@ -67,8 +67,8 @@ def used() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=800, help="for each peer")
-    parser.add_argument("--slots", type=int, default=160, help="places of each peer's server")
+    parser.add_argument("--rows", type=int, default=1_600, help="for each peer")
+    parser.add_argument("--slots", type=int, default=160, help="places for each peer")
     given = parser.parse_args()
     found: dict[int, Rate] = {}
     for peers in PEERS:
@@ -91,7 +91,7 @@ def main() -> None:
             met = brings >= GAIN if brings >= GAIN or rate.machine < FULL else None  # full cores: nothing can be said
             rows.append(report.row(f"{peers} peers: an added one brings", brings, f">= {GAIN}", met))
         before = peers
-    print(f"a peer's server: {given.slots} places of {LATENCY_S} s, so {bound:,.0f} calls/s at most")
+    print(f"simulated, for each peer: {given.slots} places of {LATENCY_S} s, so {bound:,.0f} calls/s at most")
     report.table(["peers", "calls/s", "of what is possible", "an added peer brings", "our cores", "all cores"], lines)
     report.finish("peers-scaling", rows)
 
