@@ -2,8 +2,9 @@
 
 The server (`simulated:`) has a fixed latency and as many places for each peer, so that a peer's calls per second have
 a bound that is not the CPU: each added peer should bring as many again, until the cores are full. W2 with durable
-journals, as a real `weaverant run`; the rows are as many as the peers, so that all runs take as long. Calls per second are those
-between 30 % and 70 % of the time that the journals span: what begins and what is left over at the end is not looked at.
+journals, as a real `weaverant run`; the rows are as many as the peers, so that all runs take as long. Calls per
+second are those between 30 % and 70 % of the time that the journals span: what begins and what is left over at the
+end is not looked at.
 
 `of the cores`: what the run's processes took, beginning and end included, and what everything on the machine took: near
 100 % the cores are full, whoever fills them, and nothing can be said of scaling.
