@@ -159,14 +159,19 @@ def _commands(it: Improvement, out: Path, serve: str | None) -> Iterator[str]:
     changes = [f"--set={role}.{name}={value}" for role, set_ in it.overrides.items() for name, value in set_.items()]
     common = [f"--checker={it.checker}", f"--prompts={it.prompts}"]
     rows = [f"--input={out / 'problems' / 'weave-1.jsonl'}", f"--branching={it.branching}", *common]
+    model = it.model
+    if is_folder(model) and serve is not None:
+        yield f"{KNOWN.get(serve, serve)}, with {{folder}} {model} and {{port}} 8000"
+        model = "http://127.0.0.1:8000/v1"
     run = [*rows, f"--theta={it.theta_of(1):g}", *changes, f"--run={first / 'weave'}"]
-    yield shlex.join(["weaverant", "run", "malt", f"--model={it.model}", *run])
+    yield shlex.join(["weaverant", "run", "malt", f"--model={model}", *run])
     dpo = [flag for flag in flags_of(it.dpo) if flag.startswith(("--beta", "--sft-weight", "--warn-fall"))]
     own = [f"--dpo-epochs={it.dpo.epochs}", f"--dpo-lr={it.dpo.lr:g}", *dpo]
     train = ["weaverant", "train", "malt", str(first / "weave"), f"--model={it.train}", f"--out={first}"]
     yield shlex.join([*train, *flags_of(it.sft), *own])
     if serve is not None:
-        yield KNOWN.get(serve, serve).replace("{folder}", str(first / "dpo" / "refiner"))
+        folders = ", ".join(str(first / each) for each in ("sft/generator", "dpo/verifier", "dpo/refiner"))
+        yield f"{KNOWN.get(serve, serve)}, with {{folder}} {folders}; their addresses go into models.json"
     evaluate = ["python", "-m", "weaverant.recipes.malt.evaluate", f"--models={first / 'models.json'}", *common]
     gate = [f"--input={out / 'problems' / 'gate-1.jsonl'}", "--team=ma", "--team=malt", f"--run={first / 'gate'}"]
     yield shlex.join([*evaluate, *gate])

@@ -75,10 +75,10 @@ class Server:
         return f"its last lines, of {self.log}:\n{last_words(self.log)}"
 
     def _answers(self) -> bool:
-        """A server that lists only what its cache holds, as that of transformers, says at /health that it is well."""
+        """That of transformers lists what its cache holds, or fails to: it says at /health that it is well."""
         listed = _get(f"http://127.0.0.1:{self.port}/v1/models")
         names = {str(one.get("id")) for one in (listed or {}).get("data", [])}
-        return self.name in names or (listed is not None and _get(f"http://127.0.0.1:{self.port}/health") is not None)
+        return self.name in names or _get(f"http://127.0.0.1:{self.port}/health") is not None
 
 
 @contextmanager
@@ -127,8 +127,8 @@ def command_of(template: str, folder: Path, port: int | str, name: str) -> list[
         ) from None
     if not any("{port}" in word for word in words):
         raise UserError(f"--serve {template!r} does not say {{port}}: expected a command with {{folder}} and {{port}}")
-    beside = Path(sys.executable).with_name(filled[0])
-    program = str(beside) if beside.exists() else shutil.which(filled[0])
+    beside = Path(sys.executable).parent / filled[0]  # a path that is absolute stays what it is
+    program = str(beside) if beside.is_file() else shutil.which(filled[0])
     if program is None:
         raise UserError(f"--serve: there is no program {filled[0]!r} here")
     return [program, *filled[1:]]
