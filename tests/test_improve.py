@@ -366,15 +366,15 @@ def test_a_server_is_waited_for_and_ended(tmp_path: Path):
         [str(tmp_path / "model"), "embedded:tiny", str(tmp_path / "model")], how, tmp_path, said.append
     ) as specs:
         url = specs[str(tmp_path / "model")]
-        assert url.startswith("http://127.0.0.1:") and url.endswith("/v1#model")
+        assert url.startswith("http://127.0.0.1:") and url.endswith("/v1?price=0,0#model")
         assert specs["embedded:tiny"] == "embedded:tiny" and len(said) == 1
         listed = subprocess.run(
-            [sys.executable, "-m", "weaverant.cli", "models", url.partition("#")[0]], capture_output=True, text=True,
+            [sys.executable, "-m", "weaverant.cli", "models", url.partition("?")[0]], capture_output=True, text=True,
             check=True,
         )  # fmt: skip
         assert "model" in listed.stdout
     gone = subprocess.run(
-        [sys.executable, "-m", "weaverant.cli", "models", url.partition("#")[0]], capture_output=True, check=False
+        [sys.executable, "-m", "weaverant.cli", "models", url.partition("?")[0]], capture_output=True, check=False
     )
     assert gone.returncode == 1
 
