@@ -111,6 +111,7 @@ def test_a_round_trains_all_roles_and_says_who_plays(undisturbed: Path):
     assert (gate.stages[0].done, told["verdict"]["problems"]) == (12, 12)
     assert told["adopted"] == (told["verdict"]["low"] > 0)
     page = (undisturbed / "report.md").read_text()
+    assert "Left out in round 1:" in page and "value not above theta" in page
     assert told["told"] in page and "bad habits are planted" in page and "slip 18%" in page
     woven, asked = ((undisturbed / "problems" / name).read_text() for name in ("weave-1.jsonl", "gate-1.jsonl"))
     assert not set(woven.splitlines()) & set(asked.splitlines())

@@ -280,8 +280,8 @@ def _dpo_flags(parser: argparse.ArgumentParser) -> None:
 
 def _malt_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dpo-epochs", type=int, metavar="N", help="malt: epochs of DPO (default: 2)")
-    add("--dpo-lr", type=float, metavar="RATE", help="malt: the highest learning rate of DPO (default: 2e-4)")
+    add("--dpo-epochs", type=int, metavar="N", help="malt: epochs of DPO (default: 3)")
+    add("--dpo-lr", type=float, metavar="RATE", help="malt: the highest learning rate of DPO (default: 3e-4)")
     add("--values", choices=("global", "local"), help="malt: another rule for values (see the recipe)")
     add("--min-confidence", type=float, metavar="P", help="malt: leave out replies that are less sure")
     add("--max-pairs", type=int, metavar="N", help="malt: most pairs under one parent")
@@ -313,8 +313,8 @@ def _improve_flags(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", help="where everything is; the same command goes on there (default: improved)")
     add("--epochs", type=int, metavar="N", help="of SFT (default: 3)")
     add("--lr", type=float, metavar="RATE", help="the highest learning rate of SFT (default: 3e-4)")
-    add("--dpo-epochs", type=int, metavar="N", help="epochs of DPO (default: 2)")
-    add("--dpo-lr", type=float, metavar="RATE", help="the highest learning rate of DPO (default: 2e-4)")
+    add("--dpo-epochs", type=int, metavar="N", help="epochs of DPO (default: 3)")
+    add("--dpo-lr", type=float, metavar="RATE", help="the highest learning rate of DPO (default: 3e-4)")
     add("--beta", type=float, metavar="B", help="of DPO: how dear it is to leave the reference (default: 0.2)")
     add("--sft-weight", type=float, metavar="W", help="of DPO: weight of the chosen replies' likelihood (default: 1)")
     add("--warn-fall", type=float, metavar="NATS", help="of DPO: warn when chosen replies lose so much (default: 2)")
