@@ -109,7 +109,7 @@ def test_a_round_trains_all_roles_and_says_who_plays(undisturbed: Path):
     (told,) = state["rounds"]
     gate = fold(first / "gate").ledger
     assert (gate.stages[0].done, told["verdict"]["problems"]) == (12, 12)
-    assert told["adopted"] == (told["verdict"]["low"] > 0)
+    assert told["adopted"] == (told["verdict"]["low"] > 0 and told["verdict"]["p"] < 0.05)
     page = (undisturbed / "report.md").read_text()
     assert "Left out in round 1:" in page and "value not above theta" in page
     assert told["told"] in page and "bad habits are planted" in page and "slip 18%" in page
@@ -223,11 +223,11 @@ def test_a_round_that_could_not_train_is_refused(tmp_path: Path):
 
 
 def test_a_round_that_gains_nothing_is_refused_and_the_next_weaves_with_the_old_team(tmp_path: Path):
-    """A learning rate so low that nothing is learned."""
+    """A learning rate so low that nothing is learned, and a gate of four problems, on which no gain could be sure."""
     out = tmp_path / "out"
     done = weaverant(
-        "improve", "malt", "--rounds", "2", "--questions", "12", "--gate-problems", "16", "--no-tables", "--epochs", "1",
-        "--dpo-epochs", "1", "--lr", "1e-8", "--dpo-lr", "1e-8", "--branching", "2", "--theta", "0.4,0.6", "--out", out,
+        "improve", "malt", "--rounds", "2", "--questions", "4", "--gate-problems", "4", "--no-tables", "--epochs", "1",
+        "--dpo-epochs", "1", "--lr", "1e-8", "--dpo-lr", "1e-8", "--theta", "0.4,0.6", "--out", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rounds = json.loads((out / "improve.json").read_text())["rounds"]
@@ -237,7 +237,7 @@ def test_a_round_that_gains_nothing_is_refused_and_the_next_weaves_with_the_old_
     assert again["models"] == {"*": "embedded:tiny"} and again["parameters"]["theta"] == 0.6
     assert not (out / "round-2" / "star").exists(), "the baseline is that of round 1"
     first, second = ((out / "problems" / f"weave-{number}.jsonl").read_text().splitlines() for number in (1, 2))
-    assert len(first) == len(second) == 12 and not set(first) & set(second)
+    assert len(first) == len(second) == 4 and not set(first) & set(second)
 
 
 CHECK = "def even(reply, row):\n    return len(reply) % 2 == 0\n"
