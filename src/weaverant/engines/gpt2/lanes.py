@@ -157,7 +157,7 @@ class Lanes:
         (self._tokens[lane], self.sharing[lane]), *others = ways.items()
         for token, seats in others:
             other = heappop(self._free_lanes)
-            self.cache.copy(lane, other, place)
+            self.cache[:, :, other, :, :place] = self.cache[:, :, lane, :, :place]
             self._tokens[other], self._places[other] = token, place
             self.sharing[other] = seats
             self._lane[seats] = other

@@ -20,6 +20,8 @@ from weaverant.engines.gpt2.tokenizer import CharTokenizer
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.intp]
+Cache = Floats
+"""Keys (0) and values (1) of texts: `[layer, 2, lane, head, position, size]`."""
 
 TILE = 16
 """Lanes in a matrix product. The widest at which OpenBLAS treats every lane alike on all x86 processors tried."""
@@ -60,19 +62,6 @@ class Block(NamedTuple):
     narrow: Linear
 
 
-@dataclass(frozen=True)
-class Cache:
-    """Keys `[layer, lane, head, size, position]` and values `[layer, lane, head, position, size]`."""
-
-    keys: Floats
-    values: Floats
-
-    def copy(self, lane: int, to: int, length: int) -> None:
-        """The first `length` positions of a lane, to another lane."""
-        self.keys[:, to, :, :, :length] = self.keys[:, lane, :, :, :length]
-        self.values[:, to, :, :length] = self.values[:, lane, :, :length]
-
-
 class TinyModel:
     """A GPT-2 checkpoint with a character-level tokenizer, ready to read prompts and to draw tokens."""
 
@@ -102,10 +91,8 @@ class TinyModel:
         return TinyModel(plain, config, CharTokenizer.load(folder))
 
     def cache(self, lanes: int) -> Cache:
-        """Room for that many conversations of full length."""
-        sizes = (len(self.blocks), lanes, self.heads, self.width // self.heads, self.room)
-        keys = np.zeros(sizes, np.float32)
-        return Cache(keys, np.zeros((*sizes[:3], sizes[4], sizes[3]), np.float32))
+        """Room for that many texts of full length."""
+        return np.zeros((len(self.blocks), 2, lanes, self.heads, self.room, self.width // self.heads), np.float32)
 
     def read(self, tokens: Ints, start: int, cache: Cache, lane: int) -> None:
         """Puts keys and values of `tokens` `[pages, 16]` into a lane, which has the `start` positions before them."""
@@ -113,15 +100,15 @@ class TinyModel:
         places = np.minimum(np.arange(start, start + tokens.size), self.positions - 1).reshape(tokens.shape)
         x: Floats = self.tokens[tokens] + self.places[places]
         for layer, block in enumerate(self.blocks):
-            query, key, value = block.attend(_norm(x)).reshape(*tokens.shape, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
-            keys, values = cache.keys[layer, lane], cache.values[layer, lane]
+            attended = block.attend(_norm(x)).reshape(*tokens.shape, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+            keys, values = cache[layer, :, lane]
             for page, end in enumerate(ends):
-                keys[:, :, end - PAGE : end] = key[page].swapaxes(-1, -2)
-                values[:, end - PAGE : end] = value[page]
+                keys[:, end - PAGE : end], values[:, end - PAGE : end] = attended[1:, page]
             if layer == len(self.blocks) - 1:
                 return  # the reply is drawn from the last token, which `step` reads
+            query = attended[0]
             for page, end in enumerate(ends):
-                scores: Floats = query[page] @ keys[:, :, :end]
+                scores: Floats = query[page] @ keys[:, :end].swapaxes(-1, -2)
                 scores[..., -PAGE:] += self.mask[:PAGE, :PAGE]
                 query[page] = _mixed(scores, values[:, :end])
             x += block.project(query.swapaxes(1, 2).reshape(x.shape))
@@ -137,13 +124,12 @@ class TinyModel:
         x: Floats = (self.tokens[tokens] + self.places[places]).reshape(-1, TILE, self.width)
         unseen = self.mask[places][:, None, None]
         for layer, block in enumerate(self.blocks):
-            query, key, value = block.attend.tiled(_norm(x)).reshape(rows, 3, self.heads, -1).swapaxes(0, 1)
-            keys, values = cache.keys[layer], cache.values[layer]
-            keys[lanes, :, :, places] = key
-            values[lanes, :, places] = value
-            scores: Floats = query[:, :, None] @ keys[:rows]
+            attended = block.attend.tiled(_norm(x)).reshape(rows, 3, self.heads, -1)
+            cache[layer, :, lanes, :, places] = attended[:, 1:]
+            keys, values = cache[layer, :, :rows]
+            scores: Floats = attended[:, 0, :, None] @ keys.swapaxes(-1, -2)
             scores += unseen
-            x += block.project.tiled(_mixed(scores, values[:rows]).reshape(x.shape))
+            x += block.project.tiled(_mixed(scores, values).reshape(x.shape))
             x += block.narrow.tiled(_gelu(block.widen.tiled(_norm(x))))
         return self.unembed.tiled(_norm(x)).reshape(rows, -1)
 

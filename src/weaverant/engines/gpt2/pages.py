@@ -24,7 +24,7 @@ class Pages:
         self.model = model
         page = 2 * 4 * len(model.blocks) * model.width * PAGE
         self._most = max(1, most_bytes // page)
-        self._kept: OrderedDict[bytes, tuple[Floats, Floats]] = OrderedDict()
+        self._kept: OrderedDict[bytes, Floats] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -40,7 +40,7 @@ class Pages:
                 break
             self._kept.move_to_end(name)
             at = slice(known * PAGE, known * PAGE + PAGE)
-            cache.keys[:, lane, :, :, at], cache.values[:, lane, :, at] = page
+            cache[:, :, lane, :, at] = page
             known += 1
         if known == len(names):
             return len(prompt)
@@ -50,7 +50,7 @@ class Pages:
         self.model.read(tokens, start, cache, lane)
         for i, name in enumerate(names[known:], known):
             at = slice(i * PAGE, i * PAGE + PAGE)
-            self._kept[name] = cache.keys[:, lane, :, :, at].copy(), cache.values[:, lane, :, at].copy()
+            self._kept[name] = cache[:, :, lane, :, at].copy()
         while len(self._kept) > self._most:
             self._kept.popitem(last=False)
         return start
