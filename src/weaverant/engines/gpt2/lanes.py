@@ -123,7 +123,10 @@ class Lanes:
                 else:
                     done.append(it)
                     self._rise(seat)
-            self._part(lane, ways)
+            if ways:
+                self._go_on(lane, ways)
+            else:
+                self._close(lane)
         return done
 
     def drop(self, gone: Sequence[Conversation]) -> None:
@@ -148,18 +151,14 @@ class Lanes:
         self._places[lane] = len(prompt) - 1
         return lane
 
-    def _part(self, lane: int, ways: dict[int, list[int]]) -> None:
-        """Goes on with each next token: one in this lane, each other one in another."""
-        if not ways:
-            return self._close(lane)
+    def _go_on(self, lane: int, ways: dict[int, list[int]]) -> None:
+        """Each next token with those who drew it: the first in this lane, any other in a copy of it."""
         self._places[lane] += 1
-        place = self._places[lane]
         (self._tokens[lane], self.sharing[lane]), *others = ways.items()
         for token, seats in others:
-            other = heappop(self._free_lanes)
+            other, place = heappop(self._free_lanes), self._places[lane]
             self.cache[:, :, other, :, :place] = self.cache[:, :, lane, :, :place]
-            self._tokens[other], self._places[other] = token, place
-            self.sharing[other] = seats
+            self._tokens[other], self._places[other], self.sharing[other] = token, place, seats
             self._lane[seats] = other
 
     def _close(self, lane: int) -> None:

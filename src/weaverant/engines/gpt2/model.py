@@ -7,7 +7,6 @@ drawn. So a reply is the same bits alone and in any company.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ Cache = Floats
 TILE = 16
 """Lanes in a matrix product. The widest at which OpenBLAS treats every lane alike on all x86 processors tried."""
 PAGE = 16
-"""Tokens of a prompt that are read together, in products of one shape: what a page comes to depends on no other length."""
+"""Tokens of a prompt in one matrix product: their keys and values depend on them and those before, to the last bit."""
 HIDDEN = np.float32(-1e9)
 """Added to a score that must not count."""
 
@@ -96,22 +95,21 @@ class TinyModel:
 
     def read(self, tokens: Ints, start: int, cache: Cache, lane: int) -> None:
         """Puts keys and values of `tokens` `[pages, 16]` into a lane, which has the `start` positions before them."""
-        ends = range(start + PAGE, start + tokens.size + 1, PAGE)
-        places = np.minimum(np.arange(start, start + tokens.size), self.positions - 1).reshape(tokens.shape)
+        end = start + tokens.size
+        places = np.minimum(np.arange(start, end), self.positions - 1).reshape(tokens.shape)
         x: Floats = self.tokens[tokens] + self.places[places]
         for layer, block in enumerate(self.blocks):
-            attended = block.attend(_norm(x)).reshape(*tokens.shape, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
-            keys, values = cache[layer, :, lane]
-            for page, end in enumerate(ends):
-                keys[:, end - PAGE : end], values[:, end - PAGE : end] = attended[1:, page]
+            attended = block.attend(_norm(x)).reshape(tokens.size, 3, self.heads, -1).transpose(1, 2, 0, 3)
+            cache[layer, :, lane, :, start:end] = attended[1:]
             if layer == len(self.blocks) - 1:
                 return  # the reply is drawn from the last token, which `step` reads
-            query = attended[0]
-            for page, end in enumerate(ends):
-                scores: Floats = query[page] @ keys[:, :end].swapaxes(-1, -2)
+            (keys, values), query = cache[layer, :, lane], attended[0]
+            for to in range(start + PAGE, end + 1, PAGE):
+                page = query[:, to - PAGE - start : to - start]
+                scores: Floats = page @ keys[:, :to].swapaxes(-1, -2)
                 scores[..., -PAGE:] += self.mask[:PAGE, :PAGE]
-                query[page] = _mixed(scores, values[:, :end])
-            x += block.project(query.swapaxes(1, 2).reshape(x.shape))
+                page[:] = _mixed(scores, values[:, :to])
+            x += block.project(query.swapaxes(0, 1).reshape(x.shape))
             x += block.narrow(_gelu(block.widen(_norm(x))))
 
     def step(self, tokens: Ints, places: Ints, cache: Cache) -> Floats:
@@ -173,7 +171,8 @@ def _norm(x: Floats) -> Floats:
     variance: Floats = np.einsum("...i,...i->...", x, x)[..., None]
     variance /= np.float32(x.shape[-1])
     variance += np.float32(1e-5)
-    return x / np.sqrt(variance)
+    np.sqrt(variance, out=variance)
+    return x / variance
 
 
 def _mixed(scores: Floats, values: Floats) -> Floats:
