@@ -151,6 +151,27 @@ def test_siblings_share_a_lane_until_they_part():
     assert (lanes.free, lanes.sharing) == (32, {})
 
 
+def test_siblings_enter_together_where_few_seats_are_free():
+    class Watched(EmbeddedEngine):
+        """Notes the prompts of the calls that enter in each turn."""
+
+        def _admitted(self):
+            calls = super()._admitted()
+            entered.append({tuple(call.conversation.prompt) for call in calls})
+            return calls
+
+    entered: list[set[tuple[int, ...]]] = []
+
+    async def main() -> None:
+        engine = Watched(TinyModel.load(TINY), "tiny", "-", lanes=16)
+        ends = (3, 11, 23)  # so that seats become free one by one
+        await answered(engine, [asked(row["question"], max_tokens=end) for row in ROWS[:80] for end in ends])
+        await engine.close()
+
+    asyncio.run(main())
+    assert 80 <= sum(map(len, entered)) < 95
+
+
 def test_more_calls_of_one_prompt_than_there_are_lanes():
     requests = [asked(seed=seed, max_tokens=12) for seed in range(200)]
     assert together(requests) == together(requests, at_once=1)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weaverant.engines.gpt2.model import PAGE, Cache, Floats, TinyModel
+from weaverant.engines.gpt2.model import PAGE, Cache, TinyModel
 
-MOST_BYTES = 32 * 2**20
+MOST_BYTES = 16 * 2**20
 """Of keys and values kept. The page not used for longest goes first."""
 
 
@@ -22,9 +22,10 @@ class Pages:
 
     def __init__(self, model: TinyModel, most_bytes: int = MOST_BYTES) -> None:
         self.model = model
-        page = 2 * 4 * len(model.blocks) * model.width * PAGE
-        self._most = max(1, most_bytes // page)
-        self._kept: OrderedDict[bytes, Floats] = OrderedDict()
+        page = model.cache(1)[:, :, 0, :, :PAGE]
+        self._room = np.empty((max(1, most_bytes // page.nbytes), *page.shape), np.float32)
+        self._kept: OrderedDict[bytes, int] = OrderedDict()
+        """Where in the room each page is, the one used last at the end."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -35,12 +36,10 @@ class Pages:
         names = [told[: 4 * end] for end in range(PAGE, len(prompt) + PAGE, PAGE)]
         known = 0
         for name in names:
-            page = self._kept.get(name)
-            if page is None:
+            if name not in self._kept:
                 break
             self._kept.move_to_end(name)
-            at = slice(known * PAGE, known * PAGE + PAGE)
-            cache[:, :, lane, :, at] = page
+            cache[:, :, lane, :, known * PAGE : known * PAGE + PAGE] = self._room[self._kept[name]]
             known += 1
         if known == len(names):
             return len(prompt)
@@ -48,9 +47,9 @@ class Pages:
         tokens = np.zeros((len(names) - known, PAGE), np.intp)
         tokens.reshape(-1)[: len(prompt) - start] = prompt[start:]
         self.model.read(tokens, start, cache, lane)
-        for i, name in enumerate(names[known:], known):
-            at = slice(i * PAGE, i * PAGE + PAGE)
-            self._kept[name] = cache[:, :, lane, :, at].copy()
-        while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+        for page, name in enumerate(names[known:], known):
+            full = len(self._kept) == len(self._room)
+            at = self._kept.popitem(last=False)[1] if full else len(self._kept)
+            self._room[at] = cache[:, :, lane, :, page * PAGE : page * PAGE + PAGE]
+            self._kept[name] = at
         return start
