@@ -126,8 +126,9 @@ class Binding:
     def __init__(self, models: Mapping[str, Served], overrides: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.served: dict[str, Served] = {}
         """All that was given, and the members of compounds as `NAME/MEMBER`."""
-        for given, one in models.items():
-            self.served |= with_members(given, one)
+        self._given = list(models)
+        for name, one in models.items():
+            self.served |= with_members(name, one)
         self.models = {name: cast("Engine", one) for name, one in self.served.items() if not is_compound(one)}
         """The engines among them."""
         self._passing: dict[bytes, Bound] = {}
@@ -193,7 +194,7 @@ class Binding:
         scope = self._scope(agent.model)
         served = self.served.get(scope)
         if served is None:
-            known = ", ".join(sorted(repr(name) for name in self.served)) or "none"
+            known = ", ".join(sorted(map(repr, self._given))) or "none"
             raise UserError(
                 f"agent {agent.name!r} asks the model {agent.model!r}, which has no engine (given: {known}). "
                 f"Give it one: --model {agent.model}=http://HOST:8000/v1#NAME, or one for all: "
