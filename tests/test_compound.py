@@ -244,6 +244,11 @@ def test_what_a_team_cannot_do_is_refused_before_the_first_call(fields: dict[str
         }
 
 
+def test_a_name_that_is_also_a_member_s_is_refused():
+    with pytest.raises(UserError, match="'solver/verifier' is given, and is a member of another"):
+        weaverant.binding.Binding({"solver": team(Scripted("5")), "solver/verifier": Scripted("6")})
+
+
 def test_an_identity_names_kind_options_and_members_and_no_path(tmp_path: Path):
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
@@ -329,6 +334,34 @@ def test_tools_and_outputs_pass_through_a_compound_that_takes_whole_requests(tmp
     found = counted(tmp_path / "run")
     assert {found.pop(key) for key in list(found) if key[0] == "tool"} == {1}
     assert found == {("compound", "tooled"): 2, ("compound", "typed"): 2, ("model", "*/one"): 4}
+
+
+def test_a_conversation_that_grows_is_read_back_as_it_was_sent(tmp_path: Path):
+    """A step names the one that it goes on from, within as well, so that turns do not take room for all before them."""
+    seen: list[tuple[Message, ...]] = []
+
+    def say(request: Request) -> str:
+        seen.append(request.messages)
+        return f"said {len(request.messages)}, at some length, so that it is numbered"
+
+    host = Agent("host", system="Be kind.", prompt="{{ question }}", model="solver")
+
+    @workflow
+    async def talks(row: dict[str, Any]) -> int:
+        history: list[Message] = []
+        for turn in range(30):
+            question = f"turn {turn}, at some length, so that it is numbered"
+            history += [user(question), assistant(await host(question=question, history=history))]
+        return len(history)
+
+    models = {"solver": Loyal(one=Scripted(say))}
+    (task,) = weaverant.run(talks, [{}], models=models, directory=tmp_path / "run")
+    assert task.result == 60
+    (story,) = stories(tmp_path / "run")
+    assert [step.messages for step in story.steps if step.inside] == seen
+    assert [step.messages for step in story.steps if not step.inside] == seen
+    named = [event for event in JournalReader(tmp_path / "run").events() if isinstance(event, StepEnded)]
+    assert max(len(str(event.input)) for event in named) < 400
 
 
 def test_a_compound_that_breaks_fails_its_call_and_the_workflow_may_catch_it(tmp_path: Path):
@@ -427,6 +460,22 @@ def test_a_retry_leaves_alone_what_failed_behind_a_reply_that_stays(tmp_path: Pa
     mended = True
     again = weaverant.resume(tmp_path / "run", workflow=asks, rows=QUESTIONS[:1], models=models, retry=True).wait()
     assert again.exit_code == 0 and calls == {"first": 1, "second": 1}
+
+
+def test_a_retry_of_a_useless_reply_asks_again_what_it_was_made_of(tmp_path: Path):
+    words = "four"
+    typed = Agent("typed", prompt="{{ question }}", model="solver", output=int, repairs=0)
+
+    @workflow
+    async def asks(row: dict[str, Any]) -> int:
+        return await typed(question=row["question"])
+
+    models = {"solver": Loyal(outer=Loyal(inner=Scripted(lambda request: words, identity="1")))}
+    run = weaverant.run(asks, QUESTIONS[:2], models=models, directory=tmp_path / "run").wait()
+    assert run.exit_code == 3 and run.ledger.stages[0].failed == {"output": 2}
+    words = "4"
+    again = weaverant.resume(tmp_path / "run", workflow=asks, rows=QUESTIONS[:2], models=models, retry=True)
+    assert [task.result for task in again] == [4, 4]
 
 
 def test_another_member_costs_only_what_it_is_asked(tmp_path: Path):
@@ -561,6 +610,8 @@ def test_the_command_line_shows_exports_and_estimates_compounds(folder: Path, mo
     assert "by agent 'solver/generator', would send" in dry.stdout and not model.calls
     pilot = call(folder, *RUN, "--pilot", "2")
     assert pilot.returncode == 0 and "asker (compound)" in pilot.stdout
+    changed = call(folder, "resume", "out", "--model", "solver=malt:models.json?team=ma&passes=5")
+    assert changed.returncode == 2 and "model 'solver' (was 'malt:ma@" in changed.stderr
     assert call(folder, "resume", "out").returncode == 0 and len(model.calls) == CALLS
     shown = call(folder, "show", "out").stdout
     assert re.search(rf"all agents +{CALLS} ", shown) and re.search(r"asker \(compound\) +12 ", shown)
@@ -569,5 +620,3 @@ def test_the_command_line_shows_exports_and_estimates_compounds(folder: Path, mo
         found = call(folder, "export", "out", "--as", "messages", "--agent", agent, "--out", "-")
         lines = [json.loads(line) for line in found.stdout.splitlines()]
         assert len(lines) == samples and {line["agent"] for line in lines} == {agent}
-    changed = call(folder, "resume", "out", "--model", "solver=malt:models.json?team=ma&passes=5")
-    assert changed.returncode == 2 and "model 'solver' (was 'malt:ma@" in changed.stderr

@@ -175,7 +175,7 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any], w
         ask = bound.ask(messages, variables, earlier)
         reply = await bound.reply(loop, ask)
     else:
-        ask, reply = await _talk_on(loop, bound, messages, variables, earlier)
+        ask, reply = await talk_on(loop, bound, messages, variables, earlier)
     if bound.sampling.n > 1 + len(reply.more):
         raise _too_few(bound, ask, reply)
     if bound.plain:
@@ -189,7 +189,7 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any], w
 _converse.__qualname__ = "Agent.__call__"  # what Python says was never awaited, where somebody forgot to
 
 
-async def _talk_on(
+async def talk_on(
     loop: WorkflowLoop,
     bound: Bound,
     messages: tuple[Message, ...],

@@ -128,7 +128,10 @@ class Binding:
         """All that was given, and the members of compounds as `NAME/MEMBER`."""
         self._given = list(models)
         for name, one in models.items():
-            self.served |= with_members(name, one)
+            for within, member in with_members(name, one):
+                if within in self.served:
+                    raise UserError(f"the model {within!r} is given, and is a member of another: call one otherwise")
+                self.served[within] = member
         self.models = {name: cast("Engine", one) for name, one in self.served.items() if not is_compound(one)}
         """The engines among them."""
         self._passing: dict[bytes, Bound] = {}

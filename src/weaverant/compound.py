@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import msgspec
 
+from weaverant.agent import Agent, talk_on
 from weaverant.errors import StepFailed, UserError, failure_of
 from weaverant.message import Reply, Request
 from weaverant.protocols import Engine
 from weaverant.replay import WorkflowLoop
 from weaverant.step import ModelAsk
+from weaverant.talk import TALK_FROM
 
 if TYPE_CHECKING:
-    from weaverant.agent import Agent
     from weaverant.binding import Binding, Bound
 
 
@@ -89,7 +90,11 @@ class Inside:
         """One member's reply to a whole request: messages, sampling, tools and output as they are. No tool is called,
         and no reply is held against the output."""
         bound = self._binding.passing(_model_of(self._bound, member), self._bound.agent.place, request)
-        return await bound.reply(self._loop, bound.ask(request.messages, {}, request.messages))
+        messages = request.messages
+        if len(messages) < TALK_FROM:
+            return await bound.reply(self._loop, bound.ask(messages, {}, messages))
+        _, reply = await talk_on(self._loop, bound, messages, {}, messages)
+        return reply
 
 
 def inner_agent(bound: Bound, agent: Agent) -> Agent:
