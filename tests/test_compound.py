@@ -495,6 +495,19 @@ def test_another_member_costs_only_what_it_is_asked(tmp_path: Path):
         assert run.exit_code == 0 and calls.total() == wanted
 
 
+def test_the_models_page_is_true():
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    (section,) = [text for text in page.split("\n## ") if text.startswith("Models made of models")]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(Played.__struct_fields__)
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(example, names)
+    strong = Scripted(lambda request: "of " + request.messages[0].text.split("only that.\n\n")[1].replace("\n\n", "+"))
+    layer = names["Layer"](strong, Scripted("one"), Scripted("two"))
+    (task,) = weaverant.run(ask, QUESTIONS[:1], models=layer, journal=False)
+    assert task.result["said"] == "of one+two" and task.result["model"].startswith("layer:scripted")
+
+
 # Money, exports, real servers and processes
 
 
