@@ -111,7 +111,9 @@ def _agents(summary: Summary) -> Iterator[str]:
     rows = [_agent_row(name, counts, name in unknown) for name, counts in models.items()]
     if len(models) > 1:
         rows.append(_all_agents(summary, list(models.values()), bool(unknown)))
-    rows += [_agent_row(_named(kind, name), counts, False) for (kind, name), counts in found if kind != "model"]
+    rows += [
+        _agent_row(_named(kind, name), counts, kind == "compound") for (kind, name), counts in found if kind != "model"
+    ]
     heads = HEADS
     if not any(counts.cancelled for _, counts in found):
         heads, *rows = ((*row[:CANCELLED], *row[CANCELLED + 1 :]) for row in (HEADS, *rows))
