@@ -173,7 +173,8 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any], w
     messages = bound.templates.messages(variables, earlier)
     if len(earlier) < TALK_FROM:
         ask = bound.ask(messages, variables, earlier)
-        reply = await bound.reply(loop, ask)
+        engine = bound.compound is None  # asked here, one frame less for each step
+        reply = await (loop.answer(ask, bound.fingerprint(messages)) if engine else bound.reply(loop, ask))
     else:
         ask, reply = await talk_on(loop, bound, messages, variables, earlier)
     if bound.sampling.n > 1 + len(reply.more):

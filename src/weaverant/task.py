@@ -215,7 +215,8 @@ class TaskRun:
     # Host of the workflow's loop
 
     def launch(self, ask: Ask) -> None:
-        if isinstance(ask, ModelAsk) and ask.inside:
+        asks_model = isinstance(ask, ModelAsk)
+        if asks_model and ask.inside:
             given, ask.given = ask.given, None
             self.record(ask, given)
             return
@@ -224,7 +225,7 @@ class TaskRun:
             ask.started = self.clock()
             self.record(ask, found.value, seed=found.seed, reused=True)
             return
-        if isinstance(ask, ModelAsk):
+        if asks_model:
             draw = seed_of if self._reuse is None else self._reuse.seed
             ask.seed = draw(self.row.key, ask.key, self.attempt)
         self._peer.launch(self, ask)
