@@ -451,7 +451,7 @@ def test_a_stopped_peer_is_given_up_and_comes_back_as_another(folder: Path, mode
 def test_a_stopped_peer_asks_nothing_once_others_have_its_rows(folder: Path, model: CountingModel):
     """Calls that it had let go, and that waited for one of the model's few connections, stay with it for good. The others
     end the run before it wakes up, so whatever comes then is its own."""
-    write_rows(folder, 150)
+    write_rows(folder, 90)
     model.latency = 0.2
     model_url = model.url.replace("#", "?connections=6#")
     limits = ("--concurrency", "40", "--in-flight", "40", "--peers", "1")
@@ -464,7 +464,7 @@ def test_a_stopped_peer_asks_nothing_once_others_have_its_rows(folder: Path, mod
     stopped = time.monotonic()
     assert driver.wait(60) == 3
     assert {call.key for call in model.calls if call.came < stopped and call.answered > stopped}, "in a burst"
-    is_right(folder, 150)
+    is_right(folder, 90)
     time.sleep(2 * model.latency)
     model.forget()
     joined.send_signal(signal.SIGCONT)
