@@ -50,8 +50,10 @@ def place(path: Path) -> str:
 
 def floor_of(path: Path) -> int:
     inside = path.relative_to(SRC).parts
-    if inside[0] == "recipes" and inside[-1] in ("__main__.py", "evaluate.py", "main.py", "picture.py"):
-        return 6  # a recipe's own door: a script that runs it
+    if inside[0] == "recipes" and (
+        inside[-1] in ("__main__.py", "evaluate.py", "main.py", "picture.py") or "loop" in inside
+    ):
+        return 6  # a recipe's own door: a script that runs it, or trains on what it wove
     return FLOOR_OF[place(path)]
 
 

@@ -251,16 +251,46 @@ def _export_flags(parser: argparse.ArgumentParser) -> None:
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("method", metavar="METHOD", choices=("sft", "dpo"), help="sft: learn replies; dpo: learn to prefer replies")
-    add("data", metavar="DATA", help="a .jsonl file of `weaverant export`: conversations for sft, pairs for dpo")
+    methods = "sft: learn replies; dpo: learn to prefer replies; malt: all roles of a run, by both"
+    add("method", metavar="METHOD", choices=("sft", "dpo", "malt"), help=methods)
+    about = "a .jsonl file of `weaverant export`: conversations for sft, pairs for dpo; for malt a run's directory"
+    add("data", metavar="DATA", help=about)
     add("--model", required=True, metavar="FOLDER", help="the model to begin with, or embedded:tiny")
     add("--out", required=True, metavar="FOLDER", help="a new folder; the same training, cut off there, goes on")
     add("--reference", metavar="FOLDER", help="dpo: what preferences are measured against (default: --model)")
     add("--epochs", type=int, metavar="N", help="how often each sample is seen (default: 3)")
     add("--lr", type=float, metavar="RATE", help="the highest learning rate (default: 3e-4; dpo: 1e-4)")
+    _dpo_flags(parser)
+    _malt_flags(parser)
+    add("--theta", type=float, metavar="T", help="malt: good is a value above it (default: as the trees were grown)")
+    _both_flags(parser)
+    add("--force", action="store_true", help="train anew in a folder that holds a training")
+    add("--dry-run", action="store_true", help="check data, template, memory and time; write nothing")
+    add("--quiet", action="store_true", help="no progress, no summary")
+
+
+def _dpo_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--beta", type=float, metavar="B", help="dpo: how dear it is to leave the reference (default: 0.2)")
-    add("--sft-weight", type=float, metavar="W", help="dpo: weight of the chosen replies' own likelihood (default: 0)")
+    about = "dpo: weight of the chosen replies' own likelihood (default: 0; malt: 1)"
+    add("--sft-weight", type=float, metavar="W", help=about)
     add("--warn-fall", type=float, metavar="NATS", help="dpo: warn when chosen replies lose so much (default: 2)")
+
+
+def _malt_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dpo-epochs", type=int, metavar="N", help="malt: epochs of DPO (default: 2)")
+    add("--dpo-lr", type=float, metavar="RATE", help="malt: the highest learning rate of DPO (default: 2e-4)")
+    add("--values", choices=("global", "local"), help="malt: another rule for values (see the recipe)")
+    add("--min-confidence", type=float, metavar="P", help="malt: leave out replies that are less sure")
+    add("--max-pairs", type=int, metavar="N", help="malt: most pairs under one parent")
+    about = "malt: trainings at once (default: one for each core with small models, else 1)"
+    add("--jobs", type=int, metavar="N", help=about)
+    add("--no-star", action="store_true", help="malt: no STaR baseline")
+
+
+def _both_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--batch-size", type=int, metavar="N", help="samples to a step, of all processes together (default: 64)")
     add("--micro-batch", type=int, metavar="N", help="samples in memory at once (default: the whole batch)")
     add("--max-length", type=int, metavar="N", help="leave out longer samples (default: what the model takes, to 4096)")
@@ -273,9 +303,6 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
     add("--save-every", type=int, metavar="N", help="steps between checkpoints (default: a tenth of all)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where (default: auto: the GPU if there is one)")
     add("--threads", type=int, metavar="N", help="of the processor (default: 1 for small models)")
-    add("--force", action="store_true", help="train anew in a folder that holds a training")
-    add("--dry-run", action="store_true", help="check data, template, memory and time; write nothing")
-    add("--quiet", action="store_true", help="no progress, no summary")
 
 
 def _recipes_flags(parser: argparse.ArgumentParser) -> None:

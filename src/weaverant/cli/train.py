@@ -31,10 +31,16 @@ STOPPED = 4
 LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
 
+MALT_ONLY = ("dpo_epochs", "dpo_lr", "theta", "values", "min_confidence", "max_pairs", "jobs", "no_star")
 DPO_ONLY = ("beta", "sft_weight", "warn_fall", "reference")
 
 
 def train_command(options: argparse.Namespace) -> int:
+    if options.method == "malt":
+        from weaverant.cli.roles import train_roles_command  # deferred: the others need nothing of the recipe
+
+        return train_roles_command(options)
+    _check_flags(options)
     data, model, out = Path(options.data), model_folder(options.model), Path(options.out)
     config, reference = config_of(options), model_folder(options.reference) if options.reference else None
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder is all it needs: nobody is asked for more
@@ -62,6 +68,14 @@ def train_command(options: argparse.Namespace) -> int:
     if not quiet:
         put("\n".join(_summary(trained)))
     return 0
+
+
+def _check_flags(options: argparse.Namespace) -> None:
+    """`UserError` for flags that only `train malt` has."""
+    for name in MALT_ONLY:
+        if getattr(options, name) not in (None, False):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is of `train malt`; it means nothing to `train {options.method}`: leave it out")
 
 
 def config_of(options: argparse.Namespace) -> SftConfig | DpoConfig:

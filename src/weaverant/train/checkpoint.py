@@ -99,6 +99,20 @@ def check(out: Path, training: Training, force: bool) -> None:
         )
 
 
+def finished(out: Path, training: Training) -> bool:
+    """Whether the folder holds this very training, finished, by however many processes. `UserError` where it holds
+    another that has finished."""
+    found = _state_of(out)
+    if found is None or found.state != "finished":
+        return False
+    training.processes = found.processes
+    if differing := _differing(found, training):
+        raise UserError(
+            f"{str(out)!r} holds another training that has finished: {'; '.join(differing)}. Expected another --out"
+        )
+    return True
+
+
 def begin(out: Path, training: Training, force: bool) -> Path | None:
     """After `check`: the folder is this training's. Gives the checkpoint to go on from, if there is one."""
     if force and _state_of(out) is not None:

@@ -107,11 +107,12 @@ def given_models(given: Mapping[Training, Iterable[str]]) -> RoleModels:
 
 
 def _beside(folder: Path, given: str | dict[Role, str]) -> str | dict[Role, str]:
-    """Embedded folders that stand beside the file, as they are found from anywhere."""
+    """Folders that stand beside the file, embedded or to be served, as they are found from anywhere."""
 
     def resolved(spec: str) -> str:
         name = spec.removeprefix(_EMBEDDED)
-        return f"{_EMBEDDED}{(folder / name).resolve()}" if name != spec and (folder / name).is_dir() else spec
+        kind = _EMBEDDED if name != spec else ""
+        return f"{kind}{(folder / name).resolve()}" if (folder / name).is_dir() else spec
 
     return resolved(given) if isinstance(given, str) else {role: resolved(spec) for role, spec in given.items()}
 
