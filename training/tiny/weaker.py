@@ -2,8 +2,9 @@
 
     pip install -e ".[train]" && python training/tiny/weaker.py --out models/weaker
 
-It goes on from the packaged weights, by `weaverant train sft`, on chains of the `train` pool that `habits.py` writes at
-other rates. The same libraries on a processor give the same bytes. A killed one goes on; a finished one is left as it is.
+It goes on from the packaged weights, as `weaverant train sft` does, on chains of the `train` pool that `habits.py`
+writes at other rates. The same libraries on a processor give the same bytes. Killed, the same command goes on; a model
+that is finished stays as it is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from weaverant.sources.arithmetic import Arithmetic, problem
 from weaverant.train import SftConfig, Trained, train_sft
 
 TINY = Path(__file__).parents[2] / "src/weaverant/engines/models/tiny"
-WEAKER = replace(Habits(), sloppy=0.2, redo_warned=0.8)
+WEAKER = replace(Habits(), sloppy=0.1, redo_warned=0.9)
 """The verifier looks at more, and the refiner heeds it more; the slips are those of the packaged model."""
 PROBLEMS = 2_000
 """Each gives one sample for each role."""
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if made is not None:
         print(f"trained {made.steps} steps in {made.seconds:.0f} s, loss {made.first_loss:.4f} to {made.last_loss:.4f}")
-    print(f"{options.out}: the packaged model with {', '.join(f'{name} {rate:.0%}' for name, rate in asdict(habits).items())}")
+    rates = ", ".join(f"{name} {rate:.0%}" for name, rate in asdict(habits).items())
+    print(f"{options.out}: the packaged model, with habits planted at {rates}")
     if options.measure:
         from evaluate import evaluate  # it opens the engine: not wanted by who imports this
 
@@ -83,7 +85,9 @@ def _state(out: Path) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="models/weaker", metavar="DIR", help="a new folder (default models/weaker)")
-    parser.add_argument("--problems", type=int, default=PROBLEMS, metavar="N", help=f"of the corpus (default {PROBLEMS:,})")
+    parser.add_argument(
+        "--problems", type=int, default=PROBLEMS, metavar="N", help=f"of the corpus (default {PROBLEMS:,})"
+    )
     parser.add_argument("--measure", action="store_true", help="measure accuracy and habits on 2,000 held-out problems")
     for each in fields(Habits):
         rate = getattr(WEAKER, each.name)
