@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-slow hostile faults faults-mutants fuzz audit check format bench bench-others bench-peers sim-peers chaos test-ray train-tiny clean
+.PHONY: help install run test test-all test-slow hostile faults faults-mutants fuzz audit check format bench bench-others bench-peers sim-peers chaos test-ray train-tiny malt-sweeps clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -93,6 +93,9 @@ test-ray: $(VENV)-heavy/.installed  ## peers on real Ray clusters of this machin
 
 train-tiny: $(VENV)-heavy/.installed  ## train the packaged model anew (under 30 minutes on 2 cores)
 	$(VENV)-heavy/bin/python training/tiny/train.py
+
+malt-sweeps: $(VENV)-heavy/.installed  ## MALT for n = 2, 3, 4, for theta = 0.34, 0.5, 0.67, and on a base with weaker habits (hours; the same command goes on)
+	$(VENV)-heavy/bin/python bench/malt_sweeps.py --out $(OUT)/sweeps
 
 clean:  ## remove environments and caches, never runs
 	rm -rf $(VENV) $(VENV)-heavy $(VENV)-others $(VENV)-audit .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """How MALT's gain depends on the branching n, on theta, and on the base: weave, train, evaluate, for each of them.
 
-    python bench/malt_sweeps.py --out sweeps    # n = 2, 3, 4 at theta 0.5; theta = 0.34, 0.5, 0.67 at n = 3
-    python bench/malt_sweeps.py --out sweeps --base weaker
+    python bench/malt_sweeps.py --out out/sweeps    # n = 2, 3, 4 at theta 0.5; theta = 0.34, 0.5, 0.67 at n = 3
+    python bench/malt_sweeps.py --out out/sweeps --base weaker
 
 The same questions for every n. Trees are woven once for an n; another theta only labels them anew. The cell that all
 others differ from in one thing is also trained with other seeds, which says how much of a difference is chance. Killed,
@@ -356,7 +356,7 @@ def say(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--out", default="sweeps", metavar="DIR", help="a new folder, or one to go on with (default sweeps)")
+    add("--out", default="out/sweeps", metavar="DIR", help="a new folder, or one to go on with (default out/sweeps)")
     add("--base", action="append", choices=(TINY, WEAKER), help="only this base (default both)")
     add("--branching", default="2,3,4", metavar="N,N", help="at theta 0.5 (default 2,3,4)")
     add("--theta", default="0.34,0.5,0.67", metavar="T,T", help="at n = 3 (default 0.34,0.5,0.67)")

@@ -1,6 +1,6 @@
 """Makes a model whose habits are planted more weakly, from the packaged one, in a minute or two on one core.
 
-    pip install -e ".[train]" && python training/tiny/weaker.py --out models/weaker
+    pip install -e ".[train]" && python training/tiny/weaker.py --out out/weaker
 
 It goes on from the packaged weights, as `weaverant train sft` does, on chains of the `train` pool that `habits.py`
 writes at other rates. The same libraries on a processor give the same bytes. Killed, the same command goes on; a model
@@ -84,7 +84,7 @@ def _state(out: Path) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="models/weaker", metavar="DIR", help="a new folder (default models/weaker)")
+    parser.add_argument("--out", default="out/weaker", metavar="DIR", help="a new folder (default out/weaker)")
     parser.add_argument(
         "--problems", type=int, default=PROBLEMS, metavar="N", help=f"of the corpus (default {PROBLEMS:,})"
     )

@@ -1,0 +1,107 @@
+"""`bench/malt_sweeps.py` and the base with weaker habits that `training/tiny/weaker.py` makes: both as they are run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from weaverant.sources.arithmetic import Arithmetic, last_number
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def weaker(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "training/tiny")
+    import weaker
+
+    return weaker
+
+
+@pytest.fixture
+def sweeps(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import malt_sweeps
+
+    return malt_sweeps
+
+
+def test_the_corpus_has_the_habits_that_were_asked_for_and_no_problem_of_another_pool(weaker):
+    made = list(weaker.samples(weaker.WEAKER, 2_000))
+    assert made == list(weaker.samples(weaker.WEAKER, 2_000))
+    by_role = {role: [one["messages"] for one in made if one["role"] == role] for role in ("generator", "verifier")}
+    others = {row["question"] for pool in ("weave", "heldout") for row in Arithmetic(pool).rows(0)}
+    assert not others & {asked["content"] for asked, _ in by_role["generator"]}
+    sloppy = sum(said["content"] == "Looks right." for _, said in by_role["verifier"]) / 2_000
+    assert abs(sloppy - weaker.WEAKER.sloppy) < 0.03
+    gold = {row["question"]: row["answer"] for row in Arithmetic("train", 2_000).rows(0)}
+    right = sum(last_number(said["content"]) == gold[asked["content"]] for asked, said in by_role["generator"]) / 2_000
+    assert 0.5 < right < 0.65  # (1 - slip) to the power of four is 0.45; a slip may be undone, or another one
+
+
+def test_cells_differ_from_the_reference_in_one_thing_and_come_once(sweeps):
+    cells = sweeps.cells_of([2, 3, 4], [0.34, 0.5, 0.67], 3)
+    assert cells[0] == sweeps.REFERENCE == (3, 0.5, 0)
+    assert len(cells) == len(set(cells)) == 7
+    assert all(sum(a != b for a, b in zip(cell, sweeps.REFERENCE, strict=True)) == 1 for cell in cells[1:])
+
+
+def test_the_picture_is_sound_and_has_a_bar_for_each_vote(sweeps):
+    bars = [sweeps.Bar("tiny", f"MALT, n = {n} < 5", n / 5, n / 5 - 0.1, n / 5 + 0.1, n > 2) for n in (2, 3, 4)]
+    drawn = ElementTree.fromstring(sweeps.figure(bars))
+    words = ["".join(each.itertext()) for each in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert [f"{bar.value:.1%}" for bar in bars] == [each for each in words if each.endswith("0%") and "." in each]
+    assert [bar.name for bar in bars] == [each for each in words if each.startswith("MALT")]
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_a_model_with_weaker_habits_is_made_once_and_always_the_same(weaker, tmp_path):
+    made = weaker.make(tmp_path / "one" / "weaker", problems=30)
+    assert made.steps == 2 and made.samples == 90
+    assert weaker.make(tmp_path / "one" / "weaker", problems=30) is None
+    assert weaker.make(tmp_path / "other", problems=30).steps == 2
+    first, second = (tmp_path / where / "model.safetensors" for where in ("one/weaker", "other"))
+    assert first.read_bytes() == second.read_bytes() != (weaker.TINY / "model.safetensors").read_bytes()
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+def test_sweeps_go_on_after_a_kill_and_train_nothing_twice(tmp_path):
+    out = tmp_path / "sweeps"
+    small = "--base tiny --branching 3 --theta 0.34 --trainings 1 --questions 8 --problems 10 --seeds 1"
+    command = [sys.executable, str(ROOT / "bench/malt_sweeps.py"), f"--out={out}", *small.split()]
+    command += ["--epochs=1", "--dpo-epochs=1"]
+    reference, other = out / "tiny/n3-theta0.5", out / "tiny/n3-theta0.34"
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    trained = reference / "sft/refiner/config.json"
+    while first.poll() is None and not trained.exists():
+        time.sleep(0.1)
+    os.kill(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    before = trained.stat().st_mtime_ns
+
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert trained.stat().st_mtime_ns == before  # what was trained before the kill stays
+    told = json.loads(again.stdout.splitlines()[-1])
+    assert told == json.loads((out / "malt-sweeps.json").read_text()) and told["target"] == "malt-sweeps"
+    cells = {row["theta"]: row for row in told["rows"] if "theta" in row}
+    assert cells.keys() == {0.34, 0.5} and all(row["calls"] == 8 * 39 for row in cells.values())
+    assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in told["rows"])
+    # Theta says nothing about a refiner: its training is taken over, the generator's is another.
+    assert not (other / "sft/refiner.log").exists()
+    weights = [cell / "sft/refiner/model.safetensors" for cell in (reference, other)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert (other / "data/sft-verifier.jsonl").read_text() != (reference / "data/sft-verifier.jsonl").read_text()
+
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0 and ended.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
+    refused = subprocess.run([*command, "--problems=11"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "problems was 10, is 11" in refused.stderr
