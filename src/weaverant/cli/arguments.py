@@ -98,6 +98,7 @@ def _parser(recipe: Recipe | None = None) -> Parser:
     fetch.add_argument("url", metavar="URL", help="where `weaverant run --store` put it")
     fetch.add_argument("directory", metavar="DIR", help="a new directory, or one that this was done with before")
     _train_flags(add("train", "weaverant.cli.train", "train a model on what was exported"))
+    _improve_flags(add("improve", "weaverant.cli.improve", "weave, train and keep what gains, round after round"))
     _recipes_flags(add("recipes", "weaverant.cli.recipes", "list the recipes that come with weaverant, or copy one"))
     models = add("models", "weaverant.cli.models", "list the hosted providers, a provider's models, or a server's")
     models.add_argument("where", nargs="?", metavar="PROVIDER|URL", help="whose models (default: list the providers)")
@@ -279,14 +280,51 @@ def _dpo_flags(parser: argparse.ArgumentParser) -> None:
 
 def _malt_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dpo-epochs", type=int, metavar="N", help="malt: epochs of DPO (default: 2)")
-    add("--dpo-lr", type=float, metavar="RATE", help="malt: the highest learning rate of DPO (default: 2e-4)")
+    add("--dpo-epochs", type=int, metavar="N", help="malt: epochs of DPO (default: 3)")
+    add("--dpo-lr", type=float, metavar="RATE", help="malt: the highest learning rate of DPO (default: 3e-4)")
     add("--values", choices=("global", "local"), help="malt: another rule for values (see the recipe)")
     add("--min-confidence", type=float, metavar="P", help="malt: leave out replies that are less sure")
     add("--max-pairs", type=int, metavar="N", help="malt: most pairs under one parent")
     about = "malt: trainings at once (default: one for each core with small models, else 1)"
     add("--jobs", type=int, metavar="N", help=about)
     add("--no-star", action="store_true", help="malt: no STaR baseline")
+
+
+def _improve_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", choices=("malt",), help="malt")
+    add("--problems", metavar="FILE|SOURCE", help="rows with question and answer (default: arithmetic:weave)")
+    add("--held-out", metavar="FILE|SOURCE", help="others, for gate and tables (default: a share of the problems)")
+    add("--model", metavar="SPEC", help="what plays the base (default: embedded:tiny, or what --train names)")
+    add("--train", metavar="FOLDER", help="the base's weights (default: those of --model)")
+    add("--rounds", type=int, metavar="R", help="of weaving and training (default: 1)")
+    add("--questions", type=int, metavar="N", help="woven in a round (default: 300)")
+    add("--gate-problems", type=int, metavar="N", help="that decide about a round (default: 500)")
+    add("--held-out-problems", type=int, metavar="N", help="of the tables at the end (default: 1000)")
+    add("--seeds", type=int, metavar="K", help="of the tables: each problem so often (default: 3)")
+    add("--theta", metavar="T,T...", help="good is a value above it; one for each round (default: 0.5)")
+    add("--gate-on", choices=("vote", "pass"), help="what the gate compares (default: vote)")
+    add("--branching", metavar="N", help="replies to each prompt, or N,N,N by role (default: 3)")
+    add("--checker", metavar="NAME", help="as for `run malt` (default: auto)")
+    add("--prompts", choices=("auto", "tiny", "chat"), help="as for `run malt` (default: auto)")
+    add("--set", action="append", default=[], metavar="ROLE.FIELD=VALUE", help="change a role's agent in all phases")
+    about = "transformers, vllm, or a command with {folder}, {port} and {name}: for folders that are not embedded"
+    add("--serve", metavar="HOW", help=about)
+    add("--out", metavar="DIR", help="where everything is; the same command goes on there (default: improved)")
+    add("--epochs", type=int, metavar="N", help="of SFT (default: 3)")
+    add("--lr", type=float, metavar="RATE", help="the highest learning rate of SFT (default: 3e-4)")
+    add("--dpo-epochs", type=int, metavar="N", help="epochs of DPO (default: 3)")
+    add("--dpo-lr", type=float, metavar="RATE", help="the highest learning rate of DPO (default: 3e-4)")
+    add("--beta", type=float, metavar="B", help="of DPO: how dear it is to leave the reference (default: 0.2)")
+    add("--sft-weight", type=float, metavar="W", help="of DPO: weight of the chosen replies' likelihood (default: 1)")
+    add("--warn-fall", type=float, metavar="NATS", help="of DPO: warn when chosen replies lose so much (default: 2)")
+    add(
+        "--jobs", type=int, metavar="N", help="trainings at once (default: one for each core with small models, else 1)"
+    )
+    _both_flags(parser)
+    add("--no-tables", action="store_true", help="no evaluation of all systems at the end")
+    add("--dry-run", action="store_true", help="check everything, tell what it will take; ask nobody, write nothing")
+    add("--quiet", action="store_true", help="no progress, no tables; the JSON line alone")
 
 
 def _both_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,16 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{str(path)!r} cannot be read: {error}. Expected another --out") from None
 
 
-def begin(folder: Path, name: str, settings: dict[str, Any]) -> None:
+def begin(folder: Path, name: str, settings: dict[str, Any], mine: Collection[str]) -> None:
     """The folder is that of these settings, as its file `name` says. `UserError` with what differs where it is that of
-    others, or holds something else."""
+    others; also where something of the names that are to be written, `mine`, is there without that file."""
     settings = json.loads(json.dumps(settings))
     found = read_json(folder / name)
     if found is None:
-        others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        if folder.is_file() or [other for other in others if not other.endswith(".tmp")]:
-            raise UserError(f"{str(folder)!r} is there already and holds no {name}: expected a new folder for --out")
+        there = [each for each in (*mine, name) if (folder / each).exists()]
+        if folder.is_file() or there:
+            what = f"holds {', '.join(there)} without {name}" if there else "is a file"
+            raise UserError(f"{str(folder)!r} {what}: expected another folder for --out")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / name, {"settings": settings})
         return

@@ -22,7 +22,7 @@ FEWEST = 8
 """Samples without which a role is not trained."""
 
 SFT = SftConfig()
-DPO = DpoConfig(epochs=2, lr=2e-4, sft_weight=1.0)
+DPO = DpoConfig(lr=3e-4, sft_weight=1.0)
 """What roles are trained with where nothing else is said."""
 
 PREFERRED: tuple[Role, ...] = ("verifier", "refiner")

@@ -50,7 +50,7 @@ def write_sets(directory: Path, folder: Path, rule: Rule | None) -> Sets:
     """Write them all, in the order of the rows: the same run and rule give the same bytes. The folder shows under its
     name once it is whole; one that is there already stays as it is."""
     if folder.is_dir():
-        return _sets_in(folder)
+        return sets_in(folder)
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -68,7 +68,7 @@ def write_sets(directory: Path, folder: Path, rule: Rule | None) -> Sets:
     if no_star:
         (unfinished / "no-star.txt").write_text(no_star + "\n", "utf-8")
     unfinished.rename(folder)
-    return _sets_in(folder)
+    return sets_in(folder)
 
 
 def star_samples(stories: list[Story], checker: str) -> Iterator[dict[str, Any]]:
@@ -138,7 +138,8 @@ def _batches(stories: Iterator[Story], size: int) -> Iterator[list[Story]]:
         yield batch
 
 
-def _sets_in(folder: Path) -> Sets:
+def sets_in(folder: Path) -> Sets:
+    """What the folder holds."""
     lines: Counter[str] = Counter()
     for path in sorted(folder.glob("*.jsonl")):
         with path.open("rb") as file:

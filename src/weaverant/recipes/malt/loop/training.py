@@ -30,6 +30,7 @@ from weaverant.train.work import SMALL
 
 SETTINGS = "malt.json"
 MODELS = "models.json"
+MINE = ("data", "sft", "dpo", "star", MODELS)
 
 
 def train_roles(
@@ -55,7 +56,7 @@ def train_roles(
     trees = finished_run(run)
     if not has_finished(run):
         say(f"warning: the run {run} has not finished; this trains on the {trees:,} trees that it has")
-    begin(out, SETTINGS, settings_of(run, trees, models, rule, sft, dpo, star))
+    begin(out, SETTINGS, settings_of(run, trees, models, rule, sft, dpo, star), MINE)
     sets = write_sets(run, out / "data", rule)
     order = order_of(out, sets, models, sft, dpo, star)
     for line in told(order):
@@ -95,7 +96,8 @@ def told(order: Order) -> Iterator[str]:
 def write_models(out: Path, order: Order, base: str | Mapping[Role, str]) -> None:
     """`models.json`, with folders as they are found from it."""
     specs = {step.folder: spec_of(step.folder, out) for step in order.steps}
-    write_json(out / MODELS, trained_specs(order, base, specs))
+    alike = set(base.values()) if not isinstance(base, str) else {base}
+    write_json(out / MODELS, trained_specs(order, alike.pop() if len(alike) == 1 else base, specs))
 
 
 def spec_of(folder: Path, beside: Path | None = None) -> str:

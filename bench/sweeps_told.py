@@ -1,0 +1,138 @@
+"""What `malt_sweeps.py` sweeps over and what it found: rows for machines, a table for people, bars for the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import report
+from sweeps_figure import Bar
+
+from weaverant.recipes.malt.outcomes import Accuracy, Comparison, Outcomes
+from weaverant.recipes.malt.systems import MA, SA, System
+from weaverant.recipes.malt.team import ROLES
+from weaverant.train import DpoConfig, SftConfig
+
+PASSES = 3
+
+
+class Cell(NamedTuple):
+    """One training of the team: how its trees were grown and labelled, and the seed of its trainings."""
+
+    branching: int = 3
+    theta: float = 0.5
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"n{self.branching}-theta{self.theta:g}" + (f"-seed{self.seed}" if self.seed else "")
+
+    @property
+    def title(self) -> str:
+        return f"n = {self.branching}, theta = {self.theta:g}" + (f", seed {self.seed}" if self.seed else "")
+
+
+REFERENCE = Cell()
+"""What the others differ from in one thing."""
+
+
+class Settings(NamedTuple):
+    """What all cells have in common."""
+
+    questions: int
+    problems: int
+    seeds: int
+    """Of the evaluation: other samples on the same problems."""
+    sft: SftConfig
+    dpo: DpoConfig
+    jobs: int
+
+
+class Found(NamedTuple):
+    """What came of a cell. `against` is its vote held against the untrained team's."""
+
+    cell: Cell
+    calls: int
+    sets: dict[str, int]
+    single: Accuracy
+    vote: Accuracy
+    against: Comparison
+
+
+UNTRAINED = (System(SA, 1), System(SA, PASSES * MA.calls, extra=True), System(MA, 1), System(MA, PASSES))
+"""What a base can do without training, the vote of lone agents for as many calls as a team's vote."""
+
+
+def rows_untrained(base: str, untrained: Outcomes) -> Iterator[dict[str, Any]]:
+    for system in UNTRAINED:
+        accuracy = untrained.accuracy(system)
+        yield report.row(
+            f"{base}: {system.name}", accuracy.spread.mean, base=base, system=system.key, **_interval(accuracy)
+        )
+
+
+def row_of(base: str, settings: Settings, found: Found) -> dict[str, Any]:
+    return report.row(
+        f"{base}: MALT, {found.cell.title}",
+        found.vote.spread.mean,
+        base=base,
+        system=f"malt@{PASSES}",
+        **found.cell._asdict(),
+        **_interval(found.vote),
+        single={"value": round(found.single.spread.mean, 4), **_interval(found.single)},
+        against_untrained_vote={
+            "difference": round(found.against.difference, 4),
+            "low": round(found.against.interval.low, 4),
+            "high": round(found.against.interval.high, 4),
+        },
+        questions=settings.questions,
+        problems=settings.problems,
+        seeds=settings.seeds,
+        calls=found.calls,
+        samples={name.removesuffix(".jsonl"): lines for name, lines in found.sets.items() if name != "dropped.jsonl"},
+    )
+
+
+def print_table(base: str, settings: Settings, found: Sequence[Found], untrained: Outcomes) -> None:
+    seeds = "1 seed" if settings.seeds == 1 else f"{settings.seeds} seeds"
+    print(
+        f"\nbase {base}: {settings.questions:,} questions woven; right answers in % to {settings.problems:,} held-out "
+        f"problems, {seeds}; [95 % intervals]: Wilson, and of the difference the paired bootstrap"
+    )
+    head = ["system", "calls woven", "SFT g / v / r", "pairs v / r", "single pass", f"vote of {PASSES}", "vote - MA+MV"]
+    lines: list[list[Any]] = []
+    for one, vote in ((UNTRAINED[0], UNTRAINED[1]), (UNTRAINED[2], UNTRAINED[3])):
+        name = "untrained team (MA)" if one.team == MA else f"lone agent, and a vote of {vote.votes}"
+        lines.append([name, "", "", "", *(_shown(untrained.accuracy(each)) for each in (one, vote)), ""])
+    for one in found:
+        low, high = one.against.interval
+        lines.append(
+            [
+                f"MALT, {one.cell.title}",
+                f"{one.calls:,}",
+                " / ".join(f"{one.sets.get(f'sft-{role}.jsonl', 0):,}" for role in ROLES),
+                " / ".join(f"{one.sets.get(f'preference-{role}.jsonl', 0):,}" for role in ROLES[1:]),
+                _shown(one.single),
+                _shown(one.vote),
+                f"{100 * one.against.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+            ]
+        )
+    report.table(head, lines)
+    print(flush=True)
+
+
+def _shown(accuracy: Accuracy) -> str:
+    low, high = accuracy.interval
+    return f"{100 * accuracy.spread.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _interval(accuracy: Accuracy) -> dict[str, float]:
+    return {"low": round(accuracy.interval.low, 4), "high": round(accuracy.interval.high, 4)}
+
+
+def bars(rows: Sequence[dict[str, Any]]) -> Iterator[Bar]:
+    """Of each base the votes."""
+    for row in rows:
+        if row["system"] not in ("sa@1", "ma@1"):
+            group, name = row["name"].split(": ", 1)
+            yield Bar(group, name, row["value"], row["low"], row["high"], "branching" in row)
