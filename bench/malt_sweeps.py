@@ -1,11 +1,12 @@
-"""How MALT's gain depends on the branching n, on theta, and on the base: weave, train, evaluate, for each of them.
+"""How MALT's gain depends on the branching n, on theta, on DPO's settings, and on the base it begins with.
 
-    python bench/malt_sweeps.py --out out/malt-sweeps    # n = 2, 3, 4 at theta 0.5; theta = 0.34, 0.5, 0.67 at n = 3
-    python bench/malt_sweeps.py --out out/malt-sweeps --base weaker
+    python bench/malt_sweeps.py --out out/malt-sweeps
+    python bench/malt_sweeps.py --out out/malt-sweeps --base weaker --theta 0.34,0.67
 
-The same questions for every n. Trees are woven once for an n; another theta only labels them anew. The cell that all
-others differ from in one thing is also trained with other seeds, which says how much of a difference is chance. Killed,
-the same command goes on; finished, it prints its table again. It needs the extra `train`, and takes an hour or two.
+Weaves, trains and evaluates for each cell, which differs from one reference (n = 3, theta = 0.5) in one thing. The
+same questions for every n; trees are woven once for an n, another theta only labels them anew. The reference is also
+trained with other seeds, which says how much of a difference is chance. Killed, the same command goes on; finished, it
+prints its table again, and more cells may be added. It needs the extra `train`, and takes hours.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.problems,
         options.seeds,
         structs.replace(SFT, epochs=options.epochs, lr=options.lr),
-        structs.replace(DPO, epochs=options.dpo_epochs, lr=options.dpo_lr),
+        structs.replace(DPO, epochs=options.dpo_epochs),
         options.jobs,
     )
     out = Path(options.out)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     try:
-        cells = cells_of(_numbers(options.branching, int), _numbers(options.theta, float), options.trainings)
+        cells = cells_of(
+            branching=_numbers(options.branching, int),
+            theta=_numbers(options.theta, float),
+            dpo_lr=_numbers(options.dpo_lr, float),
+            sft_weight=_numbers(options.sft_weight, float),
+            seed=range(options.trainings),
+        )
         for base in options.base or (TINY, WEAKER):
             rows += swept(base, cells, settings, out)
     except Stopped as end:
@@ -80,12 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cells_of(branchings: Sequence[int], thetas: Sequence[float], trainings: int) -> list[Cell]:
-    """The reference and what differs from it in one thing, each once."""
-    wanted = [REFERENCE._replace(branching=n) for n in branchings]
-    wanted += [REFERENCE._replace(theta=theta) for theta in thetas]
-    wanted += [REFERENCE._replace(seed=seed) for seed in range(1, trainings)]
-    return sorted({REFERENCE, *wanted}, key=lambda cell: (cell.seed, cell != REFERENCE, cell))
+def cells_of(**values: Iterable[float]) -> list[Cell]:
+    """The reference, and what differs from it in one field by one of these values; each once."""
+    wanted = [REFERENCE._replace(**{field: value}) for field, given in values.items() for value in given]
+    return list(dict.fromkeys([*wanted, REFERENCE]))
 
 
 def swept(base: str, cells: Sequence[Cell], settings: Settings, out: Path) -> list[dict[str, Any]]:
@@ -103,7 +108,7 @@ def swept(base: str, cells: Sequence[Cell], settings: Settings, out: Path) -> li
     untrained = contested(given_models({"base": [spec]}), (SA, MA), settings, folder / "untrained")
     found: list[Found] = []
     done: list[Path] = []
-    for cell in cells:
+    for cell in sorted(cells, key=lambda cell: cell != REFERENCE):  # others take over what the reference has trained
         say(f"{base}: {cell.title}")
         woven = weave(spec, cell.branching, settings.questions, folder / f"weave-n{cell.branching}")
         trained, sets = train(woven, folder / cell.name, model, spec, cell, settings, done)
@@ -111,7 +116,7 @@ def swept(base: str, cells: Sequence[Cell], settings: Settings, out: Path) -> li
         outcomes = contested(trained, (MALT,), settings, folder / f"{cell.name}-evaluated")
         found.append(_found(cell, settings, sets, outcomes, untrained))
         say(f"{base}: {cell.title}: the vote of MALT is right in {found[-1].vote.spread.mean:.1%}")
-    found.sort(key=lambda one: (one.cell.seed, one.cell))
+    found.sort(key=lambda one: cells.index(one.cell))
     print_table(base, settings, found, untrained)
     print(told_habits(habits_of(base)))
     return [*rows_untrained(base, untrained), *(row_of(base, settings, one) for one in found)]
@@ -151,10 +156,11 @@ def weave(spec: str, branching: int, questions: int, directory: Path) -> Path:
 def train(
     woven: Path, out: Path, model: Path, spec: str, cell: Cell, settings: Settings, done: Sequence[Path]
 ) -> tuple[RoleModels, Sets]:
-    """The roles of a cell. A training that an earlier cell has done on the same samples is taken from there: theta
-    leaves the refiner's labels as they are."""
+    """The roles of a cell. A training that another cell has done on the same samples is taken from there: theta
+    leaves a refiner's labels as they are, and what DPO is told changes no SFT."""
     models, rule = dict.fromkeys(ROLES, model), Rule(theta=cell.theta)
-    sft, dpo = (structs.replace(each, seed=cell.seed) for each in (settings.sft, settings.dpo))
+    sft = structs.replace(settings.sft, seed=cell.seed)
+    dpo = structs.replace(settings.dpo, seed=cell.seed, lr=cell.dpo_lr, sft_weight=cell.sft_weight)
     begin(out, SETTINGS, settings_of(woven, finished_run(woven), models, rule, sft, dpo, False), MINE)
     sets = write_sets(woven, out / "data", rule)
     for step in order_of(out, sets, models, sft, dpo, star=False).steps:
@@ -233,14 +239,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--base", action="append", choices=(TINY, WEAKER), help="only this base (default both)")
     add("--branching", default="2,3,4", metavar="N,N", help="at theta 0.5 (default 2,3,4)")
     add("--theta", default="0.34,0.5,0.67", metavar="T,T", help="at n = 3 (default 0.34,0.5,0.67)")
-    add("--trainings", type=int, default=3, metavar="N", help="of the cell with n = 3 and theta 0.5 (default 3)")
+    add("--dpo-lr", default=f"1e-4,{DPO.lr:g},1e-3", metavar="R,R", help=f"(default 1e-4,{DPO.lr:g},1e-3)")
+    add("--sft-weight", default="0,1", metavar="W,W", help="beside DPO's loss (default 0,1)")
+    add("--trainings", type=int, default=3, metavar="N", help="of the reference, each with its seed (default 3)")
     add("--questions", type=int, default=300, metavar="N", help="to weave for each n (default 300)")
     add("--problems", type=int, default=1_000, metavar="N", help="held out, to evaluate on (default 1,000)")
     add("--seeds", type=int, default=3, metavar="N", help="answer every problem so often (default 3)")
     add("--epochs", type=int, default=SFT.epochs, help=f"of SFT (default {SFT.epochs})")
     add("--lr", type=float, default=SFT.lr, help=f"of SFT (default {SFT.lr:g})")
     add("--dpo-epochs", type=int, default=DPO.epochs, help=f"of DPO (default {DPO.epochs})")
-    add("--dpo-lr", type=float, default=DPO.lr, help=f"of DPO (default {DPO.lr:g})")
     add("--jobs", type=int, default=0, metavar="N", help="trainings at once (default as many as there are processors)")
     return parser
 

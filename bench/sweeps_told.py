@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import report
 from sweeps_figure import Bar
 
+from weaverant.recipes.malt.loop.order import DPO
 from weaverant.recipes.malt.outcomes import Accuracy, Comparison, Outcomes
 from weaverant.recipes.malt.systems import MA, SA, System
 from weaverant.recipes.malt.team import ROLES
@@ -17,19 +18,29 @@ PASSES = 3
 
 
 class Cell(NamedTuple):
-    """One training of the team: how its trees were grown and labelled, and the seed of its trainings."""
+    """One training of the team: how its trees were grown and labelled, how DPO went, the seed of all trainings."""
 
     branching: int = 3
     theta: float = 0.5
     seed: int = 0
+    dpo_lr: float = DPO.lr
+    sft_weight: float = DPO.sft_weight
 
     @property
     def name(self) -> str:
-        return f"n{self.branching}-theta{self.theta:g}" + (f"-seed{self.seed}" if self.seed else "")
+        """Of its folder."""
+        rate = f"-rate{self.dpo_lr:g}" if self.dpo_lr != DPO.lr else ""
+        weight = f"-weight{self.sft_weight:g}" if self.sft_weight != DPO.sft_weight else ""
+        seed = f"-seed{self.seed}" if self.seed else ""
+        return f"n{self.branching}-theta{self.theta:g}{rate}{weight}{seed}"
 
     @property
     def title(self) -> str:
-        return f"n = {self.branching}, theta = {self.theta:g}" + (f", seed {self.seed}" if self.seed else "")
+        """For people."""
+        rate = f", DPO at {self.dpo_lr:g}" if self.dpo_lr != DPO.lr else ""
+        weight = f", SFT weight {self.sft_weight:g}" if self.sft_weight != DPO.sft_weight else ""
+        seed = f", seed {self.seed}" if self.seed else ""
+        return f"n = {self.branching}, theta = {self.theta:g}{rate}{weight}{seed}"
 
 
 REFERENCE = Cell()

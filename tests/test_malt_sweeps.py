@@ -46,10 +46,12 @@ def test_the_corpus_has_the_habits_that_were_asked_for_and_no_problem_of_another
 
 
 def test_cells_differ_from_the_reference_in_one_thing_and_come_once(sweeps):
-    cells = sweeps.cells_of([2, 3, 4], [0.34, 0.5, 0.67], 3)
-    assert cells[0] == sweeps.REFERENCE == (3, 0.5, 0)
-    assert len(cells) == len(set(cells)) == 7
-    assert all(sum(a != b for a, b in zip(cell, sweeps.REFERENCE, strict=True)) == 1 for cell in cells[1:])
+    cells = sweeps.cells_of(branching=[2, 3, 4], theta=[0.34, 0.5, 0.67], dpo_lr=[1e-3], sft_weight=[0, 1], seed=[0, 1])
+    assert len(cells) == len(set(cells)) == len({cell.name for cell in cells}) == len({cell.title for cell in cells})
+    others = [cell for cell in cells if cell != sweeps.REFERENCE]
+    assert len(others) == 7 and sweeps.REFERENCE[:3] == (3, 0.5, 0)
+    assert all(sum(a != b for a, b in zip(cell, sweeps.REFERENCE, strict=True)) == 1 for cell in others)
+    assert sweeps.cells_of() == [sweeps.REFERENCE]
 
 
 def test_the_picture_is_sound_and_has_a_bar_for_each_vote(sweeps):
@@ -77,7 +79,7 @@ def test_a_model_with_weaker_habits_is_made_once_and_always_the_same(weaker, tmp
 @pytest.mark.timeout(900)
 def test_sweeps_go_on_after_a_kill_and_train_nothing_twice(tmp_path):
     out = tmp_path / "sweeps"
-    small = "--base tiny --branching 3 --theta 0.34 --trainings 1 --questions 8 --problems 10 --seeds 1"
+    small = "--base tiny --branching 3 --theta 0.34 --dpo-lr 3e-4 --sft-weight 0 --trainings 1 --questions 8 --problems 10 --seeds 1"
     command = [sys.executable, str(ROOT / "bench/malt_sweeps.py"), f"--out={out}", *small.split()]
     command += ["--epochs=1", "--dpo-epochs=1"]
     reference, other = out / "tiny/n3-theta0.5", out / "tiny/n3-theta0.34"
@@ -94,11 +96,14 @@ def test_sweeps_go_on_after_a_kill_and_train_nothing_twice(tmp_path):
     assert trained.stat().st_mtime_ns == before  # what was trained before the kill stays
     told = json.loads(again.stdout.splitlines()[-1])
     assert told == json.loads((out / "malt-sweeps.json").read_text()) and told["target"] == "malt-sweeps"
-    cells = {row["theta"]: row for row in told["rows"] if "theta" in row}
-    assert cells.keys() == {0.34, 0.5} and all(row["calls"] == 8 * 39 for row in cells.values())
+    cells = [row for row in told["rows"] if "theta" in row]
+    assert [(row["theta"], row["sft_weight"]) for row in cells] == [(0.5, 1), (0.34, 1), (0.5, 0)]
+    assert all(row["calls"] == 8 * 39 for row in cells)
     assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in told["rows"])
-    # Theta says nothing about a refiner: its training is taken over, the generator's is another.
-    assert not (other / "sft/refiner.log").exists()
+    # Theta says nothing about a refiner, and DPO nothing about SFT: such trainings are taken over, others are not.
+    assert not (other / "sft/refiner.log").exists() and (other / "sft/generator.log").exists()
+    unhelped = out / "tiny/n3-theta0.5-weight0"
+    assert not list((unhelped / "sft").glob("*.log")) and (unhelped / "dpo/refiner.log").exists()
     weights = [cell / "sft/refiner/model.safetensors" for cell in (reference, other)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert (other / "data/sft-verifier.jsonl").read_text() != (reference / "data/sft-verifier.jsonl").read_text()
