@@ -34,11 +34,15 @@ $(VENV)-heavy/.installed: pyproject.toml
 run: install  ## weave 300 questions with the embedded model, write the data sets, evaluate on 1,000 held-out problems
 	$(BIN)/python -m weaverant.recipes.malt --out $(OUT)
 
-test: install  ## all tests that need no extra
-	$(BIN)/python -m pytest
+# Tests wait more than they compute, so three processes keep two cores busy. A file's tests stay in one process.
+WORKERS ?= 3
+PYTEST  := -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+test: install  ## all tests that need no extra, in WORKERS=3 processes
+	$(BIN)/python $(PYTEST)
 
 test-all: check test audit $(VENV)-heavy/.installed  ## format, lint, types, dependencies, all tests, and those that need the heavy extras
-	$(VENV)-heavy/bin/python -m pytest -m "heavy and not slow"
+	$(VENV)-heavy/bin/python $(PYTEST) -m "heavy and not slow"
 
 test-slow: install  ## the long forms: 2,000 random workflows, 200 crash trials, a million rows
 	$(BIN)/python -m pytest -m slow --timeout 3600 -rA

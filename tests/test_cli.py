@@ -970,7 +970,7 @@ def test_calls_that_wait_inside_an_engine_are_not_said_to_be_in_flight(folder: P
 # The document
 
 
-COMMANDS = ["", "run", "resume", "join", "show", "export", "fetch", "train", "recipes", "models", "init"]
+COMMANDS = ["", "run", "resume", "join", "show", "export", "fetch", "train", "improve", "recipes", "models", "init"]
 
 
 def flags_told(command: str) -> set[str]:

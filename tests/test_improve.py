@@ -230,12 +230,13 @@ def test_a_role_with_too_few_samples_keeps_its_model_and_models_json_says_so(tmp
 
 
 def test_a_verdict_says_the_gain_with_its_interval():
-    verdict = Verdict(500, "vote", 0.962, 0.966, 0.004, -0.003, 0.011, {})
+    verdict = Verdict(500, "vote", 0.962, 0.966, 0.004, -0.003, 0.011, 0.5, {})
     assert not verdict.passes
     assert verdict.told(2) == (
-        "round 2 is refused: +0.4 points [-0.3, +1.1] on 500 gate problems (votes of three, 96.2 % to 96.6 %)"
+        "round 2 is refused: +0.4 points [-0.3, +1.1] on 500 gate problems (votes of three, 96.2 % to 96.6 %; p 0.5)"
     )
-    better = Verdict(500, "pass", 0.7, 0.8, 0.1, 0.01, 0.2, {})
+    better = Verdict(500, "pass", 0.7, 0.8, 0.1, 0.01, 0.2, 0.03, {})
+    assert not Verdict(16, "vote", 0.5, 0.75, 0.25, 0.06, 0.44, 0.125, {}).passes, "four problems that differ"
     assert better.passes and better.told(1).startswith("round 1 is adopted: +10.0 points [+1.0, +20.0]")
 
 
@@ -366,15 +367,15 @@ def test_a_server_is_waited_for_and_ended(tmp_path: Path):
         [str(tmp_path / "model"), "embedded:tiny", str(tmp_path / "model")], how, tmp_path, said.append
     ) as specs:
         url = specs[str(tmp_path / "model")]
-        assert url.startswith("http://127.0.0.1:") and url.endswith("/v1#model")
+        assert url.startswith("http://127.0.0.1:") and url.endswith("/v1?price=0,0#model")
         assert specs["embedded:tiny"] == "embedded:tiny" and len(said) == 1
         listed = subprocess.run(
-            [sys.executable, "-m", "weaverant.cli", "models", url.partition("#")[0]], capture_output=True, text=True,
+            [sys.executable, "-m", "weaverant.cli", "models", url.partition("?")[0]], capture_output=True, text=True,
             check=True,
         )  # fmt: skip
         assert "model" in listed.stdout
     gone = subprocess.run(
-        [sys.executable, "-m", "weaverant.cli", "models", url.partition("#")[0]], capture_output=True, check=False
+        [sys.executable, "-m", "weaverant.cli", "models", url.partition("?")[0]], capture_output=True, check=False
     )
     assert gone.returncode == 1
 

@@ -102,6 +102,8 @@ def test_sft_on_woven_samples_makes_the_replies_likelier(data: Path, tmp_path: P
     assert "polyline" in (tmp_path / "out" / "loss.svg").read_text()
     assert not (tmp_path / "out" / "checkpoints").exists()
     assert json.loads((tmp_path / "out" / "training.json").read_text())["state"] == "finished"
+    modes = {(tmp_path / "out" / name).stat().st_mode for name in ("model.safetensors", "metrics.jsonl")}
+    assert len(modes) == 1, "whoever may read the metrics may read the weights"
 
 
 def test_the_embedded_engine_and_transformers_give_the_same_reply_from_the_folder(data: Path, tmp_path: Path):

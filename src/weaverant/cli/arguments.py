@@ -293,8 +293,8 @@ def _malt_flags(parser: argparse.ArgumentParser) -> None:
 def _improve_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("recipe", metavar="RECIPE", choices=("malt",), help="malt")
-    add("--problems", metavar="FILE|SOURCE", help="rows with question and answer (default: arithmetic:weave)")
-    add("--held-out", metavar="FILE|SOURCE", help="others, for gate and tables (default: a share of the problems)")
+    add("--problems", metavar="ROWS", help="rows with question and answer (default: arithmetic:weave)")
+    add("--held-out", metavar="ROWS", help="others, for gate and tables (default: a share of the problems)")
     add("--model", metavar="SPEC", help="what plays the base (default: embedded:tiny, or what --train names)")
     add("--train", metavar="FOLDER", help="the base's weights (default: those of --model)")
     add("--rounds", type=int, metavar="R", help="of weaving and training (default: 1)")

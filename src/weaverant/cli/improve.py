@@ -151,7 +151,7 @@ def _show(it: Improvement, found: Improved, out: Path, quiet: bool) -> None:
 
 
 def _row(one: dict[str, Any]) -> dict[str, Any]:
-    verdict = one["verdict"] or {"difference": 0.0, "low": 0.0, "high": 0.0}
+    verdict = one["verdict"] or {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
     return {
         "name": f"round {one['round']}: gain at the gate",
         "value": round(verdict["difference"], 4),
@@ -160,6 +160,7 @@ def _row(one: dict[str, Any]) -> dict[str, Any]:
         "adopted": one["adopted"],
         "low": round(verdict["low"], 4),
         "high": round(verdict["high"], 4),
+        "p": verdict["p"],
     }
 
 

@@ -147,6 +147,17 @@ def mark(checkpoint: Path) -> None:
         _sync(path)
 
 
+def settle(out: Path) -> None:
+    """What was written is on the disk, and as open to others as files are that this process makes. (The library for
+    weights gives them to their owner alone.)"""
+    allowed = os.umask(0o077)
+    os.umask(allowed)
+    for path in [*out.iterdir(), *out.glob("adapter/*")]:
+        if path.suffix == ".safetensors":
+            path.chmod(0o666 & ~allowed)
+        _sync(path)
+
+
 def write(out: Path, training: Training) -> None:
     """`training.json`, whole or not at all."""
     unfinished = out / f"{STATE}.tmp"

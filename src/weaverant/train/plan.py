@@ -52,11 +52,17 @@ class Planned(Struct, frozen=True):
             )
 
 
+TIMED = 8_192
+"""Tokens of a timed pass at most. It writes all logits down, which training does not: of a large vocabulary they would
+be more than all the rest."""
+
+
 def forward_seconds(torch: Any, model: Any, tokens: Sequence[Tokens], micro: int, device: str) -> float:
-    """Of a forward pass over `micro` samples of middling length. The second of two: the first one warms up."""
+    """Of a forward pass over `micro` samples of middling length; a part of them is timed, the second of two times."""
     length = int(median(each.longest for each in tokens))
     rows = min(micro, len(tokens)) * len(tokens[0].replies)
-    ids = torch.zeros((rows, length), dtype=torch.long, device=device)
+    timed = max(1, min(rows, TIMED // length))
+    ids = torch.zeros((timed, length), dtype=torch.long, device=device)
     took = 0.0
     with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
         for _ in range(2):
@@ -65,7 +71,7 @@ def forward_seconds(torch: Any, model: Any, tokens: Sequence[Tokens], micro: int
             if device == "cuda":
                 torch.cuda.synchronize()
             took = time.perf_counter() - began
-    return took
+    return took * rows / timed
 
 
 def _gigabytes(size: int) -> str:

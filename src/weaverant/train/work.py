@@ -269,6 +269,7 @@ class Work:
             return trained
         self._write_model(place.out)
         plot(lines, place.out / "loss.svg")
+        checkpoint.settle(place.out)
         result = {name: getattr(trained, name) for name in Trained.__struct_fields__ if name != "folder"}
         checkpoint.write(place.out, structs.replace(place.training, state="finished", result=result))
         shutil.rmtree(place.out / checkpoint.CHECKPOINTS)

@@ -134,13 +134,13 @@ def write(woven: Run, out: Path) -> dict[str, int]:
     for name in FILES:
         say(f"  {lines.get(name, 0):>6,}  {out / name}")
     say("left out, by reason:")
-    for kind, reasons in _left_out(out / DROPPED).items():
+    for kind, reasons in left_out(out / DROPPED).items():
         for reason, count in sorted(reasons.items()):
             say(f"  {count:>6,}  {kind}, {reason}")
     return lines
 
 
-def _left_out(file: Path) -> dict[str, Counter[str]]:
+def left_out(file: Path) -> dict[str, Counter[str]]:
     """The counts of all questions together, by method and reason."""
     totals: dict[str, Counter[str]] = {"sft": Counter(), "preference": Counter()}
     if file.exists():

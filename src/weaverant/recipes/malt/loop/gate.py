@@ -1,7 +1,8 @@
 """Whether a round's team takes the place of the one that wove for it: on problems that nothing else uses.
 
 Both teams answer each problem in several passes and vote. The new one is adopted where the 95 % bootstrap interval of
-the paired difference lies above 0; a gain that may be chance is none.
+the paired difference lies above 0, and McNemar's exact test gives less than 0.05: of few problems that differ the
+bootstrap makes too much (4 gained and none lost is enough for it, and happens to equals once in eight times).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from weaverant.recipes.malt.systems import MA, MALT, PASSES, System, Training
 
 GateOn = Literal["vote", "pass"]
 
+SURE = 0.05
+
 TEAMS = (MA.key, MALT.key)
 """`ma` is the adopted team, in the places of the base; `malt` the new one."""
 
@@ -35,12 +38,14 @@ class Verdict(Struct, frozen=True):
     difference: float
     low: float
     high: float
+    p: float
+    """Of McNemar's exact test."""
     other: dict[str, float]
     """The same of what did not decide: of single passes where the vote did."""
 
     @property
     def passes(self) -> bool:
-        return self.low > 0
+        return self.low > 0 and self.p < SURE
 
     def told(self, number: int) -> str:
         """`round 2 is refused: +0.4 points [-0.3, +1.1] ...`."""
@@ -49,7 +54,7 @@ class Verdict(Struct, frozen=True):
         shares = f"{100 * self.adopted:.1f} % to {100 * self.new:.1f} %"
         return (
             f"round {number} is {'adopted' if self.passes else 'refused'}: {gain} "
-            f"on {self.problems:,} gate problems ({how}, {shares})"
+            f"on {self.problems:,} gate problems ({how}, {shares}; p {self.p:.2g})"
         )
 
 
@@ -75,10 +80,10 @@ def verdict_of(directory: Path, on: GateOn) -> Verdict:
 
     old, new, found = compared(votes)
     other_old, other_new, other = compared(1 if on == "vote" else PASSES)
-    names = ("adopted", "new", "difference", "low", "high")
+    names = ("adopted", "new", "difference", "low", "high", "p")
     return Verdict(
-        said.problems, on, old, new, found.difference, *found.interval,
-        dict(zip(names, (other_old, other_new, other.difference, *other.interval), strict=True)),
+        said.problems, on, old, new, found.difference, *found.interval, max(found.p),
+        dict(zip(names, (other_old, other_new, other.difference, *other.interval, max(other.p)), strict=True)),
     )  # fmt: skip
 
 

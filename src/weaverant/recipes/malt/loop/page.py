@@ -8,12 +8,15 @@ from typing import Any
 
 from weaverant.cli.text import exact
 from weaverant.recipes.malt.loop.habits import planted_habits, told_habits
-from weaverant.recipes.malt.loop.order import FEWEST
+from weaverant.recipes.malt.loop.kept import read_json
+from weaverant.recipes.malt.loop.order import FEWEST, PREFERRED
 from weaverant.recipes.malt.loop.playing import played, seconds_of
 from weaverant.recipes.malt.loop.problems import FOLDER, problems_in, told_left_out
 from weaverant.recipes.malt.loop.sets import sets_in
 from weaverant.recipes.malt.loop.wanted import Improvement
+from weaverant.recipes.malt.main import DROPPED, left_out
 from weaverant.recipes.malt.tables import Evaluated, notes, tables
+from weaverant.recipes.malt.team import ROLES
 from weaverant.runtime.progress import span
 from weaverant.train import TrainConfig
 
@@ -33,6 +36,8 @@ def page(it: Improvement, out: Path, rounds: Sequence[dict[str, Any]], found: Ev
         "",
         *_table(out, rounds),
     ]
+    for one in rounds:
+        lines += ["", *_left_out(out, one["round"])]
     habits = planted_habits(it.model)
     if habits:
         lines += ["", told_habits(habits)]
@@ -94,6 +99,26 @@ def _table(out: Path, rounds: Sequence[dict[str, Any]]) -> Iterator[str]:
         last = played(out / "evaluation")
         cost = exact(last.cost) if last.priced else "their cost is not known"
         yield f"The tables took {last.calls:,} more calls, {cost}; {last.failed:,} of their rows failed."
+
+
+def _left_out(out: Path, number: int) -> Iterator[str]:
+    """Of one round: roles that were not trained, replies and pairs that were not learned, warnings of trainings."""
+    place = out / f"round-{number}"
+    sets = sets_in(place / "data")
+    yield f"Left out in round {number}:"
+    yield ""
+    for kind, method, roles in (("sft", "SFT", ROLES), ("preference", "DPO", PREFERRED)):
+        for role in roles:
+            if (samples := sets.lines.get(f"{kind}-{role}.jsonl", 0)) < FEWEST:
+                yield f"* {method} of the {role}: {samples} samples"
+    if number == 1 and sets.no_star:
+        yield f"* STaR: {sets.no_star}"
+    for kind, reasons in left_out(place / "data" / DROPPED).items():
+        told = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+        yield f"* {'replies' if kind == 'sft' else 'pairs, or parents without one'}: {told or 'none'}"
+    for state in sorted(place.glob("*/*/training.json")):
+        for warning in read_json(state).get("result", {}).get("warnings", []):
+            yield f"* warning of {state.parent.relative_to(place)}: {warning}"
 
 
 def total_seconds(out: Path, rounds: int) -> float:

@@ -126,7 +126,9 @@ class Loop:
     def _weave(self, number: int, adopted: Team, theta: float) -> Played:
         place, it = self._place(number), self.it
         with self._served(adopted.specs.values(), place) as specs:
-            models = {role: specs[spec] for role, spec in adopted.specs.items()}
+            models: dict[str, str] = {role: specs[spec] for role, spec in adopted.specs.items()}
+            if len(set(models.values())) == 1:
+                models = {"*": models["generator"]}  # one engine, so that a server's load is told once
             parameters = {"branching": it.branching, "checker": it.checker, "prompts": it.prompts, "theta": theta}
             rows = str(self.out / FOLDER / f"weave-{number}.jsonl")
 

@@ -49,7 +49,7 @@ class Server:
 
     @property
     def spec(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1#{self.name}"
+        return f"http://127.0.0.1:{self.port}/v1?price=0,0#{self.name}"
 
     def wait(self, patience: float = PATIENCE) -> None:
         """Until it lists its model, or says that it is well. `WeaverantError` with its last lines where it ends before
