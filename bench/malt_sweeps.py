@@ -25,7 +25,7 @@ from typing import Any
 import report
 from msgspec import structs
 from sweeps_figure import figure
-from sweeps_told import PASSES, REFERENCE, Cell, Found, Settings, bars, print_table, row_of, rows_untrained
+from sweeps_told import PASSES, REFERENCE, Cell, Found, Settings, bars, row_of, rows_untrained, table_of
 
 from weaverant import UserError, run
 from weaverant.engines.embedded import PACKAGED
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Path(options.out)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
+    pages: list[str] = []
     try:
         cells = cells_of(
             branching=_numbers(options.branching, int),
@@ -73,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=range(options.trainings),
         )
         for base in options.base or (TINY, WEAKER):
-            rows += swept(base, cells, settings, out)
+            told, page = swept(base, cells, settings, out)
+            rows += told
+            pages.append(page)
     except Stopped as end:
         say(str(end))
         return end.code
@@ -82,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"{time.perf_counter() - began:.0f} s in this session; every reply and every model is in {out}")
     (out / "malt-sweeps.json").write_text(json.dumps({"target": "malt-sweeps", "rows": rows}, indent=1) + "\n", "utf-8")
+    (out / "malt-sweeps.md").write_text("\n".join(pages), "utf-8")
     (out / "malt-sweeps.svg").write_text(figure(bars(rows)), "utf-8")
     report.finish("malt-sweeps", rows)
     return 0
@@ -93,8 +97,8 @@ def cells_of(**values: Iterable[float]) -> list[Cell]:
     return list(dict.fromkeys([*wanted, REFERENCE]))
 
 
-def swept(base: str, cells: Sequence[Cell], settings: Settings, out: Path) -> list[dict[str, Any]]:
-    """All cells of a base, its table printed. Raises `Stopped`, `UserError`."""
+def swept(base: str, cells: Sequence[Cell], settings: Settings, out: Path) -> tuple[list[dict[str, Any]], str]:
+    """All cells of a base, its table printed: the rows, and the table for a page. Raises `Stopped`, `UserError`."""
     folder = out / base
     kept = {name: value for name, value in settings._asdict().items() if name not in ("sft", "dpo", "jobs")}
     begin(
@@ -117,9 +121,12 @@ def swept(base: str, cells: Sequence[Cell], settings: Settings, out: Path) -> li
         found.append(_found(cell, settings, sets, outcomes, untrained))
         say(f"{base}: {cell.title}: the vote of MALT is right in {found[-1].vote.spread.mean:.1%}")
     found.sort(key=lambda one: cells.index(one.cell))
-    print_table(base, settings, found, untrained)
-    print(told_habits(habits_of(base)))
-    return [*rows_untrained(base, untrained), *(row_of(base, settings, one) for one in found)]
+    table = table_of(base, settings, found, untrained)
+    table.put()
+    habits = told_habits(habits_of(base))
+    print(habits)
+    rows = [*rows_untrained(base, untrained), *(row_of(base, settings, one) for one in found)]
+    return rows, f"{table.markdown()}\n{habits}\n"
 
 
 def weaker(out: Path) -> Path:

@@ -104,16 +104,36 @@ def row_of(base: str, settings: Settings, found: Found) -> dict[str, Any]:
     )
 
 
-def print_table(base: str, settings: Settings, found: Sequence[Found], untrained: Outcomes) -> None:
+class Told(NamedTuple):
+    """A table of a base: what it is of, its head, its lines."""
+
+    title: str
+    head: list[str]
+    lines: list[list[str]]
+
+    def put(self) -> None:
+        """On the screen."""
+        print(f"\n{self.title}")
+        report.table(self.head, self.lines)
+        print(flush=True)
+
+    def markdown(self) -> str:
+        """For a page."""
+        cells = (self.head, ["---", *["--:"] * (len(self.head) - 1)], *self.lines)
+        return "\n".join([self.title, "", *(f"| {' | '.join(line)} |" for line in cells), ""])
+
+
+def table_of(base: str, settings: Settings, found: Sequence[Found], untrained: Outcomes) -> Told:
+    """All cells of a base, what it does untrained above them."""
     seeds = "1 seed" if settings.seeds == 1 else f"{settings.seeds} seeds"
-    print(
-        f"\nbase {base}: {settings.questions:,} questions woven; right answers in % to {settings.problems:,} held-out "
-        f"problems, {seeds}; [95 % intervals]: Wilson, and of the difference the paired bootstrap"
+    title = (
+        f"Base {base}, {settings.questions:,} questions woven; right answers in % to {settings.problems:,} held-out "
+        f"problems, {seeds}, with 95 % intervals: Wilson's, and of the difference the paired bootstrap"
     )
     head = ["system", "calls woven", "SFT g / v / r", "pairs v / r", "single pass", f"vote of {PASSES}", "vote - MA+MV"]
-    lines: list[list[Any]] = []
+    lines: list[list[str]] = []
     for one, vote in ((UNTRAINED[0], UNTRAINED[1]), (UNTRAINED[2], UNTRAINED[3])):
-        name = "untrained team (MA)" if one.team == MA else f"lone agent, and a vote of {vote.votes}"
+        name = "untrained team (MA)" if one.team == MA else f"lone agent (SA), vote of {vote.votes}"
         lines.append([name, "", "", "", *(_shown(untrained.accuracy(each)) for each in (one, vote)), ""])
     for one in found:
         low, high = one.against.interval
@@ -128,8 +148,7 @@ def print_table(base: str, settings: Settings, found: Sequence[Found], untrained
                 f"{100 * one.against.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
             ]
         )
-    report.table(head, lines)
-    print(flush=True)
+    return Told(title, head, lines)
 
 
 def _shown(accuracy: Accuracy) -> str:
