@@ -84,8 +84,8 @@ def test_sweeps_go_on_after_a_kill_and_train_nothing_twice(tmp_path):
     command += ["--epochs=1", "--dpo-epochs=1"]
     reference, other = out / "tiny/n3-theta0.5", out / "tiny/n3-theta0.34"
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    trained = reference / "sft/refiner/config.json"
-    while first.poll() is None and not trained.exists():
+    trained, after = reference / "sft/refiner/config.json", reference / "dpo/refiner"
+    while first.poll() is None and not after.exists():
         time.sleep(0.1)
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
