@@ -302,7 +302,8 @@ def test_a_child_of_a_command_that_was_killed_is_ended(tmp_path: Path):
     assert process.end() == 128 + signal.SIGKILL
 
 
-def test_all_ends_when_the_owner_is_killed(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_all_ends_when_the_owner_is_killed(tmp_path: Path, number: signal.Signals):
     owner = subprocess.Popen(
         [
             sys.executable, "-c",
@@ -313,7 +314,7 @@ def test_all_ends_when_the_owner_is_killed(tmp_path: Path):
         ],
     )  # fmt: skip
     pids = nested(tmp_path / "pids")
-    owner.kill()
+    owner.send_signal(number)
     owner.wait()
     wait_for(lambda: not any(map(alive, pids)))
 

@@ -201,25 +201,24 @@ def trainings_in(folder: Path) -> list[int]:
     return [pid for pid in processes_in(folder) if b"\0train\0" in cmdline(pid) and b"leash" not in cmdline(pid)]
 
 
-def test_a_round_that_could_not_train_is_refused(tmp_path: Path):
+def test_a_round_that_could_not_train_is_refused_and_the_tables_are_those_of_the_base(tmp_path: Path):
+    out = tmp_path / "out"
     done = weaverant(
-        "improve",
-        "malt",
-        "--questions",
-        "1",
-        "--gate-problems",
-        "4",
-        "--no-tables",
-        "--branching",
-        "1",
-        "--out",
-        tmp_path / "out",
-    )
+        "improve", "malt", "--questions", "1", "--gate-problems", "4", "--held-out-problems", "3", "--seeds", "2",
+        "--branching", "1", "--out", out,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "round 1 is refused: nothing could be trained" in done.stdout
     assert "sft generator is left out" in done.stderr and "fewer than 8; the generator keeps" in done.stderr
-    models = read_models(tmp_path / "out" / "round-1" / "models.json")
+    models = read_models(out / "round-1" / "models.json")
     assert models.spec("sft", "generator") == models.spec("dpo", "refiner") == "embedded:tiny"
+    told = json.loads(done.stdout.splitlines()[-1])
+    systems = {row["system"] for row in told["rows"] if "system" in row}
+    assert systems == {"sa@1", "sa@3", "sa@9", "ma@1", "ma@3"} and "malt" in told["left_out"]
+    assert (told["problems"], told["seeds"], told["planted habits"]["slip"]) == (3, 2, 0.18)
+    page = (out / "report.md").read_text()
+    assert "No round was adopted: the tables are those of the base" in page and "Table 1" in page
+    assert (out / "accuracy.svg").exists() and (out / "evaluation.json").exists()
 
 
 def test_a_round_that_gains_nothing_is_refused_and_the_next_weaves_with_the_old_team(tmp_path: Path):

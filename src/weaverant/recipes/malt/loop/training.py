@@ -52,6 +52,8 @@ def train_roles(
     `rule` gives other labels than the trees were grown for. `jobs` is how many trainings run at once, 0 to choose.
     What is finished in `out` is not done again. Raises `UserError`, `WeaverantError`.
     """
+    if jobs < 0:
+        raise UserError(f"--jobs counts trainings at once, 1 or more; found {jobs}")
     check_stack()
     trees = finished_run(run)
     if not has_finished(run):
