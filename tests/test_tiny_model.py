@@ -16,7 +16,8 @@ import pytest
 from weaverant.engines.embedded import PACKAGED, EmbeddedEngine
 from weaverant.engines.gpt2.blas import threads
 from weaverant.engines.gpt2.lanes import Conversation, Lanes
-from weaverant.engines.gpt2.model import TILE, TinyModel
+from weaverant.engines.gpt2.model import PAGE, TILE, TinyModel
+from weaverant.engines.gpt2.pages import Pages
 from weaverant.engines.gpt2.sampling import draw, uniform
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import ImagePart, Message, OutputSchema, Reply, Request, Sampling, ToolSpec, system, user
@@ -103,12 +104,10 @@ def test_the_logits_are_the_same_bits_in_any_lane_and_company():
     def logits(lanes: list[int], rows: int) -> np.ndarray:
         """Of the first prompt, in the first of the lanes, beside as many others."""
         cache = model.cache(rows)
-        read = np.zeros((len(lanes), model.padded(known)), np.intp)
         tokens, places = np.zeros(rows, np.intp), np.zeros(rows, np.intp)
         for i, lane in enumerate(lanes):
-            read[i, :known] = prompts[i][:-1]
+            Pages(model).read(prompts[i][:-1], cache, lane)
             tokens[lane], places[lane] = prompts[i][-1], known
-        model.read(read, cache, np.array(lanes))
         return model.step(tokens, places, cache)[lanes[0]]
 
     with threads.one():
@@ -118,6 +117,90 @@ def test_the_logits_are_the_same_bits_in_any_lane_and_company():
         for count in (2, 3, 16, 64):
             lanes = random.Random(count).sample(range(64), count)
             np.testing.assert_array_equal(logits(lanes, 64), alone)
+
+
+def test_siblings_say_together_what_they_say_alone():
+    """Calls of one prompt share a lane until they part, whatever their seeds, temperatures, limits and stops are."""
+    settings = [{}, {"temperature": 0.3}, {"max_tokens": 7}, {"stop": (" ",)}, {"top_p": 0.9}, {"temperature": 0.0}]
+    requests = [
+        asked(row["question"], seed, **sampling) for row in ROWS[:20] for seed in range(2) for sampling in settings
+    ]
+    assert together(requests) == together(requests, at_once=1)
+    assert len({reply.text for reply in together(requests)}) > 60
+
+
+def test_siblings_share_a_lane_until_they_part():
+    model = TinyModel.load(TINY)
+    prompt = model.tokenizer.chat([user(QUESTION)])
+    lanes = Lanes(model, 32)
+    lanes.enter([Conversation(prompt, 40, seed=seed) for seed in range(20)])
+    assert (lanes.free, len(lanes.sharing)) == (12, 1)
+    used = []
+    while lanes.seated:
+        lanes.step()
+        ways = {tuple(it.reply) for it in lanes.seated.values()}
+        assert {len({tuple(lanes.seated[seat].reply) for seat in seats}) for seats in lanes.sharing.values()} <= {1}
+        used.append(len(lanes.sharing))
+        assert len(ways) == len(lanes.sharing)
+    assert used[0] < 20 and max(used) > 3
+    assert lanes.free == 32
+    lanes.enter([Conversation(prompt, 40, seed=seed) for seed in range(32)])
+    lanes.drop([it for it in lanes.seated.values() if it.seed % 4])
+    assert (lanes.free, [len(seats) for seats in lanes.sharing.values()]) == (24, [8])
+    lanes.clear()
+    assert (lanes.free, lanes.sharing) == (32, {})
+
+
+def test_siblings_enter_together_where_few_seats_are_free():
+    class Watched(EmbeddedEngine):
+        """Notes the prompts of the calls that enter in each turn."""
+
+        def _admitted(self):
+            calls = super()._admitted()
+            entered.append({tuple(call.conversation.prompt) for call in calls})
+            return calls
+
+    entered: list[set[tuple[int, ...]]] = []
+
+    async def main() -> None:
+        engine = Watched(TinyModel.load(TINY), "tiny", "-", lanes=16)
+        ends = (3, 11, 23)  # so that seats become free one by one
+        await answered(engine, [asked(row["question"], max_tokens=end) for row in ROWS[:80] for end in ends])
+        await engine.close()
+
+    asyncio.run(main())
+    assert 80 <= sum(map(len, entered)) < 95
+
+
+def test_more_calls_of_one_prompt_than_there_are_lanes():
+    requests = [asked(seed=seed, max_tokens=12) for seed in range(200)]
+    assert together(requests) == together(requests, at_once=1)
+
+
+def test_pages_read_before_have_the_bits_of_pages_read_anew():
+    model = TinyModel.load(TINY)
+    told = [model.tokenizer.chat(request.messages)[:-1] for request in mixed(30)]
+    told += [[*prompt[:cut], 9, *prompt[cut:]] for prompt in told[:6] for cut in (0, 15, 16, 40)] + told[:5]
+    kept, cache = Pages(model), model.cache(TILE)
+    known = 0
+    for prompt in told:
+        Pages(model).read(prompt, cache, 0)
+        known += kept.read(prompt, cache, 1)
+        np.testing.assert_array_equal(cache[:, :, 0, :, : len(prompt)], cache[:, :, 1, :, : len(prompt)])
+    assert sum(map(len, told[-5:])) < known < sum(map(len, told))
+
+
+def test_pages_keep_what_was_used_last_and_no_more_than_they_may():
+    model = TinyModel.load(TINY)
+    cache = model.cache(TILE)
+    page = cache[:, :, 0, :, :PAGE].nbytes
+    pages = Pages(model, most_bytes=4 * page)
+    first, second, third = ([token] * 2 * PAGE for token in (1, 2, 3))
+    assert [pages.read(prompt, cache, 0) for prompt in (first, second, first)] == [0, 0, 2 * PAGE]
+    pages.read(third, cache, 0)
+    assert len(pages) == 4
+    assert [pages.read(prompt, cache, 0) for prompt in (first, second)] == [2 * PAGE, 0]
+    assert pages.read([], cache, 0) == 0
 
 
 def test_seeds_draw_different_replies_and_repeat_them():
@@ -133,9 +216,7 @@ def test_a_prompt_is_read_as_if_token_by_token():
     ids = model.tokenizer.chat([user(QUESTION)])
     whole, single = model.cache(TILE), model.cache(TILE)
     tokens, places = np.zeros(TILE, np.intp), np.zeros(TILE, np.intp)
-    padded = np.zeros((1, model.padded(len(ids) - 1)), np.intp)
-    padded[0, : len(ids) - 1] = ids[:-1]
-    model.read(padded, whole, np.array([0]))
+    Pages(model).read(ids[:-1], whole, 0)
     logits = np.zeros(0)
     for place, token in enumerate(ids):
         tokens[0], places[0] = token, place

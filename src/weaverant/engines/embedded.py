@@ -28,6 +28,8 @@ from weaverant.step import Turn
 PACKAGED = Path(__file__).parent / "models"
 LANES = 64
 """Conversations in the running batch. More are not faster: the cache of 64 is read from memory at every token."""
+SIBLINGS = 16
+"""Most calls of one prompt that enter together."""
 _NO_MODEL = (
     OSError,
     LookupError,
@@ -157,15 +159,30 @@ class EmbeddedEngine:
         return True
 
     def _admitted(self) -> list[Call]:
-        """The calls that may enter now, oldest task first."""
+        """The calls that may enter now, oldest task first. Siblings enter together, because they share their work."""
         admitted: list[Call] = []
         with self._changed:
-            while self._waiting and len(admitted) < self._lanes.free:
-                _, _, call = heappop(self._waiting)
-                if not call.gone:
-                    call.enter()
-                    admitted.append(call)
+            while siblings := self._siblings():
+                if len(siblings) > self._lanes.free - len(admitted):
+                    for waiting in siblings:
+                        heappush(self._waiting, waiting)
+                    break
+                admitted += [call for _, _, call in siblings]
+        for call in admitted:
+            call.enter()
         return admitted
+
+    def _siblings(self) -> list[tuple[int, int, Call]]:
+        """Takes from those waiting the first one, and with it those of the same prompt right behind it."""
+        siblings: list[tuple[int, int, Call]] = []
+        while self._waiting and len(siblings) < SIBLINGS:
+            prompt = self._waiting[0][2].conversation.prompt
+            if siblings and prompt != siblings[0][2].conversation.prompt:
+                break
+            waiting = heappop(self._waiting)
+            if not waiting[2].gone:
+                siblings.append(waiting)
+        return siblings
 
     def _fail(self, error: StepFailed) -> None:
         """Fails every call, waiting or running."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from heapq import heappop, heappush
-from itertools import groupby
 from typing import Literal
 
 import numpy as np
 
 from weaverant.engines.gpt2.model import TILE, TinyModel
+from weaverant.engines.gpt2.pages import Pages
 from weaverant.engines.gpt2.sampling import draw
-
-READ_AT_ONCE = 8
-"""Prompts of equal padded length read together: more only fall out of the processor's cache."""
 
 
 @dataclass(eq=False)
@@ -55,18 +52,26 @@ class Conversation:
 
 
 class Lanes:
-    """A fixed number of lanes, each with room for one conversation. Not safe to share between threads."""
+    """A fixed number of seats, one for each conversation, and as many lanes. Not safe to share between threads.
+
+    A lane holds a text, prompt and reply, and each step finds what may follow it. Conversations that begin together
+    with the same prompt share a lane until their draws differ; whoever parts takes a copy along to a lane of its own.
+    """
 
     def __init__(self, model: TinyModel, count: int) -> None:
         if count <= 0 or count % TILE:
             raise ValueError(f"lanes come in tiles: expected a multiple of {TILE}, found {count!r}")
         self.model = model
         self.cache = model.cache(count)
-        self.taken: dict[int, Conversation] = {}
-        self._free = list(range(count))
+        self.pages = Pages(model)
+        self.seated: dict[int, Conversation] = {}
+        self.sharing: dict[int, list[int]] = {}
+        """The seats of those whose text is in a lane."""
+        self._free_seats = list(range(count))
+        self._free_lanes = list(range(count))
         self._tokens = np.zeros(count, np.intp)
         self._places = np.zeros(count, np.intp)
-        self._advance = np.zeros(count, np.intp)
+        self._lane = np.zeros(count, np.intp)
         self._temperature = np.ones(count)
         self._top_p = np.ones(count)
         self._keys = np.zeros(count, np.uint64)
@@ -75,75 +80,99 @@ class Lanes:
     @property
     def free(self) -> int:
         """How many conversations may enter."""
-        return len(self._free)
+        return len(self._free_seats)
 
     def enter(self, conversations: Sequence[Conversation]) -> None:
         """Reads the prompts, at most `free` of them, and starts their replies."""
-        entered = [(heappop(self._free), conversation) for conversation in conversations]
-        for lane, it in entered:
-            self.taken[lane] = it
-            self._tokens[lane] = it.prompt[-1]
-            self._places[lane] = len(it.prompt) - 1
-            self._advance[lane] = 1
-            self._temperature[lane] = it.temperature
-            self._top_p[lane] = it.top_p
-            self._keys[lane] = it.key
-            self._counters[lane] = 0
-        for length, group in _alike(entered, self.model):
-            tokens = np.zeros((len(group), length), np.intp)
-            for row, (_, it) in enumerate(group):
-                tokens[row, : len(it.prompt) - 1] = it.prompt[:-1]
-            self.model.read(tokens, self.cache, np.array([lane for lane, _ in group]))
+        opened: dict[tuple[int, ...], int] = {}
+        for it in conversations:
+            prompt = tuple(it.prompt)
+            lane = opened.get(prompt)
+            if lane is None:
+                lane = opened[prompt] = self._open(prompt)
+            seat = heappop(self._free_seats)
+            self.seated[seat] = it
+            self.sharing[lane].append(seat)
+            self._lane[seat] = lane
+            self._temperature[seat] = it.temperature
+            self._top_p[seat] = it.top_p
+            self._keys[seat] = it.key
+            self._counters[seat] = 0
 
     def step(self) -> list[Conversation]:
-        """One more token for everyone. Returns those who are done; they have left their lanes."""
-        rows = -(-(max(self.taken) + 1) // TILE) * TILE
-        logits = self.model.step(self._tokens[:rows], self._places[:rows], self.cache)
-        self._counters[:rows] += np.uint64(1)
-        chosen = draw(
-            logits,
-            self._temperature[:rows],
-            self._top_p[:rows],
-            self._keys[:rows],
-            self._counters[:rows],
-        )
-        self._tokens[:rows] = chosen
-        self._places[:rows] += self._advance[:rows]
-        tokenizer = self.model.tokenizer
-        tokens: list[int] = chosen.tolist()
-        for lane, it in self.taken.items():
-            token = tokens[lane]
-            it.add(token, tokenizer.characters.get(token, ""), tokenizer.end)
-        done = [(lane, it) for lane, it in self.taken.items() if it.finish is not None]
-        for lane, _ in done:
-            self._leave(lane)
-        return [it for _, it in done]
+        """One more token for everyone. Returns those who are done; they have left their seats."""
+        lanes, seats = _tiled(self.sharing), _tiled(self.seated)
+        logits = self.model.step(self._tokens[:lanes], self._places[:lanes], self.cache)
+        self._counters[:seats] += np.uint64(1)
+        tokens: list[int] = draw(
+            logits[self._lane[:seats]],
+            self._temperature[:seats],
+            self._top_p[:seats],
+            self._keys[:seats],
+            self._counters[:seats],
+        ).tolist()
+        characters, end = self.model.tokenizer.characters, self.model.tokenizer.end
+        done: list[Conversation] = []
+        for lane, sharing in list(self.sharing.items()):
+            ways: dict[int, list[int]] = {}
+            for seat in sharing:
+                it, token = self.seated[seat], tokens[seat]
+                it.add(token, characters.get(token, ""), end)
+                if it.finish is None:
+                    ways.setdefault(token, []).append(seat)
+                else:
+                    done.append(it)
+                    self._rise(seat)
+            if ways:
+                self._go_on(lane, ways)
+            else:
+                self._close(lane)
+        return done
 
     def drop(self, gone: Sequence[Conversation]) -> None:
-        """Frees the lanes of conversations that nobody waits for any more."""
-        for lane in [lane for lane, it in self.taken.items() if it in gone]:
-            self._leave(lane)
+        """Frees the seats of conversations that nobody waits for any more."""
+        for lane, sharing in list(self.sharing.items()):
+            for seat in [seat for seat in sharing if self.seated[seat] in gone]:
+                sharing.remove(seat)
+                self._rise(seat)
+            if not sharing:
+                self._close(lane)
 
     def clear(self) -> None:
-        """Frees every lane."""
-        self.drop(list(self.taken.values()))
+        """Frees every seat."""
+        self.drop(list(self.seated.values()))
 
-    def _leave(self, lane: int) -> None:
-        del self.taken[lane]
-        heappush(self._free, lane)
-        self._places[lane] = self._advance[lane] = 0
-        self._top_p[lane] = 1.0
+    def _open(self, prompt: tuple[int, ...]) -> int:
+        """A lane with that prompt, read but for its last token, which is left to the first step."""
+        lane = heappop(self._free_lanes)
+        self.pages.read(prompt[:-1], self.cache, lane)
+        self.sharing[lane] = []
+        self._tokens[lane] = prompt[-1]
+        self._places[lane] = len(prompt) - 1
+        return lane
+
+    def _go_on(self, lane: int, ways: dict[int, list[int]]) -> None:
+        """Each next token with those who drew it: the first in this lane, any other in a copy of it."""
+        self._places[lane] += 1
+        (self._tokens[lane], self.sharing[lane]), *others = ways.items()
+        for token, seats in others:
+            other, place = heappop(self._free_lanes), self._places[lane]
+            self.cache[:, :, other, :, :place] = self.cache[:, :, lane, :, :place]
+            self._tokens[other], self._places[other], self.sharing[other] = token, place, seats
+            self._lane[seats] = other
+
+    def _close(self, lane: int) -> None:
+        del self.sharing[lane]
+        heappush(self._free_lanes, lane)
+        self._places[lane] = 0
+
+    def _rise(self, seat: int) -> None:
+        del self.seated[seat]
+        heappush(self._free_seats, seat)
+        self._lane[seat] = 0
+        self._top_p[seat] = 1.0
 
 
-def _alike(
-    entered: list[tuple[int, Conversation]], model: TinyModel
-) -> Iterator[tuple[int, list[tuple[int, Conversation]]]]:
-    """The newcomers in groups of one padded length. A prompt's last token is left to the first step."""
-
-    def length(item: tuple[int, Conversation]) -> int:
-        return model.padded(len(item[1].prompt) - 1)
-
-    for padded, group in groupby(sorted(entered, key=length), key=length):
-        members = list(group)
-        for start in range(0, len(members) if padded else 0, READ_AT_ONCE):
-            yield padded, members[start : start + READ_AT_ONCE]
+def _tiled(taken: Collection[int]) -> int:
+    """The rows to work on: all up to the last one taken, in whole tiles."""
+    return -(-(max(taken) + 1) // TILE) * TILE

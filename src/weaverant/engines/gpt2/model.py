@@ -7,7 +7,6 @@ drawn. So a reply is the same bits alone and in any company.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +19,13 @@ from weaverant.engines.gpt2.tokenizer import CharTokenizer
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.intp]
+Cache = Floats
+"""Keys (0) and values (1) of texts: `[layer, 2, lane, head, position, size]`."""
 
 TILE = 16
 """Lanes in a matrix product. The widest at which OpenBLAS treats every lane alike on all x86 processors tried."""
-PROMPT_STEP = 16
-"""Prompts are padded to a multiple of this."""
+PAGE = 16
+"""Tokens of a prompt in one matrix product: their keys and values depend on them and those before, to the last bit."""
 HIDDEN = np.float32(-1e9)
 """Added to a score that must not count."""
 
@@ -51,20 +52,13 @@ class Linear(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One layer. The gains and shifts of both norms, and the score scale, are folded into what reads them."""
+    """One layer. The gains and shifts of both norms, the score scale and the half of `_gelu` are folded into what
+    reads them; what is added to the residual stream has a mean of zero, so the norms need take none away."""
 
     attend: Linear
     project: Linear
     widen: Linear
     narrow: Linear
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Keys `[layer, lane, head, size, position]` and values `[layer, lane, head, position, size]`."""
-
-    keys: Floats
-    values: Floats
 
 
 class TinyModel:
@@ -74,14 +68,15 @@ class TinyModel:
         self.tokenizer = tokenizer
         self.heads: int = config["n_head"]
         self.positions: int = config["n_positions"]
-        self.tokens = weights["wte.weight"]
-        self.places = weights["wpe.weight"]
+        self.room = -(-self.positions // PAGE) * PAGE
+        """Positions of a lane: whole pages."""
+        self.tokens = _centred(weights["wte.weight"])
+        self.places = _centred(weights["wpe.weight"])
         self.width = self.tokens.shape[1]
         self.blocks = [_block(weights, f"h.{i}.", self.width // self.heads) for i in range(config["n_layer"])]
-        head = weights.get("lm_head.weight", self.tokens)
+        head = weights.get("lm_head.weight", weights["wte.weight"])
         self.unembed = _after_norm(weights, "ln_f", Linear(head.T, np.zeros(len(head), np.float32)))
-        apart = np.triu(np.ones((self.positions, self.positions), np.float32), 1)
-        self.mask: Floats = apart * HIDDEN
+        self.mask: Floats = np.triu(np.full((self.room, self.room), HIDDEN, np.float32), 1)
 
     @staticmethod
     def load(folder: Path) -> TinyModel:
@@ -95,31 +90,26 @@ class TinyModel:
         return TinyModel(plain, config, CharTokenizer.load(folder))
 
     def cache(self, lanes: int) -> Cache:
-        """Room for that many conversations of full length."""
-        sizes = (len(self.blocks), lanes, self.heads, self.width // self.heads, self.positions)
-        keys = np.zeros(sizes, np.float32)
-        return Cache(keys, np.zeros((*sizes[:3], sizes[4], sizes[3]), np.float32))
+        """Room for that many texts of full length."""
+        return np.zeros((len(self.blocks), 2, lanes, self.heads, self.room, self.width // self.heads), np.float32)
 
-    def padded(self, length: int) -> int:
-        """The padded length of a prompt."""
-        return min(self.positions, -(-length // PROMPT_STEP) * PROMPT_STEP)
-
-    def read(self, tokens: Ints, cache: Cache, lanes: Ints) -> None:
-        """Puts keys and values of `tokens` `[batch, length]` into the cache; `length` is a padded length."""
-        length = tokens.shape[1]
-        x: Floats = self.tokens[tokens] + self.places[:length]
+    def read(self, tokens: Ints, start: int, cache: Cache, lane: int) -> None:
+        """Puts keys and values of `tokens` `[pages, 16]` into a lane, which has the `start` positions before them."""
+        end = start + tokens.size
+        places = np.minimum(np.arange(start, end), self.positions - 1).reshape(tokens.shape)
+        x: Floats = self.tokens[tokens] + self.places[places]
         for layer, block in enumerate(self.blocks):
-            normed = _norm(x)
-            last = layer == len(self.blocks) - 1
-            query, key, value = self._split(block.attend(normed))
-            cache.keys[layer, lanes, :, :, :length] = key.swapaxes(-1, -2)
-            cache.values[layer, lanes, :, :length] = value
-            if last:
+            attended = block.attend(_norm(x)).reshape(tokens.size, 3, self.heads, -1).transpose(1, 2, 0, 3)
+            cache[layer, :, lane, :, start:end] = attended[1:]
+            if layer == len(self.blocks) - 1:
                 return  # the reply is drawn from the last token, which `step` reads
-            scores: Floats = query @ key.swapaxes(-1, -2)
-            scores += self.mask[:length, :length]
-            mixed: Floats = _softmax(scores) @ value
-            x += block.project(mixed.swapaxes(1, 2).reshape(x.shape))
+            (keys, values), query = cache[layer, :, lane], attended[0]
+            for to in range(start + PAGE, end + 1, PAGE):
+                page = query[:, to - PAGE - start : to - start]
+                scores: Floats = page @ keys[:, :to].swapaxes(-1, -2)
+                scores[..., -PAGE:] += self.mask[:PAGE, :PAGE]
+                page[:] = _mixed(scores, values[:, :to])
+            x += block.project(query.swapaxes(0, 1).reshape(x.shape))
             x += block.narrow(_gelu(block.widen(_norm(x))))
 
     def step(self, tokens: Ints, places: Ints, cache: Cache) -> Floats:
@@ -130,23 +120,16 @@ class TinyModel:
         rows = len(tokens)
         lanes = np.arange(rows)
         x: Floats = (self.tokens[tokens] + self.places[places]).reshape(-1, TILE, self.width)
-        unseen = np.where(np.arange(self.positions) > places[:, None], HIDDEN, np.float32(0))[:, None, None]
+        unseen = self.mask[places][:, None, None]
         for layer, block in enumerate(self.blocks):
-            query, key, value = block.attend.tiled(_norm(x)).reshape(rows, 3, self.heads, -1).swapaxes(0, 1)
-            keys, values = cache.keys[layer], cache.values[layer]
-            keys[lanes, :, :, places] = key
-            values[lanes, :, places] = value
-            scores: Floats = query[:, :, None] @ keys[:rows]
+            attended = block.attend.tiled(_norm(x)).reshape(rows, 3, self.heads, -1)
+            cache[layer, :, lanes, :, places] = attended[:, 1:]
+            keys, values = cache[layer, :, :rows]
+            scores: Floats = attended[:, 0, :, None] @ keys.swapaxes(-1, -2)
             scores += unseen
-            mixed: Floats = _softmax(scores) @ values[:rows]
-            x += block.project.tiled(mixed.reshape(x.shape))
+            x += block.project.tiled(_mixed(scores, values).reshape(x.shape))
             x += block.narrow.tiled(_gelu(block.widen.tiled(_norm(x))))
         return self.unembed.tiled(_norm(x)).reshape(rows, -1)
-
-    def _split(self, attended: Floats) -> Floats:
-        """Queries, keys and values `[3, batch, head, length, size]` of `[batch, length, 3 x width]`."""
-        batch, length, _ = attended.shape
-        return attended.reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
 
 
 def digest(folder: Path) -> str:
@@ -161,12 +144,18 @@ def _block(weights: dict[str, Floats], at: str, size: int) -> Block:
     attend = _after_norm(weights, at + "ln_1", linear("attn.c_attn"))
     scale = np.ones(attend.bias.shape, np.float32)
     scale[: len(scale) // 3] = size**-0.5
+    project, narrow = linear("attn.c_proj"), linear("mlp.c_proj")
     return Block(
         attend=Linear(attend.weight * scale, attend.bias * scale),
-        project=linear("attn.c_proj"),
+        project=Linear(_centred(project.weight), _centred(project.bias)),
         widen=_after_norm(weights, at + "ln_2", linear("mlp.c_fc")),
-        narrow=linear("mlp.c_proj"),
+        narrow=Linear(_centred(narrow.weight) * np.float32(0.5), _centred(narrow.bias)),
     )
+
+
+def _centred(x: Floats) -> Floats:
+    """Less its mean over the last axis."""
+    return x - x.mean(-1, keepdims=True)
 
 
 def _after_norm(weights: dict[str, Floats], norm: str, to: Linear) -> Linear:
@@ -178,29 +167,30 @@ def _after_norm(weights: dict[str, Floats], norm: str, to: Linear) -> Linear:
 
 
 def _norm(x: Floats) -> Floats:
-    """Zero mean and unit variance over the last axis."""
-    y: Floats = x - x.mean(-1, keepdims=True)
-    y /= np.sqrt(np.square(y).mean(-1, keepdims=True) + np.float32(1e-5))
-    return y
+    """Unit variance over the last axis, over which the mean is zero."""
+    variance: Floats = np.einsum("...i,...i->...", x, x)[..., None]
+    variance /= np.float32(x.shape[-1])
+    variance += np.float32(1e-5)
+    np.sqrt(variance, out=variance)
+    return x / variance
 
 
-def _softmax(x: Floats) -> Floats:
-    """Over the last axis, in place."""
-    x -= x.max(-1, keepdims=True)
-    np.exp(x, out=x)
-    x /= x.sum(-1, keepdims=True)
-    return x
+def _mixed(scores: Floats, values: Floats) -> Floats:
+    """The values, each in the share that the softmax of its score gives it. Overwrites the scores."""
+    scores -= scores.max(-1, keepdims=True)
+    np.exp(scores, out=scores)
+    mixed: Floats = scores @ values
+    mixed /= scores.sum(-1, keepdims=True)
+    return mixed
 
 
 def _gelu(x: Floats) -> Floats:
-    """GPT-2's `gelu_new`, with the tanh approximation (arXiv 1606.08415, section 2)."""
+    """Twice GPT-2's `gelu_new`, with the tanh approximation (arXiv 1606.08415, section 2)."""
     y: Floats = x * x
-    y *= np.float32(0.044715)
-    y += np.float32(1)
+    y *= np.float32(0.044715 * 0.7978845608)
+    y += np.float32(0.7978845608)
     y *= x
-    y *= np.float32(0.7978845608)
     np.tanh(y, out=y)
     y += np.float32(1)
     y *= x
-    y *= np.float32(0.5)
     return y
