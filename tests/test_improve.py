@@ -381,6 +381,22 @@ def test_a_server_is_waited_for_and_ended(tmp_path: Path):
     assert gone.returncode == 1
 
 
+def test_what_a_server_died_of_is_told_in_place_of_what_the_work_saw(tmp_path: Path):
+    once = SERVER.replace("serve_forever()", "handle_request(); print('no memory left'); sys.exit(1)")
+    (tmp_path / "once.py").write_text(once)
+    (tmp_path / "model").mkdir()
+    how = f"{sys.executable} {tmp_path}/once.py {{folder}} {{port}} {{name}}"
+
+    def work() -> None:
+        with served([str(tmp_path / "model")], how, tmp_path, print):
+            wait_for(lambda: "no memory left" in (tmp_path / "server-1.log").read_text())
+            time.sleep(1.0)  # the process ends a moment later
+            raise WeaverantError("nobody answers")
+
+    with pytest.raises(WeaverantError, match=r"(?s)has died; its last lines.*no memory left"):
+        work()
+
+
 def test_a_server_that_does_not_come_is_told_of_with_its_last_lines(tmp_path: Path):
     dies = Server(
         tmp_path, f"{sys.executable} -c 'print(\"out of memory\"); raise SystemExit(3)' {{port}}", tmp_path / "log"

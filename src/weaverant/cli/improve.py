@@ -155,7 +155,7 @@ def _row(one: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": f"round {one['round']}: gain at the gate",
         "value": round(verdict["difference"], 4),
-        "goal": "interval above 0, else refused",
+        "goal": "interval above 0 and p < 0.05, else refused",
         "met": True,
         "adopted": one["adopted"],
         "low": round(verdict["low"], 4),
