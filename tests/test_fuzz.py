@@ -119,7 +119,7 @@ def test_a_planted_fault_is_found_and_found_again(name: str):
 def first_failure(target: str, fault: str, cases: str) -> int | None:
     """The number of the case that fails in a process with that fault in it; None if none does."""
     with tempfile.TemporaryFile() as state:
-        code = f"{fault}\nimport fuzz\nfuzz.attempt({target!r}, 1, {cases}, 100, {state.fileno()})"
+        code = f"{fault}\nimport fuzz\nfuzz.attempt({target!r}, 1, {cases}, 250, {state.fileno()})"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, pass_fds=(state.fileno(),),
             check=False,

@@ -173,9 +173,10 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any], w
     messages = bound.templates.messages(variables, earlier)
     if len(earlier) < TALK_FROM:
         ask = bound.ask(messages, variables, earlier)
-        reply: Reply = await loop.answer(ask, bound.fingerprint(messages))
+        engine = bound.compound is None  # asked here, one frame less for each step
+        reply = await (loop.answer(ask, bound.fingerprint(messages)) if engine else bound.reply(loop, ask))
     else:
-        ask, reply = await _talk_on(loop, bound, messages, variables, earlier)
+        ask, reply = await talk_on(loop, bound, messages, variables, earlier)
     if bound.sampling.n > 1 + len(reply.more):
         raise _too_few(bound, ask, reply)
     if bound.plain:
@@ -189,7 +190,7 @@ async def _converse(agent: Agent, history: History, variables: dict[str, Any], w
 _converse.__qualname__ = "Agent.__call__"  # what Python says was never awaited, where somebody forgot to
 
 
-async def _talk_on(
+async def talk_on(
     loop: WorkflowLoop,
     bound: Bound,
     messages: tuple[Message, ...],
@@ -204,7 +205,7 @@ async def _talk_on(
         ask = bound.ask(messages, variables, earlier)
     else:
         ask = bound.ask(messages, variables, base=talk, added=earlier[talk.length :])
-    reply: Reply = await loop.answer(ask, bound.fingerprint(messages))
+    reply = await bound.reply(loop, ask)
     skip = 0 if bound.templates.system is None else 1
     start = skip if talk is None else skip + talk.length
     talks.add(Talk(talk, (*messages[start:], reply.message), ask.number, skip))
@@ -300,7 +301,7 @@ class _Scope:
     async def _go_on(self, added: tuple[Message, ...]) -> None:
         self.messages = (*self.messages, self.reply.message, *added)
         self.ask = self.bound.ask(self.messages, {}, base=self.ask, added=added)
-        self.reply = await self.loop.answer(self.ask, self.bound.fingerprint(self.messages))
+        self.reply = await self.bound.reply(self.loop, self.ask)
 
     async def _call_tool(self, call: ToolCall) -> Message:
         from weaverant.schema import Misfit

@@ -67,13 +67,14 @@ class Timer(Callback, eq=False, kw_only=True):
 class Branch:
     """Where in a workflow's tree of tasks something is asked: spawn numbers from the root, as `0.2.1`."""
 
-    __slots__ = ("counts", "left", "path", "spawned", "timers")
+    __slots__ = ("calls", "counts", "left", "path", "spawned", "timers")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.spawned = 0
         self.left = 0
         self.timers = 0
+        self.calls = 0
         self.counts: dict[bytes, int] = {}
 
     def spawn(self) -> Branch:
@@ -87,10 +88,22 @@ class Branch:
         self.left += 1
         return child
 
+    def call(self) -> Branch:
+        """Where a compound model works out one reply: apart, so that the spawn numbers here do not depend on what
+        answers."""
+        child = Branch(f"{self.path}.call{self.calls}" if self.path else f"call{self.calls}")
+        self.calls += 1
+        return child
+
     def key(self, fingerprint: bytes) -> StepKey:
         occurrence = self.counts.get(fingerprint, 0)
         self.counts[fingerprint] = occurrence + 1
         return self.path, fingerprint, occurrence
+
+
+def is_within(path: str, branch: str) -> bool:
+    """Whether a path is that branch's, or of one that began there."""
+    return path == branch or path.startswith(f"{branch}.")
 
 
 class BranchTask(asyncio.Task[Any]):

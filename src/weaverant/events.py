@@ -80,7 +80,8 @@ class StepEnded(Struct, frozen=True, array_like=True, tag="step"):
     step the template's variables, or the messages added to an earlier step's; for others the arguments.
     `value` is the reply, the function's value, or a failure's `[text, detail]`, whose kind is `reason`.
     `clock` is seconds on the task's own clock, which stands still while the run is stopped; `time` is Unix time.
-    `host` is the epoch of the peer that made a call which travelled, and 0 where nobody else did.
+    `host` is the epoch of the peer that made a call which travelled, and 0 where nobody else did. `inside` is the
+    branch whose steps have made the reply of a compound model, or its failure; empty for what an engine said.
     """
 
     task: str
@@ -102,6 +103,7 @@ class StepEnded(Struct, frozen=True, array_like=True, tag="step"):
     reused: bool = False
     reason: str = ""
     host: Ordinal = 0
+    inside: str = ""
 
 
 class TimerFired(Struct, frozen=True, array_like=True, tag="timer"):

@@ -12,12 +12,13 @@ from typing import Any, cast
 import msgspec
 
 from weaverant.binding import Binding
+from weaverant.compound import Served, is_compound
 from weaverant.engines import doubts, open_engine, pooled
 from weaverant.errors import UserError
 from weaverant.found import recipe_at
 from weaverant.message import Request, Sampling
 from weaverant.namesakes import differences, namesakes
-from weaverant.protocols import Engine, Source
+from weaverant.protocols import Source
 from weaverant.recipe import Recipe, load_recipe, recipe_of
 from weaverant.rundir import RunConfig, resume_in_python
 from weaverant.runtime.budget import unbounded
@@ -28,7 +29,7 @@ from weaverant.workflow import Group, Stages, Workflow
 _log = logging.getLogger("weaverant")
 
 Rows = Source | Iterable[Any] | str | Path
-Models = Mapping[str, Engine | str | Sequence[str]] | Sequence[str] | Engine | str
+Models = Mapping[str, Served | str | Sequence[str]] | Sequence[str] | Served | str
 
 
 def recipe_given(workflow: Workflow | Stages | Recipe | str | Path) -> Recipe:
@@ -125,7 +126,7 @@ def check_bounded(binding: Binding, limits: Limits) -> None:
 
 def bind(
     models: Models, recipe: Recipe, overrides: Mapping[str, Mapping[str, Any]]
-) -> tuple[Binding, list[Engine], dict[str, str]]:
+) -> tuple[Binding, list[Served], dict[str, str]]:
     """Open what is given as a spec, and bind the agents that the recipe's file defines."""
     named = models if isinstance(models, Mapping) else {"*": models}
     by_name = {name: _model(name, given) for name, given in named.items()}
@@ -133,8 +134,8 @@ def bind(
     for name in overrides:
         if recipe.agents and name not in known:
             raise UserError(f"there is no agent {name!r} to set; there are: {', '.join(sorted(known))}")
-    engines: dict[str, Engine] = {}
-    own: list[Engine] = []
+    engines: dict[str, Served] = {}
+    own: list[Served] = []
     for name, given in by_name.items():
         engine = open_engine(given) if isinstance(given, str) else given
         if isinstance(given, str):
@@ -169,7 +170,7 @@ def _bind_all(binding: Binding, recipe: Recipe) -> None:
             )
 
 
-def _model(name: str, given: object) -> Engine | str:
+def _model(name: str, given: object) -> Served | str:
     """A spec or an engine as it is; several specs are replicas of one model. `UserError` if it is nothing of that."""
     if isinstance(given, str):
         return given
@@ -178,8 +179,8 @@ def _model(name: str, given: object) -> Engine | str:
     texts = [spec for spec in specs if isinstance(spec, str)]
     if texts and len(texts) == len(specs):
         return pooled(texts)
-    if callable(getattr(given, "generate", None)) and not isinstance(given, type):
-        return cast(Engine, given)
+    if not isinstance(given, type) and (callable(getattr(given, "generate", None)) or is_compound(given)):
+        return cast(Served, given)
     # What was given is not shown: it may hold a key.
     kind = type(given).__name__
     raise UserError(
@@ -209,7 +210,7 @@ def config_given(
         stages=[stage.name for stage in recipe.stages],
         input=absolute(source.name),
         models=specs,
-        identities={name: engine.identity for name, engine in binding.models.items()},
+        identities={name: one.identity for name, one in binding.served.items()},
         agents=_specs_by_name(binding),
         code=recipe.code,
         trials=trials,

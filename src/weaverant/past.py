@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from weaverant.branch import CANCELLED, Record, TimerKey
+from weaverant.branch import CANCELLED, Record, TimerKey, is_within
 from weaverant.errors import StepFailed
 from weaverant.events import NO_USAGE, StepEnded, TaskEnded, TaskEvent, TaskReopened, TaskStarted, TimerFired
 from weaverant.history import in_order, sensible
@@ -33,6 +33,8 @@ class Past:
         self.row: Any = None
         self.started: TaskStarted
         self._tools: set[StepKey] = set()
+        self._inside: dict[StepKey, str] = {}
+        """Of steps of compound models, the branches whose steps have made their replies."""
         self._failure = "", ""
         """Reason and text of the row's last failure."""
         self._blob = blob
@@ -73,6 +75,8 @@ class Past:
         self.count += 1
         if event.kind == "tool":
             self._tools.add(key)
+        if event.inside:
+            self._inside[key] = event.inside
         if event.reused:
             self.reused.append(key)
         self.usage = self.usage + event.usage
@@ -82,10 +86,18 @@ class Past:
         the workflow had dealt with. Asked again these would cost what they have cost, and where they end otherwise, the
         replies that came after them would be for nothing."""
         hung_on = [key for key in self.forget if key in self.steps]
+        if useless := [self._inside[key] for key in hung_on if key in self._inside]:
+            hung_on += [key for key in self.steps if _is_in(key, useless) and key not in hung_on]
         failed = [key for key, record in self.steps.items() if isinstance(record.outcome, StepFailed)]
         handled = self._handled(failed)
+        if kept := [path for key, path in self._inside.items() if key not in hung_on and self._holds(key, handled)]:
+            handled |= {key for key in failed if _is_in(key, kept)}
         asked = [*hung_on, *(key for key in failed if key not in handled)]
         return asked or failed
+
+    def _holds(self, key: StepKey, handled: set[StepKey]) -> bool:
+        """Whether what came of the step of a compound stays: to ask again what it was made of would change nothing."""
+        return key in handled or not isinstance(self.steps[key].outcome, StepFailed)
 
     def _handled(self, failed: list[StepKey]) -> set[StepKey]:
         """Failures that the workflow went on after, in the same branch, up to another reply, and those of tools, which
@@ -107,7 +119,13 @@ class Past:
         self.attempt += 1
         for key in self.retried():
             self.steps.pop(key, None)
+            self._inside.pop(key, None)
         self.timers.clear()
+
+
+def _is_in(key: StepKey, branches: list[str]) -> bool:
+    """Whether it was asked in one of these branches, or in one that began there."""
+    return any(is_within(key[0], path) for path in branches)
 
 
 def outcome_of(event: StepEnded, value: Any) -> Any:

@@ -211,6 +211,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                     self._abandoned.append(ask)
             raise
 
+    def apart(self, main: Coroutine[Any, Any, Any]) -> BranchTask:
+        """Run it in a branch for one call of a compound model, inside the current one."""
+        return self._spawn(main, self._branch().call(), None)
+
     def _drop_timer(self, timer: Timer) -> None:
         if not timer.settled:
             timer.settled = True

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from weaverant.binding import Binding
 from weaverant.blocking import Blocking
+from weaverant.compound import Served
 from weaverant.errors import JournalError, Misdirected, RunChanged, UserError, WeaverantError
 from weaverant.events import RunOpened, Shortfall, TaskReopened, TaskTaken
 from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
@@ -75,7 +76,7 @@ class Run:
         recipe: Recipe,
         config: RunConfig,
         binding: Binding,
-        own_engines: list[Engine],
+        own_engines: list[Served],
         source: Source,
         limits: Limits,
         directory: Path | None,

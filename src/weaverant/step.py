@@ -13,6 +13,7 @@ from zlib import crc32
 
 import msgspec
 
+from weaverant.errors import StepFailed
 from weaverant.events import StepKind
 from weaverant.message import Choice, FinishReason, Message, Part, Reply, Request, Role, Tokens, ToolCall, Usage
 from weaverant.talk import Talk
@@ -85,6 +86,10 @@ class ModelAsk(Ask, eq=False):
     """Once its engine works on it."""
     place: str = ""
     """The label of the peers that are to ask."""
+    inside: str = ""
+    """The branch whose steps have made the reply, where a compound model did; empty for an engine's."""
+    given: Reply | StepFailed | None = None
+    """What came of them, until it is recorded."""
 
 
 class EffectAsk(Ask, eq=False):

@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from msgspec import Struct
 
 from weaverant.agent import Agent
+from weaverant.branch import is_within
 from weaverant.events import (
     NO_USAGE,
     CostReserved,
@@ -67,6 +68,8 @@ class Step(Struct):
     follows: int | None = None
     """The step whose reply it goes on from within one call of its agent: with the results of tools, or, where its last
     message is the user's, because that reply did not fit the output."""
+    inside: str = ""
+    """The branch whose steps have made the reply, where a compound model did; `made_of` gives them."""
 
 
 MOST_SAID = 1 << 27
@@ -96,6 +99,11 @@ class Story(Struct):
     def model_steps(self) -> list[Step]:
         """The steps in which a model answered."""
         return [step for step in self.steps if step.kind == "model" and step.reply is not None]
+
+    def made_of(self, step: Step) -> list[Step]:
+        """The steps that a compound model's reply is made of, those of compounds inside it included; none for a reply
+        of an engine."""
+        return [one for one in self.steps if step.inside and is_within(one.path, step.inside)]
 
 
 class Storyteller:
@@ -145,7 +153,7 @@ class Storyteller:
         step = Step(
             len(numbered), event.kind, event.name, event.path, event.occurrence, event.outcome,
             reason=event.reason, usage=event.usage, model=event.model, seed=event.seed, reused=event.reused,
-            started=event.started, ended=event.clock,
+            started=event.started, ended=event.clock, inside=event.inside,
         )  # fmt: skip
         if event.kind == "model":
             step.messages = self._messages(event, asked, numbered)

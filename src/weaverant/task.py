@@ -215,12 +215,17 @@ class TaskRun:
     # Host of the workflow's loop
 
     def launch(self, ask: Ask) -> None:
+        asks_model = isinstance(ask, ModelAsk)
+        if asks_model and ask.inside:
+            given, ask.given = ask.given, None
+            self.record(ask, given)
+            return
         found = None if self._reuse is None else self._reuse.claim(ask.key)
         if found is not None:
             ask.started = self.clock()
             self.record(ask, found.value, seed=found.seed, reused=True)
             return
-        if isinstance(ask, ModelAsk):
+        if asks_model:
             draw = seed_of if self._reuse is None else self._reuse.seed
             ask.seed = draw(self.row.key, ask.key, self.attempt)
         self._peer.launch(self, ask)
@@ -246,8 +251,9 @@ class TaskRun:
         """Journal what became of an ask: a `Reply`, a value, a `StepFailed` or `CANCELLED`."""
         if self.closed or ask.number >= 0:
             return
-        usage, host = NO_USAGE, 0
+        usage, host, inside = NO_USAGE, 0, ""
         if isinstance(ask, ModelAsk):
+            inside = ask.inside
             host = 0 if ask.turn is None else ask.turn.host
             usage = self._used(ask, outcome, reused)
             if type(outcome) is Reply and usage is not outcome.usage:
@@ -257,14 +263,16 @@ class TaskRun:
             self._spent.add(usage)
         mark = self._texts.mark()
         try:
-            self._write_step(ask, outcome, usage, seed, reused, host)
+            self._write_step(ask, outcome, usage, seed, reused, host, inside)
         except (TypeError, ValueError, OverflowError, RecursionError, UserError) as error:
             self._texts.rollback(mark)
             failure = StepFailed("value", f"{ask.name!r} gave what cannot be stored: {error}")
-            self._write_step(ask, failure, usage, seed, reused, host, instead_of=outcome)
+            self._write_step(ask, failure, usage, seed, reused, host, inside, instead_of=outcome)
 
     def _used(self, ask: ModelAsk, outcome: Any, reused: bool) -> Usage:
         used: Usage | None = outcome.usage if isinstance(outcome, (Reply, StepFailed)) else None
+        if ask.inside:  # what it is made of was paid for step by step
+            return NO_USAGE
         if reused:  # an earlier run paid
             return NO_USAGE if used is None else Usage(used.prompt_tokens, used.completion_tokens, requests=0)
         turn = ask.turn
@@ -285,6 +293,7 @@ class TaskRun:
         seed: int,
         reused: bool,
         host: int,
+        inside: str,
         instead_of: Any = _NOTHING,
     ) -> None:
         """`instead_of` is an outcome that could not be stored; then the input is not tried again either. It was paid
@@ -303,6 +312,7 @@ class TaskRun:
         event = StepEnded(
             self.row.key, path, fingerprint, occurrence, ask.kind, ask.name, ask.spec, asked, kind, texts.pack(value),
             ask.started, clock, wall, usage, model, seed, reused, reason, host,
+            inside,
         )  # fmt: skip
         self._write(event, partial(self.advance, ask, Record(number, ask.name, seen, clock, wall)))
         ask.number = number

@@ -71,7 +71,8 @@ def _plan(run: Run, directory: Path | None, wrong: list[str]) -> Iterator[str]:
 
 def _agent(bound: Bound, models: Mapping[str, str]) -> Iterator[str]:
     described = bound.describe()
-    spec = models.get(bound.agent.model) or models.get("*", bound.identity)
+    member = "/" in bound.scope
+    spec = bound.identity if member else models.get(bound.scope, bound.identity)
     kind, _, model = bound.identity.partition(":")
     found = f" ({model})" if kind == "http" and model not in spec else ""  # the server was asked for its only model
     yield f"agent {bound.agent.name}: model {bound.agent.model!r} -> {spec}{found}"

@@ -101,7 +101,8 @@ def _stage(stage: StageCounts, total: int | None, named: bool) -> Iterator[str]:
 
 
 def _agents(summary: Summary) -> Iterator[str]:
-    """A line for each agent, what they amount to, and lines for functions, which are no calls of a model."""
+    """A line for each agent, what they amount to, and lines for functions and for agents whose replies other agents'
+    calls have made: those are no calls of a model."""
     found = sorted(summary.ledger.agents.items())
     if not found:
         return
@@ -110,7 +111,9 @@ def _agents(summary: Summary) -> Iterator[str]:
     rows = [_agent_row(name, counts, name in unknown) for name, counts in models.items()]
     if len(models) > 1:
         rows.append(_all_agents(summary, list(models.values()), bool(unknown)))
-    rows += [_agent_row(_named(kind, name), counts, False) for (kind, name), counts in found if kind != "model"]
+    rows += [
+        _agent_row(_named(kind, name), counts, kind == "compound") for (kind, name), counts in found if kind != "model"
+    ]
     heads = HEADS
     if not any(counts.cancelled for _, counts in found):
         heads, *rows = ((*row[:CANCELLED], *row[CANCELLED + 1 :]) for row in (HEADS, *rows))
@@ -172,7 +175,7 @@ def _all_agents(summary: Summary, models: list[AgentCounts], unknown: bool) -> t
 
 
 def _named(kind: str, name: str) -> str:
-    return name if kind == "model" else f"{name}() {kind}"
+    return name if kind == "model" else f"{name} ({kind})" if kind == "compound" else f"{name}() {kind}"
 
 
 def _unknown(summary: Summary) -> list[str]:
@@ -293,18 +296,20 @@ def _failures(summary: Summary) -> Iterator[str]:
 
 
 def _failed_calls(summary: Summary) -> Iterator[str]:
-    """Failures of calls that are more than the rows that failed for the same reason."""
+    """Failures of calls that are more than the rows that failed for the same reason. That of a compound's call has
+    mostly been that of a call inside."""
     rows = Counter[str]()
     for stage in summary.ledger.stages:
         rows += stage.failed
-    calls = Counter[str]()
-    for counts in summary.ledger.agents.values():
-        calls += counts.failures
+    calls, compounds = Counter[str](), Counter[str]()
+    for (kind, _), counts in summary.ledger.agents.items():
+        (compounds if kind == "compound" else calls).update(counts.failures)
+    explained = {"compound": rows | calls}
     found = [
         (count, _named(kind, name), reason, counts.examples.get(reason, ""))
         for (kind, name), counts in summary.ledger.agents.items()
         for reason, count in counts.failures.items()
-        if calls[reason] > rows[reason]
+        if (compounds if kind == "compound" else calls)[reason] > explained.get(kind, rows)[reason]
     ]
     if found:
         yield ""

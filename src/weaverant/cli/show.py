@@ -106,7 +106,7 @@ def _heading(step: Step) -> str:
     model = f"  {step.model}" if step.model else ""
     used = step.usage
     tokens = ""
-    if step.kind == "model" and step.outcome == "reply":
+    if step.kind == "model" and step.outcome == "reply" and not step.inside:
         tokens = f"  {used.prompt_tokens:,} + {used.completion_tokens:,} tokens"
         tokens += f"  {money(used.cost)}" if used.cost else ""
     reused = "  reused" if step.reused else ""
@@ -129,6 +129,8 @@ def _step(step: Step, before: Step | None, lines: int, characters: int) -> Itera
             yield f"  (with the JSON schema of {step.output['name']}, in the prompt where the server takes none)"
     else:
         yield from indented(clipped(_call(step), lines, characters), "      asked | ", "            | ")
+    if step.inside:
+        yield f"  (made by the steps in branch {step.inside}; only they count as calls, tokens and money)"
     yield from _outcome(step, lines, characters)
 
 

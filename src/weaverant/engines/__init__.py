@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple, cast
 
+from weaverant.compound import Served, is_compound
 from weaverant.errors import UserError
-from weaverant.protocols import Engine
 
 
 class Kind(NamedTuple):
@@ -23,6 +23,9 @@ class Kind(NamedTuple):
 
 
 _POOL = "weaverant.engines.http:open_served"
+
+_PARTED = ("pool", "simulated", "malt")
+"""Kinds besides those servers whose opener also takes in how many parts a server is shared."""
 
 KINDS = {
     "http": Kind(_POOL, "http://localhost:8000/v1#model-name"),
@@ -40,13 +43,14 @@ KINDS = {
     "scripted": Kind("weaverant.engines.scripted:Scripted.open", "scripted:replies.jsonl"),
     "simulated": Kind("weaverant.engines.simulated:Simulated.open", "simulated:latency=0.2,slots=64,tokens=200"),
     "cache": Kind("weaverant.engines.cache:Cached", "cache:./cache|http://localhost:8000/v1#model-name"),
+    "malt": Kind("weaverant.recipes.malt.served:open_team", "malt:models.json"),
 }
 
 
-def open_engine(spec: str, parts: int = 1) -> Engine:
-    """The engine a spec names; `UserError` if it names none. A URL without `#model` is asked for its model. With
-    `parts` it makes one part of so many of what the spec lets a server be asked: `rpm`, `tpm`, `connections`; of a
-    simulated one `slots`."""
+def open_engine(spec: str, parts: int = 1) -> Served:
+    """What a spec names, an engine or a compound; `UserError` if it names none. A URL without `#model` is asked for its
+    model. With `parts` it makes one part of so many of what the spec lets a server be asked: `rpm`, `tpm`,
+    `connections`; of a simulated one `slots`."""
     scheme, colon, rest = spec.strip().partition(":")
     kind = KINDS.get(scheme)
     if kind is None or not colon:
@@ -56,10 +60,15 @@ def open_engine(spec: str, parts: int = 1) -> Engine:
         directory, bar, inner = rest.partition("|")
         if not bar or not directory:
             raise UserError(f"that is no cache; expected cache:FOLDER|MODEL, for example {kind.example}")
-        return opener(open_engine(inner, parts), directory)
-    if kind.opener in (_POOL, KINDS["pool"].opener):
-        return opener(spec.strip() if kind.opener == _POOL else rest, parts)
-    return opener(rest, parts) if scheme == "simulated" else opener(rest)
+        kept = open_engine(inner, parts)
+        if is_compound(kept):
+            raise UserError(
+                f"a cache keeps what an engine says, and {kept.identity!r} asks others: put it around those"
+            )
+        return opener(kept, directory)
+    if kind.opener == _POOL:
+        return opener(spec.strip(), parts)
+    return opener(rest, parts) if scheme in _PARTED else opener(rest)
 
 
 def pooled(specs: Sequence[str]) -> str:
@@ -90,12 +99,12 @@ def doubts(spec: str) -> list[str]:
     return unlisted(spec)
 
 
-def _load(opener: str) -> Callable[..., Engine]:
+def _load(opener: str) -> Callable[..., Served]:
     module, _, path = opener.partition(":")
     found: object = import_module(module)
     for name in path.split("."):
         found = getattr(found, name)
-    return cast(Callable[..., Engine], found)
+    return cast(Callable[..., Served], found)
 
 
 def _hosted(word: str) -> list[str]:

@@ -157,6 +157,8 @@ class SegmentIndex:
             if reserved.open:
                 reserved.close(event)
             steps += 1
+            if event.inside:
+                continue
             if event.kind == "model":
                 calls += 1
             if not event.reused:

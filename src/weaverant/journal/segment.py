@@ -20,7 +20,7 @@ from weaverant.errors import JournalCorrupt, JournalError, UserError
 from weaverant.events import FORMAT_VERSION
 
 MAJOR = FORMAT_VERSION
-MINOR = 7
+MINOR = 8
 SUFFIX = ".wvj"
 
 MAGIC = b"\x89WVJ\r\n\x1a\n"

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from glob import has_magic
 from pathlib import Path
 
+from weaverant.compound import Served
 from weaverant.errors import UserError
-from weaverant.protocols import Engine
 from weaverant.recipe import find_recipe
 from weaverant.rundir import RunConfig
 from weaverant.session import Run
@@ -89,7 +89,7 @@ def _not_here(directory: Path, what: str, path: str) -> str:
     )
 
 
-def check_models(directory: Path, config: RunConfig, specs: Mapping[str, str], engines: Mapping[str, Engine]) -> None:
+def check_models(directory: Path, config: RunConfig, specs: Mapping[str, str], engines: Mapping[str, Served]) -> None:
     """`UserError` where what answers a peer is not what answers the others: what one of the `specs` says may lead
     elsewhere on another host."""
     others = [

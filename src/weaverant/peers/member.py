@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from weaverant import __version__
+from weaverant.compound import Served
 from weaverant.engines import open_engine
 from weaverant.errors import JournalError, Misdirected, RunChanged, UserError, WeaverantError, shown
 from weaverant.events import PeerClosed, PeerOpened, RunClosed
@@ -22,7 +23,7 @@ from weaverant.journal.homes import Fenced, fence_of, home_of
 from weaverant.journal.shelf import shelf_of
 from weaverant.launch import resume
 from weaverant.peers.given import check_files, check_models
-from weaverant.protocols import Engine, Journal
+from weaverant.protocols import Journal
 from weaverant.rundir import RunConfig, load_config
 from weaverant.runtime.collector import Collector
 from weaverant.runtime.feed import NumberedRows
@@ -219,7 +220,7 @@ class Member:
     async def _live(self, peer: Peer, key: bytes) -> bool:
         """One incarnation. False where its journal could not be written."""
         seat = self._seat = Seat(peer, key, self._labels)
-        share, engines = peer.joined.share, dict[str, Engine]()
+        share, engines = peer.joined.share, dict[str, Served]()
         try:
             config, joined = load_config(self._directory), peer.joined
             specs = joined.models or config.models
@@ -251,7 +252,7 @@ class Member:
         await peer.leave(self.state, why_of(run.error), seat.counts(), isinstance(run.error, Misdirected))
         return run.state != "journal" or _was_fenced(run.error)
 
-    def _resumed(self, config: RunConfig, rows: str, engines: Mapping[str, Engine], limits: Mapping[str, Any]) -> Run:
+    def _resumed(self, config: RunConfig, rows: str, engines: Mapping[str, Served], limits: Mapping[str, Any]) -> Run:
         """With `rows` as the input where the session has another. `UserError` where a file here is not the one that
         the run began with."""
         check_files(self._directory, config, rows or config.input)

@@ -152,7 +152,7 @@ class Seen:
 
     def _step(self, event: StepEnded) -> None:
         self._last = event.time
-        if event.kind != "model":
+        if event.kind != "model" or event.inside:
             return
         model, usage = self._models.get(event.spec, "*"), event.usage
         kept = event.reused or self._from_cache(event, model)

@@ -215,7 +215,8 @@ class Ledger:
         self.earlier_cost = 0.0
         """What earlier sessions recorded, in US dollars. The counts by agent are those of this session."""
         self.agents: dict[tuple[str, str], AgentCounts] = {}
-        """By (kind, name)."""
+        """By (kind, name). The kind `compound` has calls whose replies others were asked for: they cost nothing, and
+        are no calls of a model."""
         self.reserved = Reservations()
         self.refused: Callable[[str, AgentCounts], None] | None = None
         """Told of every model call that its server refused, by agent."""
@@ -238,7 +239,7 @@ class Ledger:
     def step(self, event: StepEnded) -> None:
         if self.reserved.open:
             self.reserved.close(event)
-        key = (event.kind, event.name)
+        key = ("compound" if event.inside else event.kind, event.name)
         counts = self.agents.get(key)
         if counts is None:
             counts = self.agents[key] = AgentCounts()

@@ -139,7 +139,8 @@ def of_run(run: Run, examples: Examples) -> Summary:
 
 def unpriced_agents(config: RunConfig, asked: Iterable[tuple[str, str]]) -> list[str]:
     """Of agents and the models that they ask, the agents whose model has no known price."""
-    return sorted({agent for agent, model in asked if (model if model in config.models else "*") in config.unpriced})
+    known, unpriced = config.identities, config.unpriced
+    return sorted({agent for agent, model in asked if (model if model in known else "*") in unpriced})
 
 
 def positive(counts: Counter[str]) -> dict[str, int]:

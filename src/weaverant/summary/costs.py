@@ -70,7 +70,7 @@ class _Fold:
 
     def _step(self, event: StepEnded) -> None:
         usage = event.usage
-        if event.kind == "model" and event.outcome == "reply" and not (usage.requests or usage.cost):
+        if event.kind == "model" and event.outcome == "reply" and not (usage.requests or usage.cost or event.inside):
             self._answered.add(event.task)
         self._reserved.close(event)
         lost = 0.0 if event.reused else self._lost.pop(_step_of(event), 0.0)

@@ -18,7 +18,8 @@ def document(summary: Summary) -> dict[str, Any]:
     `stages` (a list of `{name, rows, done, rejected, failed, left}`; `rejected` and `failed` map reasons to counts),
     `agents` (a list of `{kind, name, calls, reused, cancelled, failures, prompt_tokens, completion_tokens,
     cached_tokens, reasoning_tokens, cost, requests, unsure, p50, p95, p99, unsure_calls, reserved, reserved_calls,
-    examples, cut, unpriced}`; cost in US dollars, `unsure` the part of it that is a bound, of so many calls,
+    examples, cut, unpriced}`; the kind `compound` has agents whose replies other agents' calls have made: what these
+    used is counted there; cost in US dollars, `unsure` the part of it that is a bound, of so many calls,
     `reserved` what was set aside for calls of which no end is recorded; percentiles in seconds from the first request
     to the end, over calls that were not reused; `examples` is what the first failure of each reason said, `cut` how
     many calls gave a reply that was cut short, by its finish, `unpriced` that a cost of 0 tells nothing, as the

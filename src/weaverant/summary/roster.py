@@ -51,7 +51,7 @@ class Deeds(Struct):
     def see(self, epoch: int, event: Event) -> None:
         """An event in the journal of that epoch."""
         if isinstance(event, StepEnded):
-            if event.kind == "model":
+            if event.kind == "model" and not event.inside:
                 self.calls[epoch] += 1
                 if event.host:
                     self.answered[event.host] += 1

@@ -78,15 +78,15 @@ class RoleModels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {name: spec for spec, name in names.items() if name in used}, cast_of
 
 
-def read_models(file: str | Path) -> RoleModels:
-    """`models.json`; `UserError` where it is not what it should be."""
+def read_models(file: str | Path, what: str = "--models") -> RoleModels:
+    """`models.json`; `UserError` where it is not what it should be. `what` has named it."""
     path = Path(file)
     try:
         found = msgspec.json.decode(path.read_bytes(), type=RoleModels)
     except OSError as error:
-        raise UserError(f"--models {str(path)!r} cannot be read: {error.strerror}") from None
+        raise UserError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
     except msgspec.DecodeError as error:
-        raise UserError(f"--models {str(path)!r}: {error}. Expected {EXPECTED}") from None
+        raise UserError(f"{what} {str(path)!r}: {error}. Expected {EXPECTED}") from None
     return _checked(RoleModels(*(_beside(path.parent, getattr(found, training)) for training in TRAININGS)))
 
 
