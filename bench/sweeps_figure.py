@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from weaverant.recipes.malt.svg import box, line, page, text
 
-LEFT, WIDE, RIGHT = 210, 480, 80
+LEFT, WIDE, RIGHT = 290, 440, 80
 ROW, GAP, TOP, BOTTOM = 24, 34, 60, 34
 UNTRAINED, TRAINED = "#8d97a3", "#4a8bc7"
 
