@@ -20,6 +20,7 @@ from small_llama import make_llama
 from weaverant.engines.embedded import PACKAGED
 from weaverant.recipes.malt.roles import read_models
 from weaverant.summary import fold
+from weaverant.testing.server import MockServer
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 
@@ -291,3 +292,25 @@ def test_a_llama_is_improved_through_a_server(llama: Path, tmp_path: Path):
     assert models.spec("base", "generator") == str(llama)
     assert models.spec("sft", "refiner") == str(out / "round-1" / "sft" / "refiner"), "a folder that wants a server"
     assert (out / "round-1" / "server-1.log").stat().st_size > 0
+
+
+def test_a_budget_holds_for_all_phases_and_sessions(tmp_path: Path):
+    """The one that was given last, until another is. The server says the same to everybody, so nothing is learned."""
+    problems, out = tmp_path / "problems.jsonl", tmp_path / "out"
+    problems.write_text("".join(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(40)))
+    with MockServer(price="30,150") as server:
+        spec = f"{server.url}?price=30,150#mock"
+        command = [
+            "improve", "malt", "--problems", problems, "--model", spec, "--train", TINY, "--branching", "2", *SMALL,
+            *(flag for role in ("generator", "verifier", "refiner") for flag in ("--set", f"{role}.max_tokens=50")),
+            "--out", out,
+        ]  # fmt: skip
+        first = weaverant(*command, "--budget", "0.05")
+        assert first.returncode == 5 and "with a larger --budget" in first.stderr, first.stderr
+        again = weaverant(*command)
+        assert again.returncode == 5, "it still holds"
+        cost = sum(call["dollars"] for call in server.bill())
+        assert 0 < cost <= 0.05
+        last = weaverant(*command, "--budget", "0")
+        assert last.returncode == 0 and "nothing could be trained" in last.stdout, last.stderr
+        assert len(server.bill()) == 14 * 14, "none of the 2 + 4 + 8 calls of a question was paid twice"

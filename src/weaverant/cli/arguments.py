@@ -311,6 +311,7 @@ def _improve_flags(parser: argparse.ArgumentParser) -> None:
     about = "transformers, vllm, or a command with {folder}, {port} and {name}: for folders that are not embedded"
     add("--serve", metavar="HOW", help=about)
     add("--out", metavar="DIR", help="where everything is; the same command goes on there (default: improved)")
+    add("--budget", type=float, metavar="DOLLARS", help="what all calls may cost together, in US dollars (0: no cap)")
     add("--epochs", type=int, metavar="N", help="of SFT (default: 3)")
     add("--lr", type=float, metavar="RATE", help="the highest learning rate of SFT (default: 3e-4)")
     add("--dpo-epochs", type=int, metavar="N", help="epochs of DPO (default: 3)")

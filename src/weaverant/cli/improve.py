@@ -50,7 +50,10 @@ def improve_command(options: argparse.Namespace) -> int:
             f"what is trained from {str(it.train)!r} wants a server: the embedded engine takes the packaged model's "
             f"family alone. Expected --serve with {', '.join(KNOWN)}, or a command with {{folder}}, {{port}}, {{name}}"
         )
-    loop = Loop(it, out, _quiet if options.quiet else tell, serve=how, jobs=options.jobs or 0, quiet=options.quiet)
+    loop = Loop(
+        it, out, _quiet if options.quiet else tell,
+        serve=how, jobs=options.jobs or 0, quiet=options.quiet, budget=budget_of(options),
+    )  # fmt: skip
     try:
         with _hang_ups_interrupt():
             found = loop.go_on()
@@ -62,6 +65,14 @@ def improve_command(options: argparse.Namespace) -> int:
         return STOPPED
     _show(it, found, out, options.quiet)
     return SOME_FAILED if found.failed else 0
+
+
+def budget_of(options: argparse.Namespace) -> float | None:
+    """US dollars for all calls together; None where nothing is said."""
+    given: float | None = options.budget
+    if given is not None and not 0 <= given < float("inf"):
+        raise UserError(f"--budget {given}: expected US dollars, 0 for no cap")
+    return given
 
 
 def improvement_of(options: argparse.Namespace) -> Improvement:

@@ -63,10 +63,15 @@ def gate_asked(models: RoleModels, checker: str, prompts: str) -> Asked:
     return asked(models, TEAMS, passes=PASSES, checker=checker, prompts=prompts)
 
 
-def gate_run(directory: Path, rows: Path, it: Asked, specs: Mapping[str, str], overrides: dict[str, Any]) -> Run:
-    """The run itself, prepared."""
+def gate_run(
+    directory: Path, rows: Path, it: Asked, specs: Mapping[str, str], overrides: dict[str, Any], budget: float
+) -> Run:
+    """The run itself, prepared. `budget` in US dollars, 0 for no cap."""
     models = {name: specs[spec] for name, spec in it.models.items()}
-    return run(contest, str(rows), models=models, parameters=it.parameters, overrides=overrides, directory=directory)
+    return run(
+        contest, str(rows), models=models, parameters=it.parameters, overrides=overrides, directory=directory,
+        budget=budget,
+    )  # fmt: skip
 
 
 def verdict_of(directory: Path, on: GateOn) -> Verdict:

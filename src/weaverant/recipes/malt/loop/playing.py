@@ -41,22 +41,25 @@ def play(
     directory: Path,
     begin: Callable[[], Run],
     models: Mapping[str, str],
+    budget: float,
     quiet: bool = False,
     workflow: Workflow | None = None,
 ) -> Played:
     """Bring the run in the directory to its end, whatever is there of it. `begin` makes a new one; `models` say where
-    those of one that goes on are now. Raises `Stopped`, or what running raises."""
+    those of one that goes on are now, `budget` what it may cost in all, 0 for no cap. Raises `Stopped`, or what running
+    raises."""
     if not (directory / "run.json").exists():
         shutil.rmtree(directory, ignore_errors=True)
         going = begin()
     elif has_finished(directory):
         return played(directory)
     else:
-        going = resume(directory, workflow=workflow, models=dict(models))
+        going = resume(directory, workflow=workflow, models=dict(models), budget=budget)
     Driver(going, lambda _: None, quiet).go_on()
     if going.state != "finished":
         why = going.state if going.error is None else f"{going.state}: {going.error}"
-        raise Stopped(f"stopped ({why}) in {directory}; the same command goes on", going.exit_code)
+        more = " with a larger --budget" if going.state == "budget" else ""
+        raise Stopped(f"stopped ({why}) in {directory}; the same command goes on{more}", going.exit_code)
     return played(directory)
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weaverant import run
+from weaverant.cli.text import exact
 from weaverant.recipes.malt.contest import contest
 from weaverant.recipes.malt.evaluate import asked, evaluated, write
 from weaverant.recipes.malt.loop.gate import agents_set, as_data, gate_asked, gate_run, verdict_of
 from weaverant.recipes.malt.loop.kept import begin, read_json, write_json, write_text
 from weaverant.recipes.malt.loop.page import page
-from weaverant.recipes.malt.loop.playing import Played, play, timed
+from weaverant.recipes.malt.loop.playing import Played, Stopped, play, played, timed
 from weaverant.recipes.malt.loop.problems import FOLDER, pools_of, problems_in, told_left_out, write_pools
 from weaverant.recipes.malt.loop.serving import served
 from weaverant.recipes.malt.loop.training import MODELS, train_roles
@@ -29,6 +30,7 @@ from weaverant.train.watch import Say
 STATE = "improve.json"
 REPORT = "report.md"
 EVALUATION = "evaluation"
+BUDGET_USED_UP = 5
 
 
 class Team(NamedTuple):
@@ -48,29 +50,61 @@ class Improved(NamedTuple):
 
 
 class Loop:
-    """One improvement in one folder. `serve` is how trained folders are served that cannot be embedded."""
+    """One improvement in one folder. `serve` is how trained folders are served that are not embedded; `budget` what all
+    calls may cost together, in US dollars, 0 for no cap, None for that of the session before."""
 
-    def __init__(self, it: Improvement, out: Path, say: Say, *, serve: str | None, jobs: int, quiet: bool) -> None:
+    def __init__(
+        self,
+        it: Improvement,
+        out: Path,
+        say: Say,
+        *,
+        serve: str | None,
+        jobs: int,
+        quiet: bool,
+        budget: float | None = None,
+    ) -> None:
         self.it, self.out, self.say = it, out, say
         self._serve, self._jobs, self._quiet = serve, jobs, quiet
+        self._given, self._budget = budget, 0.0
         self._failed = 0
 
     def go_on(self) -> Improved:
         """From wherever it stands to the end. Raises `Stopped`, `UserError`, `WeaverantError`."""
         begin(self.out, STATE, self.it.settings(), (FOLDER, "round-1", EVALUATION))
         self._draw()
-        rounds: list[dict[str, Any]] = read_json(self.out / STATE).get("rounds", [])
+        state: dict[str, Any] = read_json(self.out / STATE)
+        rounds: list[dict[str, Any]] = state.get("rounds", [])
+        self._budget = state.get("budget", 0.0) if self._given is None else self._given
+        self._write(rounds)
         for number in range(1, self.it.rounds + 1):
             if number <= len(rounds):
                 self.say(f"round {number}: {rounds[number - 1]['told']}")
                 self._failed += rounds[number - 1]["failed"]
                 continue
             rounds = [*rounds, self._round(number, self._adopted(rounds))]
-            write_json(self.out / STATE, {"settings": self.it.settings(), "rounds": rounds})
+            self._write(rounds)
             self._report(rounds, None)
         found = self._tables(rounds) if self.it.tables else None
         self._report(rounds, found)
         return Improved(rounds, found, self._failed)
+
+    def _write(self, rounds: list[dict[str, Any]]) -> None:
+        write_json(self.out / STATE, {"settings": self.it.settings(), "budget": self._budget, "rounds": rounds})
+
+    def _left_for(self, directory: Path) -> float:
+        """What a run may cost in all, in US dollars; 0 for no cap. `Stopped` where others have taken everything."""
+        if not self._budget:
+            return 0.0
+        others = [*(self._place(n) / name for n in range(1, self.it.rounds + 1) for name in ("weave", "gate"))]
+        others.append(self.out / EVALUATION)
+        spent = sum(played(one).cost for one in others if one != directory and (one / "run.json").exists())
+        if spent >= self._budget:
+            raise Stopped(
+                f"the budget of {exact(self._budget)} is used up; the same command goes on with a larger --budget",
+                BUDGET_USED_UP,
+            )
+        return self._budget - spent
 
     def _draw(self) -> None:
         """The problems of all rounds, once."""
@@ -131,26 +165,27 @@ class Loop:
                 models = {"*": models["generator"]}  # one engine, so that a server's load is told once
             parameters = {"branching": it.branching, "checker": it.checker, "prompts": it.prompts, "theta": theta}
             rows = str(self.out / FOLDER / f"weave-{number}.jsonl")
+            budget = self._left_for(place / "weave")
 
             def anew() -> Any:
                 return run(
                     "malt", rows, models=models, parameters=parameters, overrides=it.overrides,
-                    directory=place / "weave",
+                    directory=place / "weave", budget=budget,
                 )  # fmt: skip
 
-            return play(place / "weave", anew, models, self._quiet)
+            return play(place / "weave", anew, models, budget, self._quiet)
 
     def _gate(self, number: int, models: RoleModels) -> Played:
         place = self._place(number)
         wanted = gate_asked(models, self.it.checker, self.it.prompts)
         with self._served(wanted.models.values(), place) as specs:
             now = {name: specs[spec] for name, spec in wanted.models.items()}
-            rows = self.out / FOLDER / f"gate-{number}.jsonl"
+            rows, budget = self.out / FOLDER / f"gate-{number}.jsonl", self._left_for(place / "gate")
 
             def anew() -> Any:
-                return gate_run(place / "gate", rows, wanted, specs, agents_set(self.it.overrides))
+                return gate_run(place / "gate", rows, wanted, specs, agents_set(self.it.overrides), budget)
 
-            return play(place / "gate", anew, now, self._quiet, contest)
+            return play(place / "gate", anew, now, budget, self._quiet, contest)
 
     def _tables(self, rounds: list[dict[str, Any]]) -> Evaluated:
         """All systems of the paper's tables whose models are there: the base, STaR of round 1, the adopted team."""
@@ -163,14 +198,16 @@ class Loop:
         directory = self.out / EVALUATION
         with timed(self.out, "tables"), self._served(wanted.models.values(), self.out) as specs:
             now = {name: specs[spec] for name, spec in wanted.models.items()}
+            budget = self._left_for(directory)
 
             def anew() -> Any:
                 return run(
                     contest, str(self.out / FOLDER / "report.jsonl"), models=now, parameters=wanted.parameters,
                     overrides=agents_set(self.it.overrides), trials=self.it.seeds, directory=directory,
+                    budget=budget,
                 )  # fmt: skip
 
-            self._failed += play(directory, anew, now, self._quiet, contest).failed
+            self._failed += play(directory, anew, now, budget, self._quiet, contest).failed
         return evaluated(directory)
 
     def _served(self, specs: Any, place: Path) -> Any:
