@@ -47,6 +47,8 @@ from weaverant.recipes.malt.values import Rule
 
 HELD_OUT = "arithmetic:heldout"
 TINY, WEAKER = "tiny", "weaker"
+NO_CAP = 0.0
+"""Embedded models cost nothing."""
 MAKER = Path(__file__).parents[1] / "training/tiny/weaker.py"
 
 
@@ -156,6 +158,7 @@ def weave(spec: str, branching: int, questions: int, directory: Path) -> Path:
         directory,
         lambda: run("malt", SOURCE, models=models, parameters=grown, limit=questions, directory=directory),
         models,
+        budget=NO_CAP,
     )
     return directory
 
@@ -197,6 +200,7 @@ def contested(models: RoleModels, teams: Sequence[Team], settings: Settings, dir
             passes=PASSES,
         ),
         asked(models, keys).models,
+        budget=NO_CAP,
         workflow=contest,
     )
     return evaluated(directory).outcomes

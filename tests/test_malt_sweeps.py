@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from weaverant.sources.arithmetic import Arithmetic, last_number
+from weaverant.summary import fold
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +65,18 @@ def test_the_picture_is_sound_and_has_a_bar_for_each_vote(sweeps):
     assert [bar.name for bar in bars] == [each for each in words if each.startswith("MALT")]
 
 
+def test_what_was_woven_and_evaluated_is_not_done_again(sweeps, tmp_path):
+    settings = sweeps.Settings(2, 3, 1, sweeps.SFT, sweeps.DPO, 1)
+    models = sweeps.given_models({"base": ["embedded:tiny"]})
+    found = [sweeps.contested(models, (sweeps.SA, sweeps.MA), settings, tmp_path / "run") for _ in range(2)]
+    assert found[0] == found[1] and found[0].problems == 3 and not found[0].failed
+    assert [row["system"] for row in sweeps.rows_untrained("tiny", found[0])] == ["sa@1", "sa@9", "ma@1", "ma@3"]
+    for _ in range(2):
+        woven = sweeps.weave("embedded:tiny", 2, settings.questions, tmp_path / "woven")
+        assert sweeps.finished_run(woven) == 2
+    assert fold(woven).ledger.calls == 2 * 14
+
+
 @pytest.mark.heavy
 @pytest.mark.timeout(600)
 def test_a_model_with_weaker_habits_is_made_once_and_always_the_same(weaker, tmp_path):
@@ -87,6 +100,7 @@ def test_sweeps_go_on_after_a_kill_and_train_nothing_twice(tmp_path):
     trained, after = reference / "sft/refiner/config.json", reference / "dpo/refiner"
     while first.poll() is None and not after.exists():
         time.sleep(0.1)
+    assert first.poll() is None
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
     before = trained.stat().st_mtime_ns
