@@ -452,7 +452,7 @@ def test_a_stopped_peer_asks_nothing_once_others_have_its_rows(folder: Path, mod
     """Calls that it had let go, and that waited for one of the model's few connections, stay with it for good. The others
     end the run before it wakes up, so whatever comes then is its own."""
     write_rows(folder, 150)
-    model.latency = 0.1
+    model.latency = 0.2
     model_url = model.url.replace("#", "?connections=6#")
     limits = ("--concurrency", "40", "--in-flight", "40", "--peers", "1")
     driver = begin(folder, *RUN, "--model", model_url, *limits)
