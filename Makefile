@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-slow hostile faults faults-mutants fuzz audit check format bench bench-others bench-peers sim-peers chaos test-ray train-tiny malt malt-rounds clean
+.PHONY: help install run test test-all test-slow hostile faults faults-mutants fuzz audit check format bench bench-others bench-peers sim-peers chaos test-ray train-tiny malt malt-rounds malt-sweeps clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ malt: $(VENV)-heavy/.installed  ## train the embedded model's three roles by rea
 
 malt-rounds: $(VENV)-heavy/.installed  ## two rounds of it, each kept only where it gains on problems of its own; no tables
 	$(VENV)-heavy/bin/python -m weaverant improve malt --rounds 2 --theta 0.5,0.67 --no-tables --out $(OUT)/malt-rounds
+
+malt-sweeps: $(VENV)-heavy/.installed  ## MALT for n = 2, 3, 4, for theta = 0.34, 0.5, 0.67, and on a base with weaker habits (hours; the same command goes on)
+	$(VENV)-heavy/bin/python bench/malt_sweeps.py --out $(OUT)/malt-sweeps
 
 train-tiny: $(VENV)-heavy/.installed  ## train the packaged model anew (under 30 minutes on 2 cores)
 	$(VENV)-heavy/bin/python training/tiny/train.py
