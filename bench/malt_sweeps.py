@@ -181,7 +181,9 @@ def train(
                 shutil.rmtree(unfinished, ignore_errors=True)
                 shutil.copytree(there, unfinished)
                 unfinished.rename(step.folder)
-    trained = train_roles(woven, out, models, spec, say, rule=rule, sft=sft, dpo=dpo, star=False, jobs=settings.jobs)
+    trained = train_roles(
+        woven, out, models, spec, say, rule=rule, sft=sft, dpo=dpo, star=False, jobs=settings.jobs, alone=False
+    )
     return trained, sets
 
 

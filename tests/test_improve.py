@@ -93,7 +93,7 @@ def test_rows_that_cannot_be_used_and_questions_that_come_twice_are_left_out(tmp
     file.write_text(file.read_text() * 2 + '{"question": "x", "answer": "none"}\nnot json\n')
     pools = pools_of(str(file), None, "number", Wanted(1, 15, 5, 10))
     assert len({question for each in questions(pools).values() for question in each}) == 30
-    assert sorted(pools.left_out.values()) == [1, 1, 6]
+    assert sorted(pools.left_out.values()) == [1, 1, 6, 30]
     sizes = write_pools(tmp_path / "problems", pools)
     assert problems_in(tmp_path / "problems") == (sizes, pools.left_out)
     assert len((tmp_path / "problems" / "report.jsonl").read_text().splitlines()) == sizes["report"] == 10
@@ -108,15 +108,34 @@ def test_a_folder_with_other_settings_is_refused_with_what_differs(tmp_path: Pat
     with pytest.raises(UserError, match=r"other settings: rounds was 1, is 2; theta was \[0.5\], is \[0.6\]"):
         begin(tmp_path / "out", "improve.json", {"rounds": 2, "theta": (0.6,)}, ("problems",))
     (tmp_path / "other" / "data").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds data without malt.json"):
+    with pytest.raises(UserError, match=r"holds data, and no malt.json"):
         begin(tmp_path / "other", "malt.json", {}, ("data", "sft"))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").touch()
+    begin(tmp_path / "notes", "malt.json", {}, ("data", "sft"))
+    with pytest.raises(UserError, match=r"holds malt.json, mine.txt, and no improve.json: expected a new folder"):
+        begin(tmp_path / "notes", "improve.json", {}, (), alone=True)
+    begin(tmp_path / "deep", "a.json", {"dpo": {"lr": 0.1, "beta": 1}}, ())
+    with pytest.raises(UserError, match=r"other settings: dpo.lr was 0.1, is 0.2\."):
+        begin(tmp_path / "deep", "a.json", {"dpo": {"lr": 0.2, "beta": 1}}, ())
+
+
+def test_the_gate_asks_the_same_problems_with_and_without_tables():
+    it = Improvement(
+        problems="arithmetic:weave", held_out="arithmetic:heldout", model="m", train=TINY, gate_problems=20
+    )
+    without = Improvement(**{name: getattr(it, name) for name in it.__struct_fields__} | {"tables": False})
+    first, second = (pools_of(one.problems, one.held_out, one.checker, one.wanted) for one in (it, without))
+    assert first.gate == second.gate and first.weave == second.weave
 
 
 def test_thetas_are_a_schedule_of_which_the_last_holds():
     it = Improvement(problems="p", model="embedded:tiny", train=TINY, rounds=4, theta=(0.5, 0.6, 0.7)).checked()
     assert [it.theta_of(number) for number in (1, 2, 3, 4)] == [0.5, 0.6, 0.7, 0.7]
     with pytest.raises(UserError, match=r"--theta is a share from 0 to below 1"):
-        Improvement(problems="p", model="m", train=TINY, theta=(0.5, 1.5)).checked()
+        Improvement(problems="p", model="m", train=TINY, rounds=2, theta=(0.5, 1.5)).checked()
+    with pytest.raises(UserError, match=r"--theta has 2 values for --rounds 1"):
+        Improvement(problems="p", model="m", train=TINY, theta=(0.5, 0.6)).checked()
 
 
 def test_the_flags_of_a_training_say_its_settings():
@@ -233,7 +252,8 @@ def test_a_verdict_says_the_gain_with_its_interval():
     verdict = Verdict(500, "vote", 0.962, 0.966, 0.004, -0.003, 0.011, 0.5, {})
     assert not verdict.passes
     assert verdict.told(2) == (
-        "round 2 is refused: +0.4 points [-0.3, +1.1] on 500 gate problems (votes of three, 96.2 % to 96.6 %; p 0.5)"
+        "round 2 is refused: +0.4 points [-0.3, +1.1] on 500 gate problems (votes of three, 96.2 % to 96.6 %; p 0.5; "
+        "on so few, a gain under about 1 points looks like chance)"
     )
     better = Verdict(500, "pass", 0.7, 0.8, 0.1, 0.01, 0.2, 0.03, {})
     assert not Verdict(16, "vote", 0.5, 0.75, 0.25, 0.06, 0.44, 0.125, {}).passes, "four problems that differ"

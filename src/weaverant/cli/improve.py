@@ -21,14 +21,16 @@ from weaverant.errors import UserError
 from weaverant.recipe import load_recipe
 from weaverant.recipes.malt.loop.ahead import ahead
 from weaverant.recipes.malt.loop.habits import planted_habits, told_habits
-from weaverant.recipes.malt.loop.page import total_seconds
+from weaverant.recipes.malt.loop.kept import check
+from weaverant.recipes.malt.loop.page import about_tables, notes_of, total_seconds
 from weaverant.recipes.malt.loop.playing import Stopped
-from weaverant.recipes.malt.loop.rounds import REPORT, Improved, Loop
-from weaverant.recipes.malt.loop.serving import KNOWN, command_of, is_folder
-from weaverant.recipes.malt.loop.training import is_embeddable, spec_of
+from weaverant.recipes.malt.loop.rounds import REPORT, STATE, Improved, Loop
+from weaverant.recipes.malt.loop.serving import KNOWN, check_sampling, command_of, is_folder
+from weaverant.recipes.malt.loop.training import MODELS, is_embeddable, spec_of
 from weaverant.recipes.malt.loop.wanted import Improvement
-from weaverant.recipes.malt.tables import document, notes, tables
+from weaverant.recipes.malt.tables import document, tables
 from weaverant.train import check_stack
+from weaverant.train.estimate import shape_of
 
 PROBLEMS, HELD_OUT, MODEL = "arithmetic:weave", "arithmetic:heldout", "embedded:tiny"
 OUT = "improved"
@@ -40,9 +42,11 @@ def improve_command(options: argparse.Namespace) -> int:
     how: str | None = options.serve
     if how is not None:
         command_of(KNOWN.get(how, how), it.train, 0, "name")
+        check_sampling(it.train, how if not is_embeddable(it.train) else None)
     out = Path(options.out or OUT)
     check_stack()
     if options.dry_run:
+        check(out, STATE, it.settings(), (), alone=True)
         put("\n".join(ahead(it, out, how)))
         return 0
     if how is None and (is_folder(it.model) or not is_embeddable(it.train)):
@@ -84,6 +88,7 @@ def improvement_of(options: argparse.Namespace) -> Improvement:
             f"--model {options.model!r} answers, but its weights cannot be trained from there: expected --train FOLDER "
             "with the same model"
         )
+    shape_of(folder)
     model: str = options.model or (spec_of(folder.resolve()) if options.train else MODEL)
     if is_folder(model):
         model = spec_of(Path(model).resolve())
@@ -147,7 +152,7 @@ def _show(it: Improvement, found: Improved, out: Path, quiet: bool) -> None:
     told: dict[str, Any] = {"target": "malt", "rows": rows}
     if found.evaluated is not None:
         lines += ["", *(line for table in tables(found.evaluated) for line in [*table.lines(), ""])]
-        lines += notes(found.evaluated)
+        lines += [*about_tables(found.rounds), *notes_of(found.rounds, found.evaluated)]
         told = document(found.evaluated)
         told["rows"] = [*told["rows"], *rows]
     seconds = total_seconds(out, len(found.rounds))
@@ -155,7 +160,11 @@ def _show(it: Improvement, found: Improved, out: Path, quiet: bool) -> None:
     if habits:
         lines.append(told_habits(habits))
         told["planted habits"] = habits
-    lines.append(f"\n{seconds:,.0f} s in all; {out / REPORT} tells the whole, {out}/round-*/models.json the models")
+    lines.append(f"\n{seconds:,.0f} s in all; {out / REPORT} tells the whole")
+    if any(one["adopted"] for one in found.rounds):
+        lines.append(f"the adopted team: {out / MODELS}; as a model: --model NAME=malt:{out / MODELS}")
+    else:
+        lines.append("no round was adopted: the base stays")
     if not quiet:
         put("\n".join(lines))
     put(json.dumps(told))
@@ -167,7 +176,7 @@ def _row(one: dict[str, Any]) -> dict[str, Any]:
         "name": f"round {one['round']}: gain at the gate",
         "value": round(verdict["difference"], 4),
         "goal": "interval above 0 and p < 0.05, else refused",
-        "met": True,
+        "met": one["adopted"],
         "adopted": one["adopted"],
         "low": round(verdict["low"], 4),
         "high": round(verdict["high"], 4),

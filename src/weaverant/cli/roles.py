@@ -13,10 +13,20 @@ from msgspec import structs
 from weaverant.cli.streams import put, tell
 from weaverant.cli.train import STOPPED, model_folder
 from weaverant.errors import UserError
+from weaverant.recipes.malt.loop.kept import check
 from weaverant.recipes.malt.loop.order import DPO, SFT, order_of
 from weaverant.recipes.malt.loop.plan import plans
 from weaverant.recipes.malt.loop.sets import finished_run, write_sets
-from weaverant.recipes.malt.loop.training import MODELS, commands, spec_of, told, train_roles
+from weaverant.recipes.malt.loop.training import (
+    MINE,
+    MODELS,
+    SETTINGS,
+    commands,
+    settings_of,
+    spec_of,
+    told,
+    train_roles,
+)
 from weaverant.recipes.malt.team import ROLES
 from weaverant.recipes.malt.values import Rule
 from weaverant.train import DpoConfig, SftConfig
@@ -40,7 +50,8 @@ def train_roles_command(options: argparse.Namespace) -> int:
     models = dict.fromkeys(ROLES, folder)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.dry_run:
-        finished_run(run)
+        settings = settings_of(run, finished_run(run), models, rule, sft, dpo, not options.no_star)
+        check(out, SETTINGS, settings, MINE, alone=True)
         with TemporaryDirectory() as place:
             sets = write_sets(run, Path(place) / "data", rule)
             order = order_of(Path(place), sets, models, sft, dpo, not options.no_star)

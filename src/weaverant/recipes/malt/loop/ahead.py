@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +41,10 @@ def ahead(it: Improvement, out: Path, serve: str | None) -> Iterator[str]:
     pools = pools_of(it.problems, it.held_out, it.checker, it.wanted)
     yield f"problems: {', '.join(f'{Path(name).stem} {len(rows):,}' for name, rows in pools.files())}; none twice"
     yield told_left_out(pools.left_out)
+    if short := it.short({Path(name).stem: len(rows) for name, rows in pools.files()}):
+        yield f"warning: too few rows for what was asked: {'; '.join(short)}"
+    kinds = Counter(grader_for(row, it.checker).checker for _, rows in pools.files() for row in rows)
+    yield f"gold answers: {', '.join(f'{count:,} by the checker {kind}' for kind, count in kinds.most_common())}"
     first = pools.weave[0][0]
     gold = grader_for(first, it.checker)
     question = clipped(str(first["question"]), 1, 100)

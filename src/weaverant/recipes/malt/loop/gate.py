@@ -52,9 +52,11 @@ class Verdict(Struct, frozen=True):
         how = "votes of three" if self.on == "vote" else "single passes"
         gain = f"{100 * self.difference:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
         shares = f"{100 * self.adopted:.1f} % to {100 * self.new:.1f} %"
+        half = (self.high - self.low) / 2
+        weak = "" if self.passes else f"; on so few, a gain under about {100 * half:.0f} points looks like chance"
         return (
             f"round {number} is {'adopted' if self.passes else 'refused'}: {gain} "
-            f"on {self.problems:,} gate problems ({how}, {shares}; p {self.p:.2g})"
+            f"on {self.problems:,} gate problems ({how}, {shares}; p {self.p:.2g}{weak})"
         )
 
 

@@ -44,17 +44,19 @@ def page(it: Improvement, out: Path, rounds: Sequence[dict[str, Any]], found: Ev
     if found is not None:
         lines += ["", "## All systems", "", "![accuracy](accuracy.svg)", ""]
         lines += ["\n\n".join("\n".join(table.markdown()) for table in tables(found)), ""]
-        lines += [f"* {line}" for line in (*_about_tables(rounds), *notes(found))]
+        lines += [f"* {line}" for line in (*about_tables(rounds), *notes_of(rounds, found))]
     return "\n".join(lines) + "\n"
 
 
 def _asked(it: Improvement, out: Path) -> Iterator[str]:
     sizes, left_out = problems_in(out / FOLDER)
     yield f"* base: `{it.model}`, weights of `{it.train}`"
-    held = f"held out of `{it.held_out}`" if it.held_out else "a share of them held out by a hash of the question"
-    yield f"* problems of `{it.problems}`, {held}: {', '.join(f'{name} {count:,}' for name, count in sizes.items())}"
+    held = f"of `{it.held_out}`" if it.held_out else "a share of the same list, by a hash of the question"
+    told = ", ".join(f"{name} {count:,}" for name, count in sizes.items())
+    yield f"* questions to weave of `{it.problems}`; for gates and tables {held}: {told}"
     yield f"* no problem has two uses. {told_left_out(left_out)}"
-    yield f"* branching {it.branching}, checker {it.checker}, prompts {it.prompts}; theta by round {list(it.theta)}"
+    thetas = ", ".join(f"{theta:g}" for theta in it.theta)
+    yield f"* branching {it.branching}, checker {it.checker}, prompts {it.prompts}; theta by round {thetas}"
     yield f"* SFT: {_settings(it.sft)}; DPO: {_settings(it.dpo)}"
     yield f"* a role with fewer than {FEWEST} samples is not trained, and keeps its model"
 
@@ -127,7 +129,13 @@ def total_seconds(out: Path, rounds: int) -> float:
     return sum(sum(seconds_of(place).values()) for place in places)
 
 
-def _about_tables(rounds: Sequence[dict[str, Any]]) -> Iterator[str]:
+def notes_of(rounds: Sequence[dict[str, Any]], found: Evaluated) -> list[str]:
+    """What a reader must know of the tables. Where no round was adopted nobody wonders why its team is not there."""
+    return notes(found if any(one["adopted"] for one in rounds) else found._replace(left_out={}))
+
+
+def about_tables(rounds: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Whose models the tables have."""
     adopted = [one["round"] for one in rounds if one["adopted"]]
     if not adopted:
         yield "No round was adopted: the tables are those of the base, and of STaR."

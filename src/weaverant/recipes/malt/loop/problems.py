@@ -65,6 +65,9 @@ def draw(spec: str, checker: str, smallest: int, largest: int) -> Drawn:
             left_out[why] += 1
             continue
         number = hash_of(value["question"])
+        if number in low or -number in high:  # of a list that is larger than what is drawn not all are noticed
+            left_out["the same question once more"] += 1
+            continue
         low.add(number, value)
         high.add(-number, value)
     return Drawn(low.rows, high.rows[::-1], left_out, total)
@@ -105,6 +108,9 @@ class Smallest:
         else:
             del self._found[heappushpop(self._heap, (-number, number))[1]]
         self._found[number] = row
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._found
 
     @property
     def rows(self) -> list[Row]:

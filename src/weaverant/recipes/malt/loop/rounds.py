@@ -6,16 +6,20 @@ goes on. What no phase can lose is in journals and checkpoints; `improve.json` s
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from msgspec import to_builtins
 
 from weaverant import run
 from weaverant.cli.text import exact
 from weaverant.recipes.malt.contest import contest
 from weaverant.recipes.malt.evaluate import asked, evaluated, write
 from weaverant.recipes.malt.loop.gate import agents_set, as_data, gate_asked, gate_run, verdict_of
-from weaverant.recipes.malt.loop.kept import begin, read_json, write_json, write_text
+from weaverant.recipes.malt.loop.kept import begin, check, read_json, write_json, write_text
 from weaverant.recipes.malt.loop.page import page
 from weaverant.recipes.malt.loop.playing import Played, Stopped, play, played, timed
 from weaverant.recipes.malt.loop.problems import FOLDER, pools_of, problems_in, told_left_out, write_pools
@@ -25,6 +29,7 @@ from weaverant.recipes.malt.loop.wanted import Improvement
 from weaverant.recipes.malt.roles import RoleModels, read_models
 from weaverant.recipes.malt.tables import Evaluated
 from weaverant.recipes.malt.team import ROLES, Role
+from weaverant.train.checkpoint import held
 from weaverant.train.watch import Say
 
 STATE = "improve.json"
@@ -71,7 +76,12 @@ class Loop:
 
     def go_on(self) -> Improved:
         """From wherever it stands to the end. Raises `Stopped`, `UserError`, `WeaverantError`."""
-        begin(self.out, STATE, self.it.settings(), (FOLDER, "round-1", EVALUATION))
+        check(self.out, STATE, self.it.settings(), (), alone=True)
+        with held(self.out):
+            begin(self.out, STATE, self.it.settings(), (), alone=True)
+            return self._rounds()
+
+    def _rounds(self) -> Improved:
         self._draw()
         state: dict[str, Any] = read_json(self.out / STATE)
         rounds: list[dict[str, Any]] = state.get("rounds", [])
@@ -79,11 +89,12 @@ class Loop:
         self._write(rounds)
         for number in range(1, self.it.rounds + 1):
             if number <= len(rounds):
-                self.say(f"round {number}: {rounds[number - 1]['told']}")
+                self.say(rounds[number - 1]["told"])
                 self._failed += rounds[number - 1]["failed"]
                 continue
             rounds = [*rounds, self._round(number, self._adopted(rounds))]
             self._write(rounds)
+            self._name_adopted(rounds)
             self._report(rounds, None)
         found = self._tables(rounds) if self.it.tables else None
         self._report(rounds, found)
@@ -91,6 +102,13 @@ class Loop:
 
     def _write(self, rounds: list[dict[str, Any]]) -> None:
         write_json(self.out / STATE, {"settings": self.it.settings(), "budget": self._budget, "rounds": rounds})
+
+    def _name_adopted(self, rounds: list[dict[str, Any]]) -> None:
+        """`models.json`: the team that the loop stands by, with folders as they are found from it."""
+        number = self._last(rounds)
+        found = to_builtins(read_models(self._place(number) / MODELS)) if number else {"base": self.it.model}
+        here = f"{self.out.resolve()}{os.sep}"
+        write_text(self.out / MODELS, json.dumps(found, indent=1).replace(here, "") + "\n")
 
     def _left_for(self, directory: Path) -> float:
         """What a run may cost in all, in US dollars; 0 for no cap. `Stopped` where others have taken everything."""
@@ -115,6 +133,8 @@ class Loop:
         self.say(f"problems, none of them twice: {', '.join(f'{name} {count:,}' for name, count in sizes.items())}")
         if left_out:
             self.say(told_left_out(left_out))
+        if short := self.it.short(sizes):
+            self.say(f"warning: too few rows for what was asked: {'; '.join(short)}")
 
     def _adopted(self, rounds: list[dict[str, Any]]) -> Team:
         """The team of the last round that was adopted, else the base."""
@@ -139,7 +159,7 @@ class Loop:
         with timed(place, "train"):
             models = train_roles(
                 place / "weave", place, adopted.folders, adopted.specs, self.say,
-                sft=self.it.sft, dpo=self.it.dpo, star=number == 1, jobs=self._jobs,
+                sft=self.it.sft, dpo=self.it.dpo, star=number == 1, jobs=self._jobs, alone=False,
             )  # fmt: skip
         record: dict[str, Any] = {"round": number, "theta": theta, "woven": woven._asdict()}
         if team_of(models) == adopted.specs:
@@ -194,7 +214,8 @@ class Loop:
         last = read_models(self._place(number) / MODELS) if number else RoleModels(self.it.model)
         models = RoleModels(self.it.model, first.star, last.sft, last.dpo)
         wanted = asked(models, checker=self.it.checker, prompts=self.it.prompts)
-        self.say(f"\nall systems on {self.it.held_out_problems:,} other problems, {self.it.seeds} seeds")
+        times = "once" if self.it.seeds == 1 else f"{self.it.seeds} times"
+        self.say(f"\nall systems on {self.it.held_out_problems:,} other problems, each {times}")
         directory = self.out / EVALUATION
         with timed(self.out, "tables"), self._served(wanted.models.values(), self.out) as specs:
             now = {name: specs[spec] for name, spec in wanted.models.items()}

@@ -32,6 +32,24 @@ PATIENCE = 900.0
 LOOK_EVERY = 0.3
 
 
+def check_sampling(folder: Path, how: str | None) -> None:
+    """`UserError` where all replies of a server of that folder would be one and the same."""
+    if how != "transformers":
+        return
+    path = folder / "generation_config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        config = {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error}") from None
+    if config.get("do_sample") is not True:
+        raise UserError(
+            f'`transformers serve` samples only where {path} says "do_sample": true; it does not, so all replies to a '
+            "prompt would be one, and nothing could be learned. Expected that line there, or another --serve"
+        )
+
+
 class Server:
     """One folder's server on a free port of this host. `spec` is what `--model` takes."""
 

@@ -14,7 +14,7 @@ from msgspec import to_builtins
 from weaverant.engines.embedded import EmbeddedEngine
 from weaverant.errors import UserError
 from weaverant.recipes.malt.loop.jobs import run_jobs
-from weaverant.recipes.malt.loop.kept import begin, write_json
+from weaverant.recipes.malt.loop.kept import begin, check, write_json
 from weaverant.recipes.malt.loop.order import DPO, SFT, Order, order_of, trained_specs
 from weaverant.recipes.malt.loop.sets import finished_run, write_sets
 from weaverant.recipes.malt.roles import RoleModels, read_models
@@ -23,7 +23,7 @@ from weaverant.recipes.malt.values import Rule
 from weaverant.rundir import load_config
 from weaverant.summary import has_finished
 from weaverant.train import DpoConfig, SftConfig, check_stack
-from weaverant.train.checkpoint import model_digest
+from weaverant.train.checkpoint import held, model_digest
 from weaverant.train.estimate import shape_of
 from weaverant.train.watch import Say
 from weaverant.train.work import SMALL
@@ -45,11 +45,13 @@ def train_roles(
     dpo: DpoConfig = DPO,
     star: bool = True,
     jobs: int = 0,
+    alone: bool = True,
 ) -> RoleModels:
     """Train each role from its folder in `models` on what the run's trees say of it, into `out`: `data/`, `sft/ROLE`,
     `dpo/ROLE`, `star`, and last `models.json`, in which `base` stands as it is given.
 
     `rule` gives other labels than the trees were grown for. `jobs` is how many trainings run at once, 0 to choose.
+    With `alone` nothing else may be in a new `out`. `RunLocked` where another process trains there.
     What is finished in `out` is not done again. Raises `UserError`, `WeaverantError`.
     """
     if jobs < 0:
@@ -58,7 +60,25 @@ def train_roles(
     trees = finished_run(run)
     if not has_finished(run):
         say(f"warning: the run {run} has not finished; this trains on the {trees:,} trees that it has")
-    begin(out, SETTINGS, settings_of(run, trees, models, rule, sft, dpo, star), MINE)
+    settings = settings_of(run, trees, models, rule, sft, dpo, star)
+    check(out, SETTINGS, settings, MINE, alone=alone)
+    with held(out):
+        begin(out, SETTINGS, settings, MINE, alone=alone)
+        return _trained(run, out, models, base, say, rule, sft, dpo, star, jobs)
+
+
+def _trained(
+    run: Path,
+    out: Path,
+    models: Mapping[Role, Path],
+    base: str | Mapping[Role, str],
+    say: Say,
+    rule: Rule | None,
+    sft: SftConfig,
+    dpo: DpoConfig,
+    star: bool,
+    jobs: int,
+) -> RoleModels:
     sets = write_sets(run, out / "data", rule)
     order = order_of(out, sets, models, sft, dpo, star)
     for line in told(order):

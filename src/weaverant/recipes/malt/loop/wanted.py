@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class Improvement(Struct, frozen=True, kw_only=True):
 
     def checked(self) -> Improvement:
         """Itself, or `UserError`."""
+        if len(self.theta) > self.rounds:
+            raise UserError(f"--theta has {len(self.theta)} values for --rounds {self.rounds}: expected one a round")
         for name, least in (("rounds", 1), ("questions", 1), ("gate_problems", 1), ("seeds", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}, found {getattr(self, name)}")
@@ -56,7 +59,13 @@ class Improvement(Struct, frozen=True, kw_only=True):
 
     @property
     def wanted(self) -> Wanted:
-        return Wanted(self.rounds, self.questions, self.gate_problems, self.held_out_problems if self.tables else 0)
+        return Wanted(self.rounds, self.questions, self.gate_problems, self.held_out_problems)
+
+    def short(self, sizes: Mapping[str, int]) -> list[str]:
+        """Of which problems there are fewer than wanted, as `gate-1: 11 of 20`; `sizes` by file."""
+        of = {"weave": self.questions, "gate": self.gate_problems, "report": self.held_out_problems}
+        told = {name: of[name.partition("-")[0]] for name in sizes}
+        return [f"{name}: {count:,} of {told[name]:,}" for name, count in sizes.items() if count < told[name]]
 
     def theta_of(self, number: int) -> float:
         """Of a round, counted from 1."""
