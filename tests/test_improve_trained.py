@@ -124,7 +124,7 @@ def test_what_is_finished_is_not_done_again_and_other_settings_are_refused(undis
     assert again.returncode == 0 and "run directory" not in again.stderr
     assert json.loads(again.stdout.splitlines()[-1])["target"] == "malt"
     other = weaverant("improve", "malt", *SMALL, "--lr", "1e-3", "--out", undisturbed)
-    assert other.returncode == 2 and "was begun with other settings: sft was" in other.stderr
+    assert other.returncode == 2 and "was begun with other settings: sft.lr was 0.0003, is 0.001" in other.stderr
     first = undisturbed / "round-1"
     roles = (
         "train",
@@ -143,7 +143,7 @@ def test_what_is_finished_is_not_done_again_and_other_settings_are_refused(undis
     assert same.returncode == 0, same.stderr
     assert same.stderr.count(": finished before, in ") == 6
     other = weaverant(*roles, "--theta", "0.9")
-    assert other.returncode == 2 and "rule was None, is {'theta': 0.9" in other.stderr
+    assert other.returncode == 2 and "rule.theta was None, is 0.9" in other.stderr
     assert weights == {
         place: (undisturbed / "round-1" / place / "model.safetensors").stat().st_mtime_ns for place in WEIGHTS
     }
@@ -314,3 +314,16 @@ def test_a_budget_holds_for_all_phases_and_sessions(tmp_path: Path):
         last = weaverant(*command, "--budget", "0")
         assert last.returncode == 0 and "nothing could be trained" in last.stdout, last.stderr
         assert len(server.bill()) == 14 * 14, "none of the 2 + 4 + 8 calls of a question was paid twice"
+
+
+def test_a_folder_has_one_holder_and_is_a_new_one(undisturbed: Path, tmp_path: Path):
+    with going(tmp_path / "out", "improve", "malt", *SMALL, "--out", tmp_path / "out") as first:
+        wait_for((tmp_path / "out" / "lock").exists, first)
+        second = weaverant("improve", "malt", *SMALL, "--out", tmp_path / "out")
+        assert second.returncode == 1 and "another process" in second.stderr, second.stderr
+    for command in (("improve", "malt", *SMALL), ("train", "malt", undisturbed / "round-1" / "weave", "--model", TINY)):
+        refused = weaverant(*command, "--out", undisturbed / "round-1" / "weave")
+        assert refused.returncode == 2 and "expected a new folder" in refused.stderr, refused.stderr
+    adopted = json.loads((undisturbed / "improve.json").read_text())["rounds"][0]["adopted"]
+    told = read_models(undisturbed / "models.json")
+    assert bool(told.dpo) is adopted and told.spec("base", "refiner") == "embedded:tiny"
