@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from small_llama import make_llama
+from small_models import make_llama
 from weaverant.engines.embedded import PACKAGED
 from weaverant.recipes.malt.roles import read_models
 from weaverant.summary import fold

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from small_models import make_tokenizer
 from weaverant.engines.http import Pool
 from weaverant.errors import StepFailed
 from weaverant.message import OutputSchema, Reply, Request, Sampling, system, user
@@ -34,23 +35,13 @@ ROWS = 6
 def make_checkpoint(folder: Path) -> None:
     """A random GPT-2 of 30 thousand weights with a byte-level tokenizer and a chat template."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    vocabulary = {name: number for number, name in enumerate(names)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
-    fast.chat_template = (
-        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
+    fast = make_tokenizer()
     torch.manual_seed(0)
-    end = vocabulary["<|end|>"]
+    end = fast.eos_token_id
     config = GPT2Config(
-        vocab_size=len(names), n_positions=4096, n_embd=32, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end
+        vocab_size=len(fast), n_positions=4096, n_embd=32, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end
     )
     model = GPT2LMHeadModel(config)
     model.generation_config.pad_token_id = end

@@ -64,33 +64,18 @@ def train_roles(
     check(out, SETTINGS, settings, MINE, alone=alone)
     with held(out):
         begin(out, SETTINGS, settings, MINE, alone=alone)
-        return _trained(run, out, models, base, say, rule, sft, dpo, star, jobs)
-
-
-def _trained(
-    run: Path,
-    out: Path,
-    models: Mapping[Role, Path],
-    base: str | Mapping[Role, str],
-    say: Say,
-    rule: Rule | None,
-    sft: SftConfig,
-    dpo: DpoConfig,
-    star: bool,
-    jobs: int,
-) -> RoleModels:
-    sets = write_sets(run, out / "data", rule)
-    order = order_of(out, sets, models, sft, dpo, star)
-    for line in told(order):
-        say(line)
-    left = [step for step in order.steps if not step.is_finished()]
-    for step in order.steps:
-        if step not in left:
-            say(f"{step.name}: finished before, in {step.folder}")
-    if left:
-        run_jobs([step.job() for step in left], jobs or usual_jobs(models.values(), sft), say)
-    write_models(out, order, base)
-    return read_models(out / MODELS)
+        sets = write_sets(run, out / "data", rule)
+        order = order_of(out, sets, models, sft, dpo, star)
+        for line in told(order):
+            say(line)
+        left = [step for step in order.steps if not step.is_finished()]
+        for step in order.steps:
+            if step not in left:
+                say(f"{step.name}: finished before, in {step.folder}")
+        if left:
+            run_jobs([step.job() for step in left], jobs or usual_jobs(models.values(), sft), say)
+        write_models(out, order, base)
+        return read_models(out / MODELS)
 
 
 def settings_of(

@@ -1,13 +1,12 @@
-"""A small Llama of random weights, as a folder that transformers, a server and a trainer take."""
+"""Small models of random weights, as folders that transformers, a server and a trainer take."""
 
 from pathlib import Path
 
 
-def make_llama(folder: Path) -> None:
-    """Two layers, byte-level tokenizer, a chat template of its own. Needs transformers."""
-    import torch
+def make_tokenizer():
+    """Byte-level, with a chat template of its own; its last four tokens are end, user, assistant, system."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     vocabulary = {name: number for number, name in enumerate(names)}
@@ -19,11 +18,20 @@ def make_llama(folder: Path) -> None:
         "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
+    return fast
+
+
+def make_llama(folder: Path) -> None:
+    """Two layers of Llama. Needs transformers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    fast = make_tokenizer()
     torch.manual_seed(0)
-    end = vocabulary["<|end|>"]
+    end = fast.eos_token_id
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(names),
+            vocab_size=len(fast),
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
