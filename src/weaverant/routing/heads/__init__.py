@@ -20,11 +20,12 @@ KINDS = {
     "clusters": "weaverant.routing.heads.clusters:Clusters",
     "ridge": "weaverant.routing.heads.linear:Ridge",
     "logistic": "weaverant.routing.heads.linear:Logistic",
+    "blend": "weaverant.routing.heads.blend:Blend",
 }
 AUTO = ("knn", "clusters", "ridge", "logistic")
-"""Those that `auto` chooses from: seconds of one core for thousands of queries."""
+"""Those that a blend is of, and `auto` chooses from beside it: seconds of one core for thousands of queries."""
 
-__all__ = ["AUTO", "KINDS", "Arrays", "Estimate", "Given", "Head", "HeadKind", "Settings", "head_kind"]
+__all__ = ["AUTO", "KINDS", "Arrays", "Estimate", "Given", "Head", "HeadKind", "Settings", "head_kind", "settings_of"]
 
 
 class HeadKind(Protocol):
