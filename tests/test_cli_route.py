@@ -121,7 +121,10 @@ def test_models_and_queries_may_be_left_out(routers: Path, tmp_path: Path, capsy
         (["train", "GRADED", "--out", "NEW", "--head", "kmn"], "there is no head 'kmn'. Did you mean 'knn'?"),
         (["train", "GRADED", "--out", "NEW", "--encoder", "bert"], "there is no encoder 'bert'"),
         (["train", "GRADED", "--out", "NEW", "--setting", "k"], "expected --setting NAME=NUMBER"),
-        (["train", "GRADED", "--out", "NEW", "--head", "knn", "--setting", "c=1"], "no head has a setting 'c'"),
+        (
+            ["train", "GRADED", "--out", "NEW", "--head", "knn", "--setting", "c=1"],
+            "no head that is tried has a setting 'c'",
+        ),
         (["train", "GRADED", "--out", "NEW", "--models", "x,w"], "no row has a score of the model 'w'"),
         (["train", "GRADED", "--out", "NEW", "--folds", "1"], "too small to hold parts of it out"),
         (["train", "none.csv", "--out", "NEW"], "no file 'none.csv'"),

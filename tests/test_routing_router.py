@@ -113,6 +113,12 @@ def test_every_head_can_be_asked_for_and_its_settings_fixed(head: str, tmp_path:
     assert np.array_equal(again.predict([SUM]).p, made.router.predict([SUM]).p)
 
 
+def test_a_model_without_grades_is_refused():
+    rows = [Graded("seen", {"a": 1, "b": 1}), *(Graded(f"query {n}", {"a": n % 2}) for n in range(9))]
+    with pytest.raises(UserError, match="no grade of the model 'b' is left"):
+        train(Table.of(rows).without(["Seen"]), folds=3)
+
+
 # Folders that are none
 
 
