@@ -15,6 +15,7 @@ import pytest
 from graded_queries import made_table
 from weaverant.errors import UserError
 from weaverant.routing.calibration import calibration_error
+from weaverant.routing.online import Online
 from weaverant.routing.router import Router
 from weaverant.routing.selection import routed
 from weaverant.routing.table import Graded, Table
@@ -245,6 +246,20 @@ def test_feedback_weighs_what_it_is_said_to():
     before = other.predict([SUM]).p
     other.update(SUM, "y", 1.0, weight=0.0)
     assert np.allclose(other.predict([SUM]).p, before, atol=1e-3)
+
+
+def test_an_old_outcome_counts_half_after_a_half_life_and_the_oldest_goes_first():
+    x, away = np.array([1, 0], dtype=np.float32), np.array([0, 1], dtype=np.float32)
+    online = Online(2, 2, capacity=4, half_life=2.0)
+    online.add(x, 0, 1.0, 8.0)
+    assert online.change(away).p[0] == pytest.approx(8 / 28)
+    assert online.change(x).support.tolist() == [8, 0]
+    for _ in range(2):
+        online.add(away, 1, 0.0, 1.0)
+    assert online.change(away).p[0] == pytest.approx(4 / 24)
+    for _ in range(2):
+        online.add(away, 1, 0.0, 1.0)
+    assert online.change(x).p[0] == 0 and online.change(x).support.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
