@@ -49,16 +49,16 @@ def markdown(found: Evaluation, title: str, figures: Sequence[str] = ()) -> str:
         parts += [shown.note, ""] if shown.note else []
     for name in figures:
         parts += [f"![{name.removesuffix('.svg')}]({name})", ""]
-    notes = [
-        f"Intervals hold 95 %: {found.draws:,} paired bootstrap draws of queries within their sets, seed {found.seed}."
-    ]
+    return "\n".join([*parts, "\n\n".join(notes(found)), ""])
+
+
+def notes(found: Evaluation) -> Iterator[str]:
+    """How to read it, and what was left out."""
+    yield f"Intervals hold 95 %: {found.draws:,} paired bootstrap draws of queries within sets, seed {found.seed}."
     if found.dropped:
-        notes.append(f"{found.dropped:,} queries are left out: no model was graded on them.")
+        yield f"{found.dropped:,} queries are left out: no model was graded on them."
     if found.elsewhere:
-        notes.append(
-            f"On {found.elsewhere:,} queries the likeliest model was not graded: the next one that was counts."
-        )
-    return "\n".join([*parts, *notes, ""])
+        yield f"On {found.elsewhere:,} queries the likeliest model was not graded: the next one that was counts."
 
 
 def percent(value: float) -> str:
@@ -134,20 +134,20 @@ def _priced(priced: Priced) -> Shown:
     rows = [[name, dollars(point.cost), percent(point.score)] for name, point in priced.models.items()]
     ends = (("router, cheapest choices", priced.curve[0]), ("router, likeliest choices", priced.curve[-1]))
     rows += [[name, dollars(point.cost), percent(point.score)] for name, point in ends]
-    notes: list[str] = []
+    said: list[str] = []
     if priced.area is not None and priced.above is not None:
-        notes.append(
+        said.append(
             f"From {priced.cheapest} to {priced.single}: area {_plain(priced.area)}, where blind mixing has 0.5; "
             f"{points(priced.above)} points above it on average."
         )
     else:
-        notes.append(f"{priced.single} is the best single model and the cheapest: there is nothing to trade.")
+        said.append(f"{priced.single} is the best single model and the cheapest: there is nothing to trade.")
     if priced.apgr is not None and priced.cpt50 is not None and priced.cpt80 is not None:
-        notes.append(
+        said.append(
             f"Over shares of calls (RouteLLM): APGR {_plain(priced.apgr)}, CPT(50 %) {share(priced.cpt50)}, "
             f"CPT(80 %) {share(priced.cpt80)}."
         )
-    return Shown("Cost", ["", "$ per 1,000", "right, %"], rows, " ".join(notes))
+    return Shown("Cost", ["", "$ per 1,000", "right, %"], rows, " ".join(said))
 
 
 def _sets(found: Evaluation) -> Shown:
