@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from weaverant.routing.table import Graded, Table
 
 STRONG, WEAK = "gpt-4-1106-preview", "mistralai/Mixtral-8x7B-Instruct-v0.1"
@@ -36,18 +38,18 @@ def _llmrouter(row: Mapping[str, Any], tasks: Mapping[str, str]) -> Graded:
 
 def gsm8k(folder: Path) -> Table:
     """RouteLLM's GSM8K (0b64fda, Apache-2.0): GPT-4 and Mixtral, without the prompts that it lists as contaminated."""
-    rows = [_routellm(row, "gsm8k") for row in _cells(folder / "gsm8k_responses.csv")]
-    return Table.of(rows).without(_contaminated(folder / "contaminated/gsm8k.jsonl"))
+    found = [_routellm(row, "gsm8k") for row in _cells(folder / "gsm8k_responses.csv")]
+    return Table.of(found).without(_contaminated(folder / "contaminated/gsm8k.jsonl"))
 
 
 def mmlu(folder: Path) -> Table:
     """RouteLLM's MMLU: the same two models, 57 subjects."""
-    rows = [
+    found = [
         _routellm(row, file.stem.removeprefix("mmlu_"))
         for file in sorted((folder / "mmlu").glob("*.csv"))
         for row in _cells(file)
     ]
-    return Table.of(rows).without(_contaminated(folder / "contaminated/mmlu.jsonl"))
+    return Table.of(found).without(_contaminated(folder / "contaminated/mmlu.jsonl"))
 
 
 def _routellm(row: Mapping[str, str], name: str) -> Graded:
@@ -70,28 +72,34 @@ def _contaminated(file: Path) -> list[str]:
 def routerarena(folder: Path) -> Table:
     """RouterArena (4714a9a, Apache-2.0): two models with the dollars of each answer. Sets are the data sets' names."""
     models = ("claude-3-haiku-20240307", "gemini-2.0-flash-001")
-    rows = [{row["global_index"]: row for row in _lines(folder / f"{model}.jsonl")} for model in models]
+    parts = [{row["global_index"]: row for row in _lines(folder / f"{model}.jsonl")} for model in models]
     found: list[Graded] = []
-    for index in (index for index in rows[0] if index in rows[1]):
-        told = {model: part[index]["evaluation_result"] for model, part in zip(models, rows, strict=True)}
+    for index in (index for index in parts[0] if index in parts[1]):
+        told = {model: part[index]["evaluation_result"] for model, part in zip(models, parts, strict=True)}
         scores = {model: max(0.0, each["score"]) for model, each in told.items()}  # one metric knows negative ones
         cost = {model: each["inference_cost"] for model, each in told.items()}
         name = index.rpartition("_")[0].partition("_")[0]
-        found.append(Graded(rows[0][index]["question"], scores, cost, set=name))
+        found.append(Graded(parts[0][index]["question"], scores, cost, set=name))
     return Table.of(found)
+
+
+def rows(table: Table) -> Iterator[Graded]:
+    """A table's rows."""
+    for number, query in enumerate(table.queries):
+        parts = (zip(table.models, values[number].tolist(), strict=True) for values in (table.scores, table.cost))
+        scores, cost = ({name: value for name, value in part if value == value} for part in parts)
+        yield Graded(query, scores, cost, set=table.sets[number])
 
 
 def shuffled(table: Table, seed: int) -> Table:
     """The same table from rows whose models are named in another order."""
     rng = random.Random(seed)
-    rows: list[Graded] = []
-    for number, query in enumerate(table.queries):
-        names = rng.sample(table.models, len(table.models))
-        at = {name: table.models.index(name) for name in names}
-        parts = ({name: float(values[number, at[name]]) for name in names} for values in (table.scores, table.cost))
-        scores, cost = ({name: value for name, value in part.items() if value == value} for part in parts)
-        rows.append(Graded(query, scores, cost, set=table.sets[number]))
-    return Table.of(rows)
+    return Table.of(
+        msgspec.structs.replace(
+            row, scores={name: row.scores[name] for name in rng.sample([*row.scores], len(row.scores))}
+        )
+        for row in rows(table)
+    )
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
