@@ -93,13 +93,14 @@ def rows(table: Table) -> Iterator[Graded]:
 
 def shuffled(table: Table, seed: int) -> Table:
     """The same table from rows whose models are named in another order."""
+    return Table.of(shuffled_rows(table, seed))
+
+
+def shuffled_rows(table: Table, seed: int) -> Iterator[Graded]:
     rng = random.Random(seed)
-    return Table.of(
-        msgspec.structs.replace(
-            row, scores={name: row.scores[name] for name in rng.sample([*row.scores], len(row.scores))}
-        )
-        for row in rows(table)
-    )
+    for row in rows(table):
+        names = rng.sample([*row.scores], len(row.scores))
+        yield msgspec.structs.replace(row, scores={name: row.scores[name] for name in names})
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

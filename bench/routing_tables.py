@@ -19,7 +19,7 @@ from pathlib import Path
 import graded
 import numpy as np
 import report
-from resplits import SPLITS, Learn, Splits, judged, split_rows
+from resplits import Learn, Splits, judged, split_rows
 
 from weaverant.routing.evaluation.judge import ORACLE, ROUTER, SINGLE, Evaluation, Hits
 from weaverant.routing.evaluation.resample import Interval, corrected
@@ -83,7 +83,9 @@ def accuracy_rows(told: Splits, *, goals: bool) -> list[dict]:
     choices = mean([one.choices.ece for one in told.found])
     rows.append(report.row(f"{told.name}: the same of the chosen answers", choices))
     lines.append(["ECE of the chosen answers", f"{choices:.4f}"])
-    report.table([f"{told.name}: {len(told.table.queries):,} queries, {models} models, {SPLITS} splits", ""], lines)
+    report.table(
+        [f"{told.name}: {len(told.table.queries):,} queries, {models} models, {len(told.found)} splits", ""], lines
+    )
     return rows
 
 
@@ -93,7 +95,7 @@ def cost_rows(told: Splits) -> list[dict]:
     rows: list[dict] = []
     lines: list[list[str]] = []
     paper = PAPER.get(told.name)
-    if all(one.apgr is not None for one in priced):
+    if priced and all(one.apgr is not None for one in priced):
         apgr, half, most = (
             corrected([getattr(one, part).value for one in priced], *told.sizes) for part in ("apgr", "cpt50", "cpt80")
         )
