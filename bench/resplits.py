@@ -52,12 +52,12 @@ class Splits:
         return spread({"gain": lambda some: means.whole(some, gain)}, len(gain), drawn)["gain"][0]
 
 
-def judged(name: str, table: Table, learn: Learn) -> Splits:
-    """Ten times: learn from four fifths, judge by the fifth."""
+def judged(name: str, table: Table, learn: Learn, splits: int = SPLITS) -> Splits:
+    """So many times: learn from four fifths, judge by the fifth."""
     told = Splits(name, table)
     numbers = np.arange(len(table.queries))
     begin = time.process_time()
-    for seed in range(SPLITS):
+    for seed in range(splits):
         held = numbers[split_rows(table, seed)]
         kept = np.setdiff1d(numbers, held)
         train, test = table.take(kept), table.take(held)

@@ -10,7 +10,7 @@ from math import sqrt
 from weaverant.routing.evaluation.calibration import Calibration
 from weaverant.routing.evaluation.judge import Evaluation, Priced
 
-SIDE, LEFT, TOP, RIGHT, BOTTOM = 320, 64, 52, 180, 52
+SIDE, LEFT, TOP, RIGHT, BOTTOM = 320, 64, 52, 190, 52
 """Pixels of a panel, and of the margins around it."""
 ROUTER, SINGLE, PLAIN = "#3b7dd8", "#c8553d", "#7d8590"
 """Each stands out from either page."""
@@ -23,7 +23,7 @@ _STYLE = (
 
 def reliability(answers: Calibration, choices: Calibration) -> str:
     """Two panels: all answers, and the chosen ones. A dot's area is its share of the predictions."""
-    width = LEFT + 2 * (SIDE + LEFT) + 16
+    width = 2 * (LEFT + SIDE) + 24
     return _page(width, [*_reliable(answers, "all answers", 0), *_reliable(choices, "chosen answers", SIDE + LEFT)])
 
 
@@ -102,7 +102,7 @@ def _names(beside: list[tuple[float, str]], taken: float) -> Iterator[str]:
     lowest = taken
     for y, words in beside:
         lowest = max(y, lowest + 14)
-        yield _text(LEFT + SIDE + 6, lowest + 4, words if len(words) <= 30 else words[:14] + "…" + words[-15:])
+        yield _text(LEFT + SIDE + 6, lowest + 4, words if len(words) <= 28 else words[:13] + "…" + words[-14:])
 
 
 def _grid(left: int, marks: list[tuple[float, str, float, str]]) -> Iterator[str]:
