@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 
 import msgspec
 
@@ -18,6 +19,8 @@ from weaverant.routing.reading import read_queries, read_table
 from weaverant.routing.router import Router
 
 FEWEST_DRAWS = 100
+WIDTH = 100
+"""Of what is said below tables."""
 
 
 def eval_command(options: argparse.Namespace) -> int:
@@ -51,7 +54,7 @@ def told(found: Evaluation) -> Iterator[str]:
         yield shown.title
         yield from columns(shown.heads, shown.rows)
         if shown.note:
-            yield f"  {shown.note}"
+            yield fill(shown.note, WIDTH, initial_indent="  ", subsequent_indent="  ")
     for note in report.notes(found):
         yield ""
         yield note

@@ -51,7 +51,7 @@ def _reliable(found: Calibration, title: str, shift: int) -> Iterator[str]:
     yield _text(left, TOP - 26, title, weight="600")
     yield _text(left, TOP - 10, f"expected calibration error {found.ece:.3f}")
     yield from _grid(left, [(at, f"{at:g}", at, f"{at:g}") for at in (0, 0.25, 0.5, 0.75, 1.0)])
-    yield _text(left + SIDE / 2, TOP + SIDE + 36, "told", anchor="middle")
+    yield _text(left + SIDE / 2, TOP + SIDE + 36, "across: told; up: found", anchor="middle")
     yield _line([(left, TOP + SIDE), (left + SIDE, TOP)], "faint", dashed=True)
     total = sum(one.count for one in found.bins)
     path = [(left + one.told * SIDE, TOP + (1 - one.found) * SIDE) for one in found.bins]
