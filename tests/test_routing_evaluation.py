@@ -106,6 +106,7 @@ def test_calibration_by_hand():
 
 def test_a_prediction_of_one_is_in_the_last_bin_and_equal_ones_are_in_one():
     assert calibrated(np.ones(4), np.ones(4)).ece == 0
+    assert [one.count for one in calibrated(np.array([0.97, 1.0]), np.array([1.0, 0.0])).bins] == [2]
     even = calibrated(np.full(1000, 0.5), np.arange(1000) % 2 * 1.0)
     assert even.ece == even.ece_mass == 0
     assert math.isnan(calibrated(np.array([0.5]), np.array([NAN])).ece)
