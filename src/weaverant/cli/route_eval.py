@@ -9,13 +9,13 @@ from textwrap import fill
 
 import msgspec
 
+from weaverant.cli.graded import table_given
 from weaverant.cli.streams import put
 from weaverant.cli.text import table as columns
 from weaverant.errors import UserError
 from weaverant.routing.evaluation import figure, report
 from weaverant.routing.evaluation.choice import Prior
 from weaverant.routing.evaluation.judge import Evaluation, evaluate
-from weaverant.routing.reading import read_queries, read_table
 from weaverant.routing.router import Router
 
 FEWEST_DRAWS = 100
@@ -28,12 +28,7 @@ def eval_command(options: argparse.Namespace) -> int:
         raise UserError(f"expected --draws of {FEWEST_DRAWS} or more, for its quantiles to mean anything")
     out = None if options.out is None else _new_folder(Path(options.out))
     router = Router.open(Path(options.router))
-    models = options.models.split(",") if options.models else None
-    table = read_table(options.table, query=options.query_column, set=options.set_column, models=models)
-    if options.drop:
-        table = table.without(read_queries(options.drop, options.query_column))
-    if not table.queries:
-        raise UserError(f"no query of {options.table!r} is left after --drop {options.drop}")
+    table = table_given(options)
     scores = router.predict(table.queries)
     found = evaluate(table, scores, Prior(router.mean, router.cost), draws=options.draws, seed=options.seed)
     title = f"{Path(options.router).resolve().name} on {Path(options.table).name}"
