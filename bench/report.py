@@ -14,7 +14,8 @@ def row(
     name: str, value: float | None, goal: str | None = None, met: bool | None = None, **more: Any
 ) -> dict[str, Any]:
     """One measurement. `met` is None where there is no goal or its data are absent."""
-    return {"name": name, "value": None if value is None else round(value, 4), "goal": goal, "met": met, **more}
+    told = None if value is None or value != value else round(value, 4)
+    return {"name": name, "value": told, "goal": goal, "met": met, **more}
 
 
 def table(head: list[str], lines: list[list[Any]]) -> None:
