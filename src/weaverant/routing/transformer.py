@@ -58,7 +58,7 @@ class Transformer:
         """(n, dims) of length 1. One text at a time: beside others it would be padded, and its vector not be the same
         to the last bit."""
         with cast("AbstractContextManager[None]", self._torch.no_grad()):
-            rows = [self._cls([text])[0].numpy() for text in texts]
+            rows = [self._cls((text,))[0].numpy() for text in texts]
         found = np.array(rows, dtype=np.float32).reshape(len(texts), self.dims)
         return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
 
@@ -86,7 +86,8 @@ class Transformer:
         try:
             for batch in batches:
                 optimiser.zero_grad()
-                found = loss(batch, self._cls([texts[n] for n in batch.tolist()]), vectors)
+                numbers: list[int] = batch.tolist()
+                found = loss(batch, self._cls([texts[n] for n in numbers]), vectors)
                 found.backward()
                 optimiser.step()
         finally:

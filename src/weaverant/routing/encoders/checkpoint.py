@@ -1,4 +1,4 @@
-"""`checkpoint:FOLDER`: any encoder of transformers from a folder of yours, such as mDeBERTa; see `routing.transformer`."""
+"""`checkpoint:FOLDER`: an encoder of transformers from a folder of yours, such as mDeBERTa."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
-from weaverant.routing.encoders.vectors import Vectors
 
 from weaverant.errors import UserError
+from weaverant.routing.encoders.vectors import Vectors
 from weaverant.routing.transformer import Transformer
 
 

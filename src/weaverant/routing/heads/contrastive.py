@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
 from weaverant.routing.encoders.vectors import Vectors
 from weaverant.routing.heads.clusters import k_means
 from weaverant.routing.heads.head import Arrays, Estimate, Given, Settings
-
 from weaverant.routing.heads.losses import cosine_slopes, cosines, sample_llm, sample_sample, sides
 from weaverant.routing.scores import Floats
 
@@ -48,14 +48,14 @@ class Contrastive:
     @classmethod
     def fit(cls, given: Given, scores: Floats, settings: Settings, seed: int) -> Contrastive:
         random = np.random.default_rng(seed)
-        x, width = given.vectors.astype(np.float64), int(settings["width"])
+        x, width, models = given.vectors.astype(np.float64), int(settings["width"]), scores.shape[1]
         centres, cluster = k_means(given.vectors, int(settings["clusters"]), seed)
-        graded = np.zeros((len(centres), scores.shape[1]))
+        graded = np.zeros((len(centres), models))
         np.add.at(graded, cluster, (~np.isnan(scores)).astype(np.float64))
         trained = _Trained(
-            [random.normal(0.0, x.shape[1] ** -0.5, (x.shape[1], width)), random.normal(0.0, SPREAD, (scores.shape[1], width))],
+            [random.normal(0.0, x.shape[1] ** -0.5, (x.shape[1], width)), random.normal(0.0, SPREAD, (models, width))],
             float(settings["rate"]),
-        )  # fmt: skip
+        )
         above, below = sides(scores, int(settings["positives"]), int(settings["negatives"]))
         mates = Mates(cluster, int(settings["others"]))
         steps = int(settings["steps"])
@@ -63,7 +63,8 @@ class Contrastive:
             rows = random.choice(len(x), min(BATCH, len(x)), replace=False)
             slopes = _slopes(x[rows], trained.values, above[rows], below[rows], mates.of(rows, random), settings)
             trained.step(slopes, 1.0 - step / steps)
-        return cls(settings, *trained.values, centres, graded)
+        matrix, vectors = trained.values
+        return cls(settings, matrix, vectors, centres, graded)
 
     @classmethod
     def load(cls, settings: Settings, arrays: Arrays) -> Contrastive:

@@ -1,8 +1,8 @@
 """`finetune`: RouterDC with its encoder trained, as in the paper (arXiv 2409.19886): mDeBERTa-v3-base from a folder.
 
 Wants `--encoder checkpoint:FOLDER`. Clusters come from the encoder's vectors before training. What was trained, the
-whole encoder, is kept in the router's folder; tokenizer and shape stay in the checkpoint's. A training of 1,000 steps of
-16 queries is hours on a processor for 86 million weights, and one is done for each fold that is held out.
+whole encoder, is kept in the router's folder; tokenizer and shape stay in the checkpoint's. There is one training for
+each fold that is held out and one for the router: without a GPU that is for small encoders.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from weaverant.routing.encoders.vectors import Vectors
-from weaverant.routing.heads.clusters import k_means
-from weaverant.routing.heads.head import Arrays, Estimate, Given, Settings
 
 from weaverant.errors import UserError
+from weaverant.routing.encoders.vectors import Vectors
+from weaverant.routing.heads.clusters import k_means
 from weaverant.routing.heads.contrastive import SPREAD, Mates
+from weaverant.routing.heads.head import Arrays, Estimate, Given, Settings
 from weaverant.routing.heads.losses import cosines, sides
 from weaverant.routing.scores import Floats
 from weaverant.routing.transformer import Transformer, router_dc

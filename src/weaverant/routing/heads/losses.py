@@ -1,7 +1,7 @@
 """RouterDC's two losses (arXiv 2409.19886, sections 3.2 and 3.3) and their slopes.
 
-`z` are similarities over the temperature: cosines of a query with each model, of shape (n, M). All losses are one number a
-query; whoever trains takes their mean.
+`z` are similarities over the temperature: cosines of a query with each model, of shape (n, M). All losses are one
+number a query; whoever trains takes their mean.
 """
 
 from __future__ import annotations
