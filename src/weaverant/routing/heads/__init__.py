@@ -22,11 +22,12 @@ KINDS = {
     "logistic": "weaverant.routing.heads.linear:Logistic",
     "contrastive": "weaverant.routing.heads.contrastive:Contrastive",
     "finetune": "weaverant.routing.heads.finetune:Finetune",
+    "blend": "weaverant.routing.heads.blend:Blend",
 }
 AUTO = ("knn", "clusters", "ridge", "logistic")
-"""Those that `auto` chooses from: seconds of one core for thousands of queries."""
+"""Those that a blend is of, and `auto` chooses from beside it: seconds of one core for thousands of queries."""
 
-__all__ = ["AUTO", "KINDS", "Arrays", "Estimate", "Given", "Head", "HeadKind", "Settings", "head_kind"]
+__all__ = ["AUTO", "KINDS", "Arrays", "Estimate", "Given", "Head", "HeadKind", "Settings", "head_kind", "settings_of"]
 
 
 class HeadKind(Protocol):
