@@ -61,7 +61,7 @@ def train(
     mean = [_graded(name, value) for name, value in zip(table.models, _means(table.scores), strict=True)]
     parts = folds_of(table, folds, seed)
     encode = fit_encoder(encoder, table.queries, seed)
-    given = Given(table.queries, encode.encode(table.queries))
+    given = Given(table.queries, encode.encode(table.queries), encode.folder)
     tried = try_heads(kinds, given, table, parts, settings, seed, say)
     best = chosen(tried, table)
     maps, held = choose_maps(best.p, table.scores, parts)
