@@ -28,7 +28,7 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options that all compounds of a pool have."""
 
     budget: Annotated[float, Meta(ge=0.0)] = 0.0
-    """US dollars for one call of the compound. No member is asked whose reply might exceed what is left; 0: no limit."""
+    """US dollars for one call of the compound: no member is asked that might exceed what is left of it; 0: no limit."""
     deadline: Annotated[float, Meta(ge=0.0)] = 0.0
     """Seconds that a member may take; 0: as long as its server may."""
     quorum: Annotated[int, Meta(ge=0)] = 0
@@ -36,10 +36,10 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     its latency; 0: all but one."""
 
 
-O = TypeVar("O", bound=Asked)
+Wanted = TypeVar("Wanted", bound=Asked)
 
 
-def options_of(kind: str, text: str, wanted: type[O]) -> O:
+def options_of(kind: str, text: str, wanted: type[Wanted]) -> Wanted:
     """The options of `KIND:FILE?NAME=VALUE&...`; `UserError` for what is none."""
     try:
         pairs = dict(parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)))
