@@ -51,6 +51,10 @@ def options_of(kind: str, text: str, wanted: type[Wanted]) -> Wanted:
         ) from None
 
 
+LEAST_PATIENCE = 0.5
+"""Seconds that nobody is cut off before, whatever was measured: it would save nothing, and lose an answer."""
+
+
 class Call(Struct, frozen=True):
     """One question to one member; `key` tells it from others that are asked together."""
 
@@ -69,7 +73,7 @@ class Admitted(Struct, frozen=True):
     bound: dict[str, float] = {}
     """By key, the most that it may cost, in US dollars; 0 without a budget."""
     patience: dict[str, float] = {}
-    """By key, the 95th percentile of its member's latency, in seconds, where it is known."""
+    """By key, the 95th percentile of its member's latency, in seconds and half a second at least, where it is known."""
 
 
 @dataclass
@@ -214,7 +218,8 @@ class Asking:
             left = None if left is None else left - worst
         members = {call.key: call.member for call in calls}
         p95 = {key: self._observed.of(members[key]).p95 for key in ask}
-        return Admitted(tuple(ask), refused, bound, {key: each for key, each in p95.items() if each is not None})
+        patience = {key: max(LEAST_PATIENCE, seconds) for key, seconds in p95.items() if seconds is not None}
+        return Admitted(tuple(ask), refused, bound, patience)
 
     async def _ask(self, call: Call, bound: float) -> Reply | StepFailed:
         """Ask, and note what it took."""
