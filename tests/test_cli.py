@@ -220,6 +220,16 @@ def test_a_mistake_is_2_and_one_message(
     assert not Path("out").exists()
 
 
+def test_the_folder_above_a_run_is_told_from_one(folder: Path, capsys: pytest.CaptureFixture[str]):
+    Path("loop").mkdir()
+    assert (
+        main(["run", "w.py", "--input", "rows.jsonl", "--model", "simulated:", "--run", "loop/weave", "--quiet"]) == 0
+    )
+    capsys.readouterr()
+    assert main(["show", "loop"]) == 2
+    assert "There are runs inside it: 'loop/weave'" in capsys.readouterr().err
+
+
 def test_a_broken_workflow_file_is_2_with_its_place(folder: Path, capsys: pytest.CaptureFixture[str]):
     Path("bad.py").write_text("x = 1\ny = x / 0\n")
     assert main(["run", "bad.py"]) == 2
