@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
+from weaverant.cli.route import route_flags
 from weaverant.cli.training import improve_flags, train_flags
 from weaverant.errors import UserError
 
@@ -100,6 +101,7 @@ def _parser(recipe: Recipe | None = None) -> Parser:
     fetch.add_argument("directory", metavar="DIR", help="a new directory, or one that this was done with before")
     train_flags(add("train", "weaverant.cli.train", "train a model on what was exported"))
     improve_flags(add("improve", "weaverant.cli.improve", "weave, train and keep what gains, round after round"))
+    route_flags(add("route", "weaverant.cli.route", "learn which model is right on which query"))
     _recipes_flags(add("recipes", "weaverant.cli.recipes", "list the recipes that come with weaverant, or copy one"))
     models = add("models", "weaverant.cli.models", "list the hosted providers, a provider's models, or a server's")
     models.add_argument("where", nargs="?", metavar="PROVIDER|URL", help="whose models (default: list the providers)")
