@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -19,7 +18,7 @@ from weaverant.agent import Agent
 from weaverant.compound import Inside
 from weaverant.errors import UserError
 from weaverant.message import Reply, Request
-from weaverant.routing.asking import Admitted, Asked, Asking, Call, options_of, request_digest
+from weaverant.routing.asking import Admitted, Asked, Asking, Call, by_prior, options_of, request_digest
 from weaverant.routing.expected import candidates
 from weaverant.routing.pool import Pool
 from weaverant.routing.pooled import Pooled, as_agent
@@ -100,9 +99,11 @@ class Route(Pooled[RouteOptions]):
                 if reply.finish != "length" or request.sampling.max_tokens is not None:
                     return reply
                 short = short or reply
-        if short is not None:
-            return short
-        raise asking.nobody("answer")
+        if short is None:
+            short = await asking.insisted([Call(name, name, request) for name in by_prior(self.pool)])
+        if short is None:
+            raise asking.nobody("answer")
+        return short
 
     async def _choose(self, asking: Asking, request: Request, left: Sequence[str]) -> Choice:
         """Rank those that have not been asked, in a recorded step."""
@@ -151,8 +152,9 @@ def scorer_of(pool: Pool) -> Scorer | None:
     """The router whose folder the pool names; `UserError` where there is none."""
     if pool.router is None:
         return None
-    router = import_module("weaverant.routing.router").Router  # deferred: numpy, and few pools have one
-    scorer = cast(Scorer, router.open(pool.router))
+    from weaverant.routing.router import Router  # deferred: few pools have one
+
+    scorer = Router.open(pool.router)
     for name, card in pool.cards.items():
         if card.like and card.like not in scorer.models:
             raise UserError(
