@@ -125,6 +125,49 @@ def test_a_route_goes_on_down_the_ranking_when_the_first_hangs(tmp_path: Path, s
     assert [one["name"] for one in second["ranked"]] == ["next"] and "late: cut off" in str(variables)
 
 
+# Who is not there
+
+
+def test_who_is_not_there_is_done_without(tmp_path: Path, server: MockServer):
+    """For one model alone the run would stop; here others can answer. After three rows nobody tries any more."""
+    models = {"a": at(server), "b": at(server), "gone": "http://127.0.0.1:9/v1?price=1,1&retries=0#m"}
+    for kind in ("moa", "smoa", "self-moa", "route"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        first = {"moa": "aggregator=gone", "smoa": "judge=gone", "self-moa": "model=gone", "route": "cost=0"}[kind]
+        best = {"gone": {"model": models["gone"], "prior": 0.9}}
+        file = pool(folder, {**models, **best})
+        done, found = run(folder, f"{kind}:{file}?{first}&budget=1", QUESTIONS[:5], concurrency=1, in_flight=1)
+        assert done.exit_code == 0 and {story.state for story in found} == {"done"}, kind
+        gone = [step for story in found for step in story.steps if step.name == "solver/gone"]
+        assert gone and {(step.outcome, step.reason) for step in gone} == {("failure", "unavailable")}
+        assert len(gone) <= 6 and sum(step.usage.cost for step in gone) == 0, kind
+
+
+def test_where_nobody_at_all_is_there_the_run_stops_and_no_row_fails(tmp_path: Path, server: MockServer):
+    """As it does for a model of its own; once they are there it goes on."""
+    models = dict.fromkeys("ab", f"http://127.0.0.1:{server.port + 1}/v1?retries=0&name=m#m")
+    inner = {"inner": {"model": "moa:inner.json", "prior": 0.9}, "a": models["a"]}
+    (tmp_path / "inner.json").write_text(json.dumps({"models": models}))
+    for kind, members in (("moa", models), ("route", models), ("smoa", models), ("self-moa", models), ("route", inner)):
+        folder = tmp_path / f"{kind}{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        (folder / "inner.json").write_text((tmp_path / "inner.json").read_text())
+        file = pool(folder, members)
+        done, _ = run(folder, f"{kind}:{file}", QUESTIONS[:4], concurrency=1, in_flight=2)
+        assert done.state == "server" and done.ledger.stages[0].failed == {}, kind
+        for name in ("pool.json", "inner.json"):
+            text = (folder / name).read_text().replace(f":{server.port + 1}/", f":{server.port}/")
+            (folder / name).write_text(text)
+        again = {"workflow": ask, "rows": QUESTIONS[:4], "models": {"solver": f"{kind}:{file}"}}
+        assert weaverant.resume(folder / "run", **again).wait().exit_code == 0, kind
+
+
+def test_a_wrong_key_stops_the_run_whoever_else_could_answer(tmp_path: Path, server: MockServer, sick: MockServer):
+    done, _ = run(tmp_path, f"moa:{pool(tmp_path, {'a': at(server), 'b': at(sick, 'fault-401')})}?layers=2")
+    assert done.state == "server" and done.ledger.stages[0].failed == {}
+
+
 # Who errs, and who babbles
 
 

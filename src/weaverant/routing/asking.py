@@ -194,9 +194,11 @@ class Asking:
         return await self._inside.ask(chosen[0].member, chosen[0].request) if chosen else None
 
     def nobody(self, what: str) -> StepFailed:
-        """What a call fails with that found nobody to answer."""
+        """What a call fails with that found nobody to answer; `unavailable` tells the compound around this one that it
+        may be an outage."""
         why = "; ".join(f"{key}: {text}" for key, text in self.missed.items())
-        return StepFailed("pool", f"no member of the pool could {what}: {why}")
+        absent = self._inside.optional and not self._answered
+        return StepFailed("unavailable" if absent else "pool", f"no member of the pool could {what}: {why}")
 
     def _limit(self, patience: float | None, enough: bool) -> float | None:
         limits = [self._options.deadline] if self._options.deadline else []

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from weaverant.agent import Agent
 from weaverant.compound import Inside
-from weaverant.errors import UserError
+from weaverant.errors import StepFailed, UserError
 from weaverant.message import Reply, Request
 from weaverant.routing.asking import Admitted, Asked, Asking, Call, by_prior, options_of, request_digest
 from weaverant.routing.expected import candidates
@@ -54,6 +54,8 @@ class Choice(msgspec.Struct, frozen=True):
     """Why the others may not."""
     admitted: Admitted
     """The conditions for the first."""
+    note: str = ""
+    """Why the router had no say, where it had none."""
 
 
 def open_route(spec: str, parts: int = 1) -> Route:
@@ -110,14 +112,18 @@ class Route(Pooled[RouteOptions]):
         at, money = now().timestamp(), asking.left
 
         async def choose(asked: dict[str, Any]) -> Any:
-            scores = await asyncio.to_thread(chances, self.pool, self.scorer, query_in(request.messages))
+            note = ""
+            try:
+                scores = await asyncio.to_thread(chances, self.pool, self.scorer, query_in(request.messages))
+            except StepFailed as failure:
+                scores, note = chances(self.pool, None, ""), f"the router could not score: {failure}"
             found = self._candidates(request, {name: scores[name] for name in left})
             ranked, why = rank(found, self._weights), refused(found)
             calls = [Call(one.name, one.name, request) for one in ranked]
             admitted = asking.admitted(calls, 1, at, money)
             why |= admitted.refused
             ranked = [one for one in ranked if one.name not in why]
-            return msgspec.to_builtins(Choice(tuple(ranked), why, admitted))
+            return msgspec.to_builtins(Choice(tuple(ranked), why, admitted, note))
 
         choose.__qualname__ = "choose"
         told = {
@@ -137,7 +143,7 @@ class Route(Pooled[RouteOptions]):
 
 def chances(pool: Pool, scorer: Scorer | None, query: str) -> dict[str, float]:
     """The chance of each member to be right on that query: the router's; of a model that the router does not know, that
-    of the one it is said to be like; else its card's."""
+    of the one it is said to be like; else its card's. `StepFailed` where the router asks a server in vain."""
     known: dict[str, float] = {}
     if scorer is not None:
         scores = scorer.predict([query])
