@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ from weaverant.journal import JournalReader
 from weaverant.message import ImagePart, Request, Sampling, TextPart, ToolCall, assistant, system, user
 from weaverant.protocols import CallContext
 from weaverant.routing.moa import Moa, MoaOptions
-from weaverant.routing.pool import Card, Pool
+from weaverant.routing.pool import Card, Pool, PoolFile
 from weaverant.routing.prompts import Chat, agreed
 from weaverant.routing.reading import read_table
 from weaverant.routing.route import Route, RouteOptions
@@ -552,3 +553,24 @@ def test_prompts_keep_what_is_said_in_its_place():
     assert chat.improve(messages, []) == messages
     told = chat.improve(messages, ["x {{ y }}", "z"], role="a nurse")
     assert "a nurse" in told[0].text and "[1]\nx {{ y }}" in told[0].text and told[1:] == messages
+
+
+def test_the_page_names_every_option_with_its_default():
+    page = (Path(__file__).parent.parent / "docs" / "routing.md").read_text()
+    (section,) = [text for text in page.split("\n## ") if text.startswith("moa, smoa, self-moa, route")]
+    told: dict[str, tuple[set[str], str]] = {}
+    for names, kinds, defaults in re.findall(r"^\| (`[^|]+`) \| ([^|]+) \| ([^|]+) \|", section, re.MULTILINE):
+        for name, default in zip(re.findall(r"`(\w+)`", names), defaults.split(", "), strict=False):
+            told[name] = (set(kinds.split(", ")), default)
+    options = {"moa": MoaOptions, "smoa": SmoaOptions, "self-moa": SelfMoaOptions, "route": RouteOptions}
+    wanted: dict[str, set[str]] = {}
+    for kind, struct in options.items():
+        for field in msgspec.structs.fields(struct):
+            wanted.setdefault(field.name, set()).add(kind)
+            if field.default not in ("", True, "auto"):
+                assert told[field.name][1] == f"{field.default:g}", field.name
+    assert {name: set(options) if kinds == {"all"} else kinds for name, (kinds, _) in told.items()} == wanted
+    pool = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    assert pool and msgspec.json.decode(pool[1], type=PoolFile).models["small"]
+    fields = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+`) \|", page.split("\n## ")[1], re.MULTILINE))))
+    assert fields == {*Card.__struct_fields__, *PoolFile.__struct_fields__} - {"models"}
