@@ -18,7 +18,7 @@ from peers_world import CountingModel, begin, call, exported, nothing_left, step
 from weaverant import Agent, Story, workflow
 from weaverant.cli.show import storyteller
 from weaverant.engines import open_engine
-from weaverant.events import StepEnded
+from weaverant.events import StepEnded, TaskEnded
 from weaverant.journal import JournalReader
 from weaverant.message import Request, Sampling, Usage, user
 from weaverant.pilot import estimate
@@ -270,23 +270,27 @@ def test_a_failed_call_is_costed_and_the_budget_is_looked_at_again(
 def test_no_query_costs_more_than_its_budget_whatever_fails(
     tmp_path: Path, server: MockServer, sick: MockServer, kind: str
 ):
+    """Members that garble what they bill, and that hang: those count with the most that they can have cost."""
     server.control(price="100,1000")
     sick.control(price="100,1000")
     models = {
-        "a": at(server), "b": at(server), "c": at(sick, "malformed"), "d": {"model": at(sick, "malformed"), "prior": 0.9}
+        "a": at(server), "b": at(server), "c": at(sick, "malformed"), "d": {"model": at(sick, "hang"), "prior": 0.8},
+        "e": {"model": at(sick, "malformed"), "prior": 0.9},
     }  # fmt: skip
-    chance, spent = Random(7), set[bool]()
-    for number in range(8):
-        budget = round(chance.uniform(0.01, 0.5), 3)
+    chance, spent, unsure = Random(7), set[bool](), set[bool]()
+    for number in range(6):
+        budget = round(chance.uniform(0.02, 0.6), 3)
         folder = tmp_path / str(number)
         folder.mkdir()
         sick.reset()
         server.reset()
-        done, _ = run(folder, f"{kind}:{pool(folder, models)}?budget={budget}")
+        first = "&model=d" if kind == "self-moa" else ""
+        done, (story,) = run(folder, f"{kind}:{pool(folder, models)}?deadline=0.3&budget={budget}{first}")
         billed = sum(item["dollars"] for item in [*sick.bill(), *server.bill()])
         assert billed <= done.spent + 1e-12 and done.spent <= budget, (kind, budget)
         spent.add(done.spent > 0)
-    assert True in spent
+        unsure.add(any(step.usage.unsure for step in story.steps))
+    assert True in spent and True in unsure
 
 
 def test_a_member_whose_price_nobody_knows_is_not_asked_under_a_budget(tmp_path: Path, server: MockServer):
@@ -385,6 +389,42 @@ def test_kill_9_in_the_middle_of_46_calls_pays_nothing_twice(folder: Path, model
     assert call(folder, "resume", "out").returncode == 0 and len(model.calls) == asked + calls - len(kept)
     whole = call(folder, *["whole" if word == "out" else word for word in RUN])
     assert whole.returncode == 0 and exported(folder) == exported(folder, "whole")
+
+
+HUNG = "solver=moa:pool.json?layers=2&skip=false&deadline=0.5"
+
+
+def test_kill_9_amid_members_that_hang_leads_to_the_same_replies(tmp_path: Path, server: MockServer, sick: MockServer):
+    """Deadlines and cuts are recorded, too: what was decided with them stands when the run goes on."""
+    (tmp_path / "ask.py").write_text(WORKFLOW)
+    pool(tmp_path, {"a": f"{server.url}?name=m#m", "b": f"{server.url}?name=m#n", "c": f"{sick.scenario('hang')}#m"})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS[:4]))
+    words = ["run", "ask.py", "--input", "rows.jsonl", "--model", HUNG, "--run"]
+    with nothing_left(tmp_path):
+        driver, out = begin(tmp_path, *words, "out"), tmp_path / "out"
+        wait_until(lambda: (out / "journal").exists() and steps_done(out) >= 8, what="some calls")
+        driver.kill()
+        driver.wait()
+        again = call(tmp_path, "resume", "out")
+        assert again.returncode == 0, again.stderr
+        reader = JournalReader(out)
+        ends = [event for event in reader.events() if isinstance(event, StepEnded) and event.name == "solver/c"]
+        assert {event.outcome for event in ends} == {"cancelled"} and len(ends) >= 4
+        assert server.stats()["total"] <= 4 * 3 + 2
+        assert all(not event.unasked for event in reader.events() if isinstance(event, TaskEnded))
+        assert call(tmp_path, *words, "whole").returncode == 0
+        assert exported(tmp_path) == exported(tmp_path, "whole")
+
+
+def test_another_layer_is_all_that_a_reused_run_pays_for(tmp_path: Path, server: MockServer):
+    file = pool(tmp_path, {"a": at(server), "b": at(server)})
+    for layers, calls in ((2, 3), (3, 3)):
+        server.reset()
+        old = {} if layers == 2 else {"reuse": tmp_path / "2"}
+        models = {"solver": f"moa:{file}?skip=false&layers={layers}"}
+        directory = tmp_path / str(layers)
+        done = weaverant.run(ask, QUESTIONS[:2], models=models, directory=directory, **old).wait()
+        assert done.exit_code == 0 and server.stats()["total"] == 2 * calls
 
 
 def test_the_command_line_shows_exports_and_estimates_them(folder: Path, model: CountingModel):
