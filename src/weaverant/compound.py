@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard
 import msgspec
 
 from weaverant.agent import Agent, talk_on
+from weaverant.branch import is_within
 from weaverant.errors import StepFailed, UserError, failure_of
-from weaverant.message import Reply, Request
+from weaverant.message import Reply, Request, Usage, total
 from weaverant.protocols import Engine
 from weaverant.replay import WorkflowLoop
 from weaverant.step import ModelAsk
@@ -76,25 +77,39 @@ def with_members(name: str, served: Served) -> Iterator[tuple[str, Served]]:
 class Inside:
     """One call of a compound, as its code sees it: where it asks its members."""
 
-    def __init__(self, loop: WorkflowLoop, binding: Binding, bound: Bound) -> None:
+    def __init__(self, loop: WorkflowLoop, binding: Binding, bound: Bound, optional: bool = False) -> None:
+        self.optional = optional
+        """Whether another compound has asked that can do without the reply: see `ask`."""
         self._loop = loop
         self._binding = binding
         self._bound = bound
+        if loop.used is None:
+            loop.used = {}
 
     def agent(self, agent: Agent) -> Agent:
         """The agent as it asks the member that its `model` names. To be awaited like any other; make one and keep it,
         since each is compiled once."""
         return inner_agent(self._bound, agent)
 
-    async def ask(self, member: str, request: Request) -> Reply:
+    async def ask(self, member: str, request: Request, *, optional: bool = False) -> Reply:
         """One member's reply to a whole request: messages, sampling, tools and output as they are. No tool is called,
-        and no reply is held against the output."""
+        and no reply is held against the output. Where nobody can be asked (`Unavailable`) the run stops, as for any
+        model; with `optional`, for a member that others can stand in for, the step fails as `unavailable`."""
         bound = self._binding.passing(_model_of(self._bound, member), self._bound.agent.place, request)
         messages = request.messages
         if len(messages) < TALK_FROM:
-            return await bound.reply(self._loop, bound.ask(messages, {}, messages))
-        _, reply = await talk_on(self._loop, bound, messages, {}, messages)
+            ask = bound.ask(messages, {}, messages)
+            ask.optional = optional
+            return await bound.reply(self._loop, ask)
+        _, reply = await talk_on(self._loop, bound, messages, {}, messages, optional)
         return reply
+
+    def used(self) -> Usage:
+        """What the calls used that were made in this branch, or in one that began here, and have ended: replies and
+        failures, of members' members too. Not what was cancelled: no workflow is told what that costs. A compound's own
+        steps are counted, never the reply that came of them."""
+        used, branch = self._loop.used or {}, self._loop.branch
+        return total([usage for path, steps in used.items() if is_within(path, branch) for usage in steps])
 
 
 def inner_agent(bound: Bound, agent: Agent) -> Agent:
@@ -126,7 +141,7 @@ async def compounded(loop: WorkflowLoop, binding: Binding, bound: Bound, ask: Mo
     """The reply of the compound behind an agent, worked out in a branch of its own and recorded as that of the ask."""
     compound, started = bound.compound, loop.clock
     assert compound is not None
-    inside = Inside(loop, binding, bound)
+    inside = Inside(loop, binding, bound, ask.optional)
     task = loop.apart(_outcome(compound, bound.request(ask.messages), inside))
     ask.inside = task.branch.path
     ask.given = await task
