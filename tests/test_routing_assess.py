@@ -94,16 +94,23 @@ def test_scores(value: object, score: float | None):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("12 + 30\n= 42\nself: 9\npeers: 0 9", Assessed("12 + 30\n= 42", 1.0, (0.0, 1.0))),
+        ("12+30=42\nself: 9\npeers: 0 9", Assessed("42", 1.0, (0.0, 1.0))),
         ("42\nself: 3", Assessed("42", 3 / 9, (None, None))),
         ("42\npeers: 3", Assessed("42", None, (None, None))),
-        ("42\nself: 11\nself: x", Assessed("42\nself: 11\nself: x", None, (None, None))),
+        ("42\nself: 11\nself: x", Assessed("42", None, (None, None))),
         ("42", Assessed("42", None, (None, None))),
-        ('{"answer": "42", "self_score": 1}', Assessed('{"answer": "42", "self_score": 1}', None, (None, None))),
+        ("self: 4", Assessed("", 4 / 9, (None, None))),
     ],
 )
 def test_the_short_form(text: str, said: Assessed):
     assert read(text, "tiny", judged=2) == said
+
+
+def test_what_small_models_are_asked():
+    request = Request("a", "m", (user("47 38: add them"),))
+    assert asking(request, "tiny").messages[0].text.endswith("\nscore")
+    assert asking(request, "tiny", assessed=False).messages == request.messages
+    assert asking(request, "tiny", shown=["85"], judged=True).messages[0].text.endswith("\n1:85    \nbetter, score")
 
 
 def test_what_is_asked():
