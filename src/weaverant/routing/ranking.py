@@ -1,44 +1,20 @@
-"""Who is asked: what rules a model out, and which of the rest go together. Pure functions."""
+"""Which models are asked together. Pure functions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from weaverant.message import Request
-from weaverant.routing.observed import Observed
-from weaverant.routing.pool import Pool
+import msgspec
+
 from weaverant.routing.scores import Floats
-from weaverant.routing.utility import Offer, Weights, ranked
+from weaverant.routing.utility import Candidate, Ranked, Weights
 
 ALIKE = 0.3
 """How far two models' errors go together where no table says: most questions are hard or easy for all."""
 
 Together = Callable[[str, str], float]
 """The correlation of two models' errors, in [-1, 1]."""
-
-
-def ruled_out(
-    pool: Pool,
-    names: Iterable[str],
-    request: Request,
-    observed: Observed,
-    at: float,
-    left: float | None,
-    costs: Mapping[str, float | None],
-) -> dict[str, str]:
-    """Who cannot be asked, and why: context, tools, modality, health, budget. `left` dollars may still be spent; who
-    is dearer than that, or of unknown cost, is out where that is limited. `at` is Unix time."""
-    found: dict[str, str] = {}
-    for name in names:
-        cost = costs.get(name)
-        if why := pool.refuses(name, request):
-            found[name] = why
-        elif observed.health(name, at) == "open":
-            found[name] = "it failed several times in a row"
-        elif left is not None and (cost is None or cost > left):
-            found[name] = "nobody knows its cost" if cost is None else f"${cost:.4g} is more than the ${left:.4g} left"
-    return found
 
 
 def correlations(models: Sequence[str], matrix: Floats) -> Together:
@@ -58,36 +34,46 @@ def correlations(models: Sequence[str], matrix: Floats) -> Together:
     return together
 
 
-def all_wrong(offers: Sequence[Offer], together: Together) -> float:
-    """The probability that all of them are wrong. Each is tied to the one before it whose error tells most of its own: exact for
-    two, a tree's approximation for more."""
+def all_wrong(candidates: Sequence[Candidate | Ranked], together: Together) -> float:
+    """The probability that all of them are wrong. Each is tied to the one before it whose error tells most of its own:
+    exact for two, a tree's approximation for more."""
     product = 1.0
-    for n, offer in enumerate(offers):
-        product *= max((_given_wrong(offer, other, together) for other in offers[:n]), default=1 - offer.p)
+    for n, one in enumerate(candidates):
+        product *= max((_given_wrong(one, other, together) for other in candidates[:n]), default=1 - one.p)
     return product
 
 
-def _given_wrong(offer: Offer, other: Offer, together: Together) -> float:
+def _given_wrong(one: Candidate | Ranked, other: Candidate | Ranked, together: Together) -> float:
     """P(this one is wrong | the other is)."""
-    wrong, odds = 1 - offer.p, other.p / max(1e-9, 1 - other.p)
-    return min(1.0, max(0.0, wrong + together(offer.name, other.name) * math.sqrt(offer.p * wrong * odds)))
+    wrong, odds = 1 - one.p, other.p / max(1e-9, 1 - other.p)
+    return min(1.0, max(0.0, wrong + together(one.name, other.name) * math.sqrt(one.p * wrong * odds)))
 
 
-def chosen(offers: Iterable[Offer], k: int, weights: Weights, together: Together) -> list[Offer]:
-    """At most k, one after the other: first the one of the greatest utility, then whoever adds most to the probability
-    that at least one is right, less what it costs (and what it makes all wait longer). Who adds less than that is not asked. Ties as
-    in `ranked`."""
-    left = ranked(offers, weights)
+def resolved(ranked: Sequence[Ranked], weights: Weights) -> Weights:
+    """The weights with what they refer to: the dearest and the slowest of these, where nothing is given."""
+    reference = weights.reference or max((one.cost for one in ranked), default=0.0)
+    slo = weights.slo or max((one.latency for one in ranked), default=0.0)
+    return msgspec.structs.replace(weights, reference=reference, slo=slo)
+
+
+def burden(costs: Iterable[float], seconds: float, weights: Weights) -> float:
+    """What calls of such costs, that take so long together, are counted as, in chances of being right."""
+    money = weights.cost * sum(costs) / weights.reference if weights.reference > 0 else 0.0
+    return money + (weights.latency * seconds / weights.slo if weights.slo > 0 else 0.0)
+
+
+def chosen(ranked: Sequence[Ranked], k: int, weights: Weights, together: Together) -> list[Ranked]:
+    """At most k of those that `rank` gave: first the best, then one after the other whoever adds most to the
+    probability that at least one is right, less what it costs and what it makes all wait longer. Who adds less than
+    that is not asked. Ties go to the better rank. The weights are `resolved`."""
+    left = list(ranked)
     if not left:
         return []
     found = [left.pop(0)]
     while left and len(found) < k:
-        before, slowest = all_wrong(found, together), max(one.latency or 0.0 for one in found)
+        before, slowest = all_wrong(found, together), max(one.latency for one in found)
         gains = [
-            before
-            - all_wrong([*found, one], together)
-            - weights.cost * (one.cost or 0.0)
-            - weights.latency * max(0.0, (one.latency or 0.0) - slowest)
+            before - all_wrong([*found, one], together) - burden([one.cost], max(0.0, one.latency - slowest), weights)
             for one in left
         ]
         best = max(range(len(left)), key=lambda n: (round(gains[n], 12), -n))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from weaverant.routing.evidence import Key
-from weaverant.routing.ranking import Together, all_wrong
-from weaverant.routing.utility import Offer, Weights
+from weaverant.routing.ranking import Together, all_wrong, burden
+from weaverant.routing.utility import Candidate, Ranked, Weights
 
 DISCERNING = 0.5
 """How often, of the times that a right answer is among several and was not the best before, it is found: a guess until
@@ -17,16 +17,16 @@ MOST_ERROR = 0.1
 
 
 def worth(
-    posterior: Mapping[str, float], offers: Sequence[Offer], weights: Weights, together: Together,
+    posterior: Mapping[str, float], layer: Sequence[Ranked], weights: Weights, together: Together,
     discerning: float = DISCERNING,
 ) -> float:  # fmt: skip
-    """What asking these next is expected to gain, in probability of being right, less what it costs."""
-    best = max(posterior.values(), default=0.0)
-    among = [Offer(name, p) for name, p in posterior.items() if name not in {offer.name for offer in offers}]
-    reach = 1 - all_wrong(sorted([*offers, *among], key=lambda one: (-one.p, one.name)), together)
-    cost = weights.cost * sum(offer.cost or 0.0 for offer in offers)
-    wait = weights.latency * max((offer.latency or 0.0 for offer in offers), default=0.0)
-    return discerning * max(0.0, reach - best) - cost - wait
+    """What asking this layer is expected to gain, in probability of being right, less what it costs."""
+    asked = {one.name for one in layer}
+    among = [*layer, *(Candidate(name, p) for name, p in posterior.items() if name not in asked)]
+    reach = 1 - all_wrong(sorted(among, key=lambda one: (-one.p, one.name)), together)
+    wait = max((one.latency for one in layer), default=0.0)
+    gain = discerning * max(0.0, reach - max(posterior.values(), default=0.0))
+    return gain - burden((one.cost for one in layer), wait, weights)
 
 
 def agreed(keys: Mapping[str, Key | None]) -> bool:
@@ -39,7 +39,7 @@ def reason_to_stop(
     *,
     keys: Mapping[str, Key | None],
     posterior: Mapping[str, float],
-    offers: Sequence[Offer],
+    layer: Sequence[Ranked],
     weights: Weights,
     together: Together,
     calibration_error: float | None,
@@ -47,28 +47,28 @@ def reason_to_stop(
     last: bool,
     enough: float | None = None,
 ) -> str:
-    """Why no further layer is asked; empty where one is. `offers` would be it. By value it stops only where the
+    """Why no further layer is asked; empty where one is. `layer` would be it. By value it stops only where the
     probabilities are known to be good ones."""
     if last:
         return "layers"
-    if not offers:
+    if not layer:
         return "nobody left"
     if agreed(keys):
         return "agreement"
-    wait = max((offer.latency or 0.0 for offer in offers), default=0.0)
+    wait = max(one.latency for one in layer)
     if seconds_left is not None and (seconds_left <= 0 or wait > seconds_left):
         return "deadline"
     if calibration_error is None or calibration_error > MOST_ERROR:
         return ""
     if enough is not None and max(posterior.values(), default=0.0) >= enough:
         return "good enough"
-    return "value" if posterior and worth(posterior, offers, weights, together) <= 0 else ""
+    return "value" if posterior and worth(posterior, layer, weights, together) <= 0 else ""
 
 
 def standing(keys: Mapping[str, Key | None], posterior: Mapping[str, float], clear: float = 0.8) -> str | None:
     """Whose answer is the final one without an aggregator: the only one, the best where all agree, or one that stands
-    out: it is right with a probability of `clear` at least, and twice as likely as any that says otherwise. None where there is
-    something to reconcile."""
+    out: it is right with a probability of `clear` at least, and twice as likely as any that says otherwise. None where
+    there is something to reconcile."""
     given = {name: key for name, key in keys.items() if key is not None}
     if not given:
         return None
