@@ -16,7 +16,7 @@ from weaverant.errors import JournalError, Misdirected, RunChanged, UserError, W
 from weaverant.events import RunOpened, Shortfall, TaskReopened, TaskTaken
 from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
 from weaverant.journal.homes import OWN
-from weaverant.protocols import Clock, Engine, Journal, Note, Source, Tally, Unreadable
+from weaverant.protocols import Clock, Journal, Note, Source, Tally, Unreadable
 from weaverant.recipe import Recipe
 from weaverant.row import source_key
 from weaverant.rundir import (

@@ -153,17 +153,17 @@ async def feedback(reply: Reply | str, score: float) -> bool:
     """
     if isinstance(score, bool) or not 0 <= score <= 1:
         raise UserError(f"feedback(reply, SCORE) takes a number from 0 to 1; found {score!r:.80}")
-    loop = current_loop("feedback()")
-    for taught in reversed(loop.taught or ()):
-        if taught.reply is reply or taught.reply.text == reply:
+    made = current_loop("feedback()").taught or ()
+    taught = next((one for one in reversed(made) if one.reply is reply or one.reply.text == reply), None)
+    if taught is None:
+        return False
 
-            async def feedback(branch: str, score: float) -> Any:
-                return taught.compound.lesson(taught.note, score)
+    async def feedback(branch: str, score: float) -> Any:
+        return taught.compound.lesson(taught.note, score)
 
-            feedback.__qualname__ = "feedback"
-            taught.compound.learn(await effect("effect", feedback, (taught.branch, float(score)), {}))
-            return True
-    return False
+    feedback.__qualname__ = "feedback"
+    taught.compound.learn(await effect("effect", feedback, (taught.branch, float(score)), {}))
+    return True
 
 
 def now() -> datetime:
