@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 import msgspec
 
 from weaverant.agent import Agent, talk_on
+from weaverant.branch import is_within
 from weaverant.errors import StepFailed, UserError, failure_of
-from weaverant.message import Reply, Request
+from weaverant.message import Reply, Request, Usage, total
 from weaverant.protocols import Engine
 from weaverant.replay import WorkflowLoop
 from weaverant.step import ModelAsk
@@ -110,6 +111,8 @@ class Inside:
         self._loop = loop
         self._binding = binding
         self._bound = bound
+        if loop.used is None:
+            loop.used = {}
 
     def agent(self, agent: Agent) -> Agent:
         """The agent as it asks the member that its `model` names. To be awaited like any other; make one and keep it,
@@ -125,6 +128,13 @@ class Inside:
             return await bound.reply(self._loop, bound.ask(messages, {}, messages))
         _, reply = await talk_on(self._loop, bound, messages, {}, messages)
         return reply
+
+    def used(self) -> Usage:
+        """What the calls used that were made in this branch, or in one that began here, and have ended: replies and
+        failures, of members' members too. Not what was cancelled: no workflow is told what that costs. A compound's own
+        steps are counted, never the reply that came of them."""
+        used, branch = self._loop.used or {}, self._loop.branch
+        return total([usage for path, steps in used.items() if is_within(path, branch) for usage in steps])
 
 
 def inner_agent(bound: Bound, agent: Agent) -> Agent:

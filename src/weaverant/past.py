@@ -134,7 +134,7 @@ def outcome_of(event: StepEnded, value: Any) -> Any:
         text, detail = value
         if not isinstance(value, list) or not isinstance(text, str):
             raise ValueError(f"{value!r} is no failure's text and detail")
-        return StepFailed(event.reason, text, detail)
+        return StepFailed(event.reason, text, detail, event.usage)
     if event.outcome == "cancelled":
         return CANCELLED
     return reply_of(value, event.usage, event.model) if event.kind == "model" else value

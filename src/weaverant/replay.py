@@ -23,7 +23,7 @@ from zlib import crc32
 
 from weaverant.branch import CANCELLED, Branch, BranchTask, Callback, Record, Timer, TimerKey
 from weaverant.errors import StepFailed, WorkflowError
-from weaverant.message import digest
+from weaverant.message import Reply, Usage, digest
 from weaverant.step import Ask, StepKey
 from weaverant.talk import Talks
 
@@ -103,6 +103,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """Conversations that may go on."""
         self.taught: deque[Any] | None = None
         """Replies of compounds of which feedback would teach: `weaverant.compound.Taught`."""
+        self.used: dict[str, list[Usage]] | None = None
+        """By branch, what the model steps used that the workflow has seen end, once somebody wants to know."""
 
     # What the task drives
 
@@ -141,6 +143,11 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         if self._fresh:
             self._start_fresh()
         return False
+
+    @property
+    def branch(self) -> str:
+        """The path of the branch that runs now."""
+        return self._branch().path
 
     @property
     def unasked(self) -> int:
@@ -359,6 +366,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             asked.number = record.number
             future, outcome = asked.future, record.outcome
             assert future is not None
+            if self.used is not None and isinstance(outcome, (Reply, StepFailed)) and outcome.usage is not None:
+                self.used.setdefault(asked.key[0], []).append(outcome.usage)
             asked.future = None
             if isinstance(outcome, StepFailed):
                 future.set_exception(outcome)

@@ -306,7 +306,7 @@ class TaskRun:
             seen = outcome if type(value) is str else reply_of(value, outcome.usage, model)
         else:
             model = instead_of.model if isinstance(instead_of, Reply) else ""
-            kind, value, reason, seen = _other_outcome(outcome)
+            kind, value, reason, seen = _other_outcome(outcome, usage)
         clock, wall, number = self.clock(), self._wall(), self._count
         path, fingerprint, occurrence = ask.key
         event = StepEnded(
@@ -408,7 +408,7 @@ def _packed_message(message: Message, texts: Texts) -> list[Any]:
     return texts.pack(message_value(message))
 
 
-def _other_outcome(outcome: Any) -> tuple[Outcome, Any, str, Any]:
+def _other_outcome(outcome: Any, usage: Usage) -> tuple[Outcome, Any, str, Any]:
     """Of what is no model's reply: what the event holds, its reason, and what the workflow gets, which is as replay
     would decode it, and never the object that somebody else still holds."""
     if outcome is CANCELLED:
@@ -416,7 +416,7 @@ def _other_outcome(outcome: Any) -> tuple[Outcome, Any, str, Any]:
     if not isinstance(outcome, StepFailed):
         return "reply", outcome, "", fresh(outcome)
     value = [outcome.text, plain(outcome.detail, "a failure's detail")]
-    seen = StepFailed(outcome.kind, outcome.text, fresh(value[1]))
+    seen = StepFailed(outcome.kind, outcome.text, fresh(value[1]), usage)
     seen.forget = outcome.forget
     return "failure", value, outcome.kind, seen
 

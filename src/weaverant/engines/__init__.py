@@ -24,7 +24,7 @@ class Kind(NamedTuple):
 
 _POOL = "weaverant.engines.http:open_served"
 
-_PARTED = ("pool", "simulated", "malt")
+_PARTED = ("pool", "simulated", "malt", "moa", "smoa", "self-moa", "route")
 """Kinds besides those servers whose opener also takes in how many parts a server is shared."""
 
 KINDS = {
@@ -44,6 +44,10 @@ KINDS = {
     "simulated": Kind("weaverant.engines.simulated:Simulated.open", "simulated:latency=0.2,slots=64,tokens=200"),
     "cache": Kind("weaverant.engines.cache:Cached", "cache:./cache|http://localhost:8000/v1#model-name"),
     "malt": Kind("weaverant.recipes.malt.served:open_team", "malt:models.json"),
+    "moa": Kind("weaverant.routing.moa:open_moa", "moa:pool.json"),
+    "smoa": Kind("weaverant.routing.smoa:open_smoa", "smoa:pool.json"),
+    "self-moa": Kind("weaverant.routing.selfmoa:open_selfmoa", "self-moa:pool.json"),
+    "route": Kind("weaverant.routing.route:open_route", "route:pool.json"),
 }
 
 
