@@ -68,6 +68,15 @@ def asking(
     return msgspec.structs.replace(request, messages=messages, output=output)
 
 
+def aggregating(request: Request, form: Form, shown: Sequence[str]) -> Request:
+    """The request as who writes the final answer gets it."""
+    if form == "json":
+        return asking(request, form, shown=shown, assessed=False)
+    *before, last = request.messages
+    text = tiny_prompts.aggregate(last.text, shown[: tiny_prompts.MOST_ANSWERS])
+    return msgspec.structs.replace(request, messages=(*before, msgspec.structs.replace(last, content=text)))
+
+
 def listed(answers: Sequence[str]) -> list[str]:
     """The answers under anonymous numbers."""
     return [f"[Answer {number}]\n{text}\n[End of answer {number}]" for number, text in enumerate(answers, 1)]

@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -108,9 +108,12 @@ class Evidence(msgspec.Struct):
 
     def weighed(self, verdict: Verdict) -> float:
         """What one verdict moves, in log-odds."""
-        trust = self.trust.get(verdict.judge)
-        weight = 0.0 if trust is None else trust.weight
-        return weight * trust.shift(verdict.claim) if trust is not None and weight else 0.0
+        weight = self.weight(verdict.judge)
+        return weight * self.trust[verdict.judge].shift(verdict.claim) if weight else 0.0
+
+    def weight(self, judge: str) -> float:
+        """How much a judge is believed; 0 for one of whom nothing is known."""
+        return self.trust[judge].weight if judge in self.trust else 0.0
 
     def learn(self, prior: float, verdicts: Sequence[Verdict], outcome: float) -> None:
         """What became of an answer: each judge is measured by what it adds to the prior alone."""
@@ -215,8 +218,3 @@ def outcomes(keys: Mapping[str, Key | None], final: Key | None, score: float) ->
         elif score == 1.0 and key.kind == final.kind != "text":
             found[name] = 0.0
     return found
-
-
-def plain(verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
-    """For a trace."""
-    return {name: [[each.judge, each.claim] for each in said] for name, said in verdicts.items()}

@@ -14,7 +14,6 @@ from random import Random
 from typing import Literal, Protocol
 
 import msgspec
-import numpy as np
 
 from weaverant.journal import BlobStore, JournalReader
 from weaverant.message import Message, digest
@@ -155,7 +154,7 @@ class Belief:
         """Outcomes summed, and their number, the older the less."""
         fade = 0.5 ** (1 / HALF_LIFE)
         right = count = 0.0
-        for outcome, _ in self.ring:
+        for outcome, _ in list(self.ring):  # at once: another thread may add
             right, count = right * fade + outcome, count * fade + 1.0
         return right, count
 
@@ -343,8 +342,3 @@ def read_evidence(folder: Path | None) -> Evidence:
 def save_evidence(evidence: Evidence, folder: Path) -> None:
     """Beside the router."""
     (folder / EVIDENCE).write_bytes(msgspec.json.format(msgspec.json.encode(evidence)))
-
-
-def unknown_correlation(names: Sequence[str]) -> Floats:
-    """Where no router knows any: see `ranking.correlations`."""
-    return np.full((len(names), len(names)), np.nan)

@@ -17,10 +17,10 @@ Together = Callable[[str, str], float]
 """The correlation of two models' errors, in [-1, 1]."""
 
 
-def correlations(models: Sequence[str], matrix: Floats) -> Together:
+def correlations(models: Sequence[str], matrix: Floats | Sequence[Sequence[float]]) -> Together:
     """Of a router's matrix; the mean of all pairs for a model that it does not know."""
     index = {name: n for n, name in enumerate(models)}
-    pairs = [float(matrix[a, b]) for a in range(len(models)) for b in range(a) if math.isfinite(matrix[a, b])]
+    pairs = [value for a in range(len(models)) for b in range(a) if math.isfinite(value := float(matrix[a][b]))]
     usual = sum(pairs) / len(pairs) if pairs else ALIKE
 
     def together(one: str, other: str) -> float:
@@ -28,7 +28,7 @@ def correlations(models: Sequence[str], matrix: Floats) -> Together:
             return 1.0
         if one not in index or other not in index:
             return usual
-        value = float(matrix[index[one], index[other]])
+        value = float(matrix[index[one]][index[other]])
         return value if math.isfinite(value) else usual
 
     return together
