@@ -63,7 +63,7 @@ class StepFailed(WeaverantError):
         self.text = text
         self.detail = detail
         self.usage = usage
-        """What the requests behind the failure used, where an engine knows; of one that a workflow catches, what its step
+        """What the requests behind the failure used, where an engine knows; where a workflow catches it, what its step
         is charged."""
         self.forget: tuple[tuple[str, bytes, int], ...] = ()
         """Keys of the steps whose replies led here: a retry asks them again."""

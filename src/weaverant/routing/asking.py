@@ -28,7 +28,7 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options that all compounds of a pool have."""
 
     budget: Annotated[float, Meta(ge=0.0)] = 0.0
-    """US dollars for one call of the compound. No member is asked whose reply might exceed what is left; 0: no limit."""
+    """US dollars for one call of the compound: no member is asked that might exceed what is left of it; 0: no limit."""
     deadline: Annotated[float, Meta(ge=0.0)] = 0.0
     """Seconds that a member may take; 0: as long as its server may."""
     quorum: Annotated[int, Meta(ge=0)] = 0
@@ -36,10 +36,10 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     its latency; 0: all but one."""
 
 
-O = TypeVar("O", bound=Asked)
+Wanted = TypeVar("Wanted", bound=Asked)
 
 
-def options_of(kind: str, text: str, wanted: type[O]) -> O:
+def options_of(kind: str, text: str, wanted: type[Wanted]) -> Wanted:
     """The options of `KIND:FILE?NAME=VALUE&...`; `UserError` for what is none."""
     try:
         pairs = dict(parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)))
@@ -49,6 +49,10 @@ def options_of(kind: str, text: str, wanted: type[O]) -> O:
         raise UserError(
             f"{kind}: the options {text!r} are none: {error}. Expected some of {names}, joined by &"
         ) from None
+
+
+LEAST_PATIENCE = 0.5
+"""Seconds that nobody is cut off before, whatever was measured: it would save nothing, and lose an answer."""
 
 
 class Call(Struct, frozen=True):
@@ -69,7 +73,7 @@ class Admitted(Struct, frozen=True):
     bound: dict[str, float] = {}
     """By key, the most that it may cost, in US dollars; 0 without a budget."""
     patience: dict[str, float] = {}
-    """By key, the 95th percentile of its member's latency, in seconds, where it is known."""
+    """By key, the 95th percentile of its member's latency, in seconds and half a second at least, where it is known."""
 
 
 @dataclass
@@ -214,7 +218,8 @@ class Asking:
             left = None if left is None else left - worst
         members = {call.key: call.member for call in calls}
         p95 = {key: self._observed.of(members[key]).p95 for key in ask}
-        return Admitted(tuple(ask), refused, bound, {key: each for key, each in p95.items() if each is not None})
+        patience = {key: max(LEAST_PATIENCE, seconds) for key, seconds in p95.items() if seconds is not None}
+        return Admitted(tuple(ask), refused, bound, patience)
 
     async def _ask(self, call: Call, bound: float) -> Reply | StepFailed:
         """Ask, and note what it took."""

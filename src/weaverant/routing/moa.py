@@ -69,13 +69,6 @@ class Moa(Pooled[MoaOptions]):
         said: dict[str, Reply] = {}
         for layer in range(1, self.options.layers):
             said = await self._layer(asking, request, layer, said) or said
-        if not said:
-            names = self._merging.aggregators
-            calls = [Call(name, name, self._asked(request, said)) for name in names if name not in asking.missed]
-            found = await asking.one("instead of a layer", calls)
-            if found is None:
-                raise asking.nobody("answer")
-            said = {found[0].key: found[1]}
         return await self._merging.final(asking, request, said)
 
     async def _layer(self, asking: Asking, request: Request, layer: int, said: dict[str, Reply]) -> dict[str, Reply]:

@@ -19,8 +19,8 @@ SHARE = 0.1
 RING = 128
 """Latencies kept of each member."""
 
-FEWEST = 5
-"""Latencies below which nobody speaks of a 95th percentile."""
+FEWEST = 20
+"""Latencies below which nobody speaks of a 95th percentile: of so many, one is beyond it."""
 
 IN_A_ROW = 3
 """Failures that open the breaker."""
@@ -63,7 +63,7 @@ class Record:
 
     @property
     def p95(self) -> float | None:
-        """Seconds; None while fewer than five are known. The nearest rank."""
+        """Seconds; None while fewer than `FEWEST` are known. The nearest rank."""
         if len(self.seconds) < FEWEST:
             return None
         return sorted(self.seconds)[math.ceil(0.95 * len(self.seconds)) - 1]

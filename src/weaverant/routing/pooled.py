@@ -16,13 +16,13 @@ from weaverant.routing.observed import Observed
 from weaverant.routing.pool import Pool, known
 from weaverant.routing.prompts import Words, agreed
 
-O = TypeVar("O", bound=Asked)
+Options = TypeVar("Options", bound=Asked)
 
 
-class Pooled(Generic[O]):
+class Pooled(Generic[Options]):
     """A `Compound` whose members are those of a pool, less `refuses`, `agents` and `answer`."""
 
-    def __init__(self, kind: str, pool: Pool, options: O, *made_of: Any) -> None:
+    def __init__(self, kind: str, pool: Pool, options: Options, *made_of: Any) -> None:
         """`made_of` is what else makes it another than its like."""
         self.kind = kind
         self.pool = pool
@@ -93,19 +93,20 @@ class Merging:
         return [as_agent(name, plain.sampling) for name in asked if not self._pool.refuses(name, plain)]
 
     async def final(self, asking: Asking, request: Request, said: Mapping[str, Reply]) -> Reply:
-        """The one reply that these come to. Where nobody can write it the first of them stands, if a text will do."""
+        """The one reply that these come to; where there are none, that of the first aggregator who has one of its own.
+        Where nobody can write it the first of them stands, if a text will do."""
         texts = [self._words.read(reply.text) for reply in said.values()]
         sampling = request.sampling
         free = request.output is None and sampling.n == 1 and not (sampling.logprobs or sampling.top_logprobs)
-        first = next(iter(said.values()))
-        if self._skip and free and agreed(texts):
+        if said and self._skip and free and agreed(texts):
+            first = next(iter(said.values()))
             return Reply(first.message, finish=first.finish)
-        whole = wholly(request, self._temperature)
-        whole = msgspec.structs.replace(whole, messages=self._words.final(request.messages, texts))
+        messages = self._words.final(request.messages, texts) if said else self._words.ask(request.messages)
+        whole = msgspec.structs.replace(wholly(request, self._temperature), messages=messages)
         found = await asking.one("final", [Call(f"{name} (final)", name, whole) for name in self.aggregators])
-        if found is None and not free:
+        if found is None and not (said and free):
             raise asking.nobody("write the final answer")
-        chosen = first if found is None else found[1]
+        chosen = next(iter(said.values())) if found is None else found[1]
         return Reply(chosen.message, finish=chosen.finish, tokens=chosen.tokens, more=chosen.more)
 
 

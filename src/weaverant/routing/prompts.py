@@ -47,8 +47,8 @@ def words_for(prompts: Prompts, members: Mapping[str, Served]) -> Words:
 
 
 _IMPROVE = """\
-Several models were given the same message as you. These are their answers, in no order of merit; any of them may be wrong, \
-also where they agree:
+Several models were given the same message as you. These are their answers, in no order of merit; any of them may be \
+wrong, also where they agree:
 
 {answers}
 

@@ -70,11 +70,4 @@ class SelfMoa(Pooled[SelfMoaOptions]):
         admitted = await asking.admit("samples", calls)
         asking.missed |= admitted.refused
         heard = await asking.ask_all(calls, admitted)
-        said = heard.replies or heard.cut
-        if not said:
-            others = [Call(name, name, plain) for name in self._merging.aggregators if name != self._model]
-            found = await asking.one("instead of the model", others)
-            if found is None:
-                raise asking.nobody("answer")
-            said = {found[0].key: found[1]}
-        return await self._merging.final(asking, request, said)
+        return await self._merging.final(asking, request, heard.replies or heard.cut)

@@ -20,9 +20,8 @@ from msgspec import Meta
 
 from weaverant.agent import Agent
 from weaverant.compound import Inside
-from weaverant.errors import StepFailed
 from weaverant.jsontext import NotJson, find_json
-from weaverant.message import Message, Reply, Request, Sampling, digest, system, user
+from weaverant.message import Message, Reply, Request, digest, user
 from weaverant.routing import tiny_prompts
 from weaverant.routing.asking import Asked, Asking, Call, by_prior, options_of, plainly
 from weaverant.routing.pool import Pool
@@ -62,8 +61,8 @@ def open_smoa(spec: str, parts: int = 1) -> Smoa:
 
 
 _ROLES = """\
-{count} people will work on messages of one kind. Invent them, so that their views differ in ways that help: for each one \
-sentence with an occupation, a temper and a walk of life.
+{count} people will work on messages of one kind. Invent them, so that their views differ in ways that help: for each \
+one sentence with an occupation, a temper and a walk of life.
 
 What they are told about the work:
 {task}
@@ -136,8 +135,6 @@ class Smoa(Pooled[SmoaOptions]):
             kept = {keys[place]: said[keys[place]] for place in verdict.keep}
             if verdict.end:
                 break
-        if not kept:
-            raise asking.nobody("answer")
         return await self._merging.final(asking, request, kept)
 
     async def _round(
@@ -217,11 +214,11 @@ def read_roles(text: str) -> list[str]:
 
 
 def read_verdict(text: str, count: int, k: int, chance: Random) -> Verdict:
-    """What a judge said of so many answers, whose numbers begin with 1. Of more than k numbers chance keeps k, and where
-    there are none at all, chance chooses among all answers."""
+    """What a judge said of so many answers, whose numbers begin with 1. Of more than k numbers chance keeps k; where
+    there are none at all it chooses among all answers."""
     for value in reversed(_values(text)):
-        if isinstance(value, dict) and isinstance(value.get("keep"), list):
-            said = cast("dict[str, Any]", value)
+        said = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        if isinstance(said.get("keep"), list):
             end = said.get("end") is True
             numbers = [one for one in said["keep"] if isinstance(one, int) and not isinstance(one, bool)]
             places = list(dict.fromkeys(number - 1 for number in numbers if 1 <= number <= count))
