@@ -2,36 +2,33 @@
 
 A router says who is likely to be right. The best few that go well together answer, and say in the same reply how sure
 they are; from the second layer on the best of the layer before judges the others' answers, unseen who gave which. What
-all of them say weighs as much as feedback has shown it to be worth. Each decision is one recorded step, `turn`: what was
-thought before and after, who is asked next and why, or why it stops. `faithful=small|large` is the original: `faithful`.
+all of them say weighs as much as feedback has shown it to be worth. Each decision is one recorded step, `turn`: what
+was thought before and after, who is asked next and why, or why it stops. `faithful=small|large` is the original.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import msgspec
-from msgspec import Meta
 
 from weaverant.agent import Agent
 from weaverant.compound import Inside
 from weaverant.errors import UserError
-from weaverant.journal import BlobStore, JournalReader
 from weaverant.message import Reply, Request, assistant
 from weaverant.routing import evidence as judged
-from weaverant.routing.asking import Admitted, Asked, Asking, Call, options_of, plainly, request_digest
-from weaverant.routing.assess import Assessed, Form, aggregating, asking, read
+from weaverant.routing.asking import Call, options_of, plainly, request_digest
+from weaverant.routing.assess import Form, aggregating, asking, read
 from weaverant.routing.evidence import Key, Verdict, agreement, key_of
 from weaverant.routing.expected import candidates
+from weaverant.routing.faithful import Faithful
 from weaverant.routing.learning import (
     Explored,
     Known,
     Learned,
     Lesson,
-    Session,
     Sessions,
     Thought,
     read_evidence,
@@ -41,139 +38,13 @@ from weaverant.routing.learning import (
 )
 from weaverant.routing.pool import Pool
 from weaverant.routing.pooled import Pooled, as_agent
-from weaverant.routing.prompts import Prompts, query_in
+from weaverant.routing.prompts import query_in
 from weaverant.routing.ranking import chosen, correlations, resolved
 from weaverant.routing.route import scorer_of
 from weaverant.routing.stopping import MOST_ERROR, reason_to_stop, standing
+from weaverant.routing.turns import JUDGES, Play, RouteMoaOptions, Turn, form_of, refuses_all_but_text
 from weaverant.routing.utility import Candidate, Ranked, Weights, rank, refused
-from weaverant.story import Storyteller
 from weaverant.workflow import now, rng, step
-
-_Share = Annotated[float, Meta(ge=0.0, le=1.0)]
-_Many = Annotated[int, Meta(ge=1)]
-_Weight = Annotated[float, Meta(ge=0.0)]
-
-JUDGES = ("self", "peer", "agreement")
-
-
-class RouteMoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The options of `routemoa:FILE?layers=3&k=3`."""
-
-    layers: _Many = 3
-    """At most; a call asks at most `k * layers + 1` times."""
-    k: _Many = 3
-    """Models in a layer, at most."""
-    cost: _Weight = 0.1
-    """What a call that costs the reference is worth, in chances of being right."""
-    latency: _Weight = 0.05
-    """What a call that takes the slo is worth."""
-    reference: _Weight = 0.0
-    """US dollars; 0: the expected cost of the dearest model."""
-    slo: _Weight = 0.0
-    """Seconds; 0: the 95th percentile of the slowest model."""
-    within: _Weight = 0.0
-    """Seconds for the whole: no layer begins that would end later, as far as is known; 0: no limit."""
-    judges: str = ",".join(JUDGES)
-    """Who judges, of `self,peer,agreement`, joined by commas; empty: nobody, and replies are asked for as plain text."""
-    aggregator: str = ""
-    """Who writes the final answer where none stands; empty: the pool's, else the best at it as far as is known."""
-    prompts: Prompts = "auto"
-    """`auto`: `tiny` for embedded members, `chat` for the others."""
-    enough: _Share = 0.0
-    """A probability of being right at which it stops; 0: none."""
-    clear: _Share = 0.8
-    """The probability from which one answer stands against others without an aggregator."""
-    close: _Share = 0.05
-    """Two judge where the best two are as close as that."""
-    session: Session = "opening"
-    """What tells a session, in which the first model is kept: `opening`, `system` or `none`."""
-    margin: _Weight = 0.05
-    """The utility that another model must have more to come first in a session."""
-    switches: Annotated[int, Meta(ge=0)] = 2
-    """Changes of the first model in a session, at most."""
-    explore: _Share = 0.0
-    """The share of what is spent (of calls, where any price is unknown or 0) that may go to learning of little known
-    models."""
-    faithful: Literal["", "small", "large"] = ""
-    """The original's algorithm, with the constants of one of its pools. Of the options above only `prompts`, `budget`,
-    `deadline`, `quorum`, `k`, `layers` and `aggregator` hold then."""
-    keep: str = "all"
-    """Of `faithful`: the defects that it keeps, by name, joined by commas; `all` or `none`."""
-
-
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision of a call, as its step records it."""
-
-    layer: int
-    """Layers that have answered before it."""
-    thoughts: dict[str, Thought]
-    """Of each model, before anything was asked."""
-    before: dict[str, float]
-    """The probability that each is right, before the last layer's judges were heard."""
-    after: dict[str, float]
-    """And after."""
-    verdicts: dict[str, list[Verdict]]
-    """Of each answer, what its judges said."""
-    weights: dict[str, float]
-    """What each judge is believed, 0 for whom nothing speaks."""
-    ranked: tuple[Ranked, ...]
-    """Who may be asked, the best first, with reasons."""
-    refused: dict[str, str]
-    """Why the others may not."""
-    ask: tuple[str, ...] = ()
-    """The next layer."""
-    judges: tuple[str, ...] = ()
-    """Those of them that judge the answers so far."""
-    admitted: Admitted | None = None
-    """The conditions under which they are asked."""
-    stop: str = ""
-    """Why there is no next layer: `layers`, `agreement`, `value`, `good enough`, `deadline`, `nobody left`."""
-    stands: str = ""
-    """Whose answer is the final one; empty where they are to be aggregated."""
-    aggregators: tuple[str, ...] = ()
-    """Who writes it, the first that can."""
-    held: str = ""
-    """Who came first because the session had it, although another was better."""
-    explored: str = ""
-    """Who was asked to learn of it."""
-    spent: float = 0.0
-    """US dollars, by this call so far."""
-    seconds: float = 0.0
-    """Since it began."""
-
-
-class Play:
-    """One call, as far as it has come. All of it follows from what is recorded."""
-
-    def __init__(self, request: Request, asking: Asking, inside: Inside) -> None:
-        self.request = request
-        self.asking = asking
-        self.inside = inside
-        self.began = asyncio.get_running_loop().time()
-        self.before = inside.used().cost
-        self.layer = 0
-        self.calls = 0
-        self.answers: dict[str, Assessed] = {}
-        """The newest of each model."""
-        self.replies: dict[str, Reply] = {}
-        self.keys: dict[str, Key | None] = {}
-        self.failed: dict[str, str] = {}
-        self.verdicts: dict[str, dict[str, float]] = {}
-        """By model, then by judge."""
-        self.thoughts: dict[str, Thought] = {}
-        self.posterior: dict[str, float] = {}
-        self.aggregated_by = ""
-
-    @property
-    def seconds(self) -> float:
-        return asyncio.get_running_loop().time() - self.began
-
-    @property
-    def spent(self) -> float:
-        return self.inside.used().cost - self.before
-
-    def said(self, name: str) -> list[Verdict]:
-        return [Verdict(judge, claim) for judge, claim in sorted(self.verdicts.get(name, {}).items())]
 
 
 def open_routemoa(spec: str, parts: int = 1) -> Pooled[Any]:
@@ -181,11 +52,7 @@ def open_routemoa(spec: str, parts: int = 1) -> Pooled[Any]:
     file, _, options = spec.partition("?")
     wanted = options_of("routemoa", options, RouteMoaOptions)
     pool = Pool.open(file, parts)
-    if wanted.faithful:
-        from weaverant.routing.faithful import Faithful  # a compound of its own
-
-        return Faithful(pool, wanted)
-    return RouteMoa(pool, wanted)
+    return Faithful(pool, wanted) if wanted.faithful else RouteMoa(pool, wanted)
 
 
 class RouteMoa(Pooled[RouteMoaOptions]):
@@ -312,13 +179,14 @@ class RouteMoa(Pooled[RouteMoaOptions]):
         )
         admitted = None
         if not stop:
-            calls = [Call(one.name, one.name, play.request) for one in layer]
+            judges = self._judging(posterior, [one.name for one in layer])
+            calls = [self._call(play, one.name, self._others(play, one.name, judges), judges) for one in layer]
             admitted = play.asking.admitted(calls, 0, at, left)
             why |= admitted.refused
             stop = "" if admitted.ask else "nobody left"
         sure = self._ece is not None and self._ece <= MOST_ERROR
         stands = standing(play.keys, posterior, options.clear if sure else 2.0) if stop else None
-        asked = admitted.ask if admitted else ()
+        asked = admitted.ask if admitted and not stop else ()
         return Turn(
             layer=play.layer,
             thoughts=thoughts,
@@ -328,8 +196,8 @@ class RouteMoa(Pooled[RouteMoaOptions]):
             weights={each.judge: believed.weight(each.judge) for verdicts in said.values() for each in verdicts},
             ranked=tuple(ranked),
             refused=why,
-            ask=() if stop else asked,
-            judges=() if stop or "peer" not in self._judges else self._judging(posterior, asked),
+            ask=asked,
+            judges=self._judging(posterior, asked),
             admitted=admitted,
             stop=stop,
             stands=stands or "",
@@ -343,7 +211,8 @@ class RouteMoa(Pooled[RouteMoaOptions]):
     def _candidates(self, play: Play, p: Mapping[str, float], at: float) -> list[Candidate]:
         """All models; who has failed in this call, or rests after failures, is refused."""
         router = self.learned.router
-        cost, latency = (router.cost, router.latency) if router else ({}, {})
+        cost = router.cost if router else dict[str, float | None]()
+        latency = router.latency if router else dict[str, float | None]()
         found = candidates(self.pool, self.observed, play.request, p, cost, latency)
         resting = {one.name for one in found if self.observed.health(one.name, at) == "open"}
         return [
@@ -373,6 +242,8 @@ class RouteMoa(Pooled[RouteMoaOptions]):
 
     def _judging(self, posterior: Mapping[str, float], asked: Sequence[str]) -> tuple[str, ...]:
         """The best of the layers before, where they are asked again."""
+        if "peer" not in self._judges:
+            return ()
         return tuple(name for name in judged.judges(posterior, self.options.close) if name in asked)
 
     def _aggregators(self, ranked: Sequence[Ranked], weights: Weights) -> tuple[str, ...]:
@@ -385,8 +256,10 @@ class RouteMoa(Pooled[RouteMoaOptions]):
     async def _layer(self, play: Play, turn: Turn) -> None:
         """Ask one layer, and take down what it says."""
         assert turn.admitted is not None
-        judging = {name: self._shown(play, name in turn.judges, name) for name in turn.ask}
-        calls = [Call(name, name, self._request(play, name, judging[name], name in turn.judges)) for name in turn.ask]
+        judging = {name: self._others(play, name, turn.judges) for name in turn.ask}
+        for name, shown in judging.items():
+            rng(f"shown {play.layer} {name}").shuffle(shown)
+        calls = [self._call(play, name, judging[name], turn.judges) for name in turn.ask]
         heard = await play.asking.ask_all(calls, turn.admitted)
         play.layer += 1
         play.calls += len(calls)
@@ -399,20 +272,18 @@ class RouteMoa(Pooled[RouteMoaOptions]):
             self._take(play, name, reply, judging[name], name in turn.judges)
         self._agreement(play)
 
-    def _shown(self, play: Play, judge: bool, name: str) -> list[str]:
-        """Whose answers a model is shown, in an order of chance. A judge does not see its own."""
-        names = sorted(other for other, key in play.keys.items() if key and not (judge and other == name))
-        rng(f"shown {play.layer} {name}").shuffle(names)
-        return names
+    def _others(self, play: Play, name: str, judges: Sequence[str]) -> list[str]:
+        """Whose answers a model is shown. A judge does not see its own."""
+        return sorted(other for other, key in play.keys.items() if key and not (name in judges and other == name))
 
-    def _request(self, play: Play, name: str, shown: Sequence[str], judges: bool) -> Request:
+    def _call(self, play: Play, name: str, shown: Sequence[str], judges: Sequence[str]) -> Call:
         answers = [play.answers[other].answer for other in shown]
         assessed = bool({"self", "peer"} & self._judges) and (self.options.k > 1 or self.options.layers > 1)
-        form = self._forms[name]
-        request = asking(play.request, form, shown=answers, judged=judges, assessed=assessed, schema=form == "json")
+        form, judge = self._forms[name], name in judges
+        request = asking(play.request, form, shown=answers, judged=judge, assessed=assessed, schema=form == "json")
         if request.output is not None and self.pool.refuses(name, request):
             request = msgspec.structs.replace(request, output=None)
-        return request
+        return Call(name, name, request)
 
     def _take(self, play: Play, name: str, reply: Reply, shown: Sequence[str], judges: bool) -> None:
         """One reply: an answer, and verdicts on itself and on others. A verdict goes with the answer it was on."""
@@ -441,7 +312,7 @@ class RouteMoa(Pooled[RouteMoaOptions]):
                 said[judge] = claim
 
     async def _final(self, play: Play, turn: Turn) -> tuple[str, Any]:
-        """The final text: one answer that stands, or what is made of all of them; where nobody can make it, the best."""
+        """The final text: one answer that stands, or what is made of all; where nobody can make it, the best one."""
         best = turn.stands or min(turn.after, key=lambda name: (-turn.after[name], name), default="")
         if not turn.stands and turn.after:
             names = sorted(turn.after)
@@ -477,27 +348,6 @@ class RouteMoa(Pooled[RouteMoaOptions]):
         return Reply(found[1].message, finish=found[1].finish)
 
 
-def form_of(prompts: Prompts, pool: Pool, name: str) -> Form:
-    """How a member is asked."""
-    embedded = pool.members[name].identity.startswith("embedded:")
-    return "tiny" if prompts == "tiny" or (prompts == "auto" and embedded) else "json"
-
-
-def refuses_all_but_text(pool: Pool, request: Request) -> str:
-    """Of a compound whose members' answers become one text."""
-    sampling = request.sampling
-    wanted = {
-        "tools": request.tools,
-        "output=": request.output,
-        "n": sampling.n > 1,
-        "log probabilities": sampling.logprobs or sampling.top_logprobs,
-    }
-    if asked := [name for name, given in wanted.items() if given]:
-        return f"what several models say becomes one plain text, and this agent asks for {' and '.join(asked)}"
-    reasons = {name: pool.refuses(name, request) for name in pool.members}
-    return "; ".join(f"{name}: {why}" for name, why in reasons.items()) if all(reasons.values()) else ""
-
-
 def _judges_of(text: str) -> frozenset[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if unknown := sorted(set(names) - set(JUDGES)):
@@ -529,15 +379,3 @@ def _note(play: Play, text: str) -> dict[str, Any]:
         "verdicts": {name: [[each.judge, each.claim] for each in play.said(name)] for name in play.keys},
         "aggregator": play.aggregated_by,
     }
-
-
-def traces(run: str | Path) -> Iterator[tuple[str, list[Turn]]]:
-    """Of each task of a run that was routed, its key and the decisions, in the order in which they were taken."""
-    directory = Path(run)
-    reader = JournalReader(directory)
-    teller = Storyteller({}, BlobStore(directory / "blobs").get)
-    for task in reader.tasks():
-        steps = teller.tell(reader.task_events(task.task)).steps
-        turns = [step for step in steps if step.kind == "effect" and step.name == "turn" and step.outcome == "reply"]
-        if turns:
-            yield task.task, [msgspec.convert(step.value, Turn) for step in turns]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import exp
 
-from weaverant.routing.evidence import Key
+from weaverant.routing.evidence import Key, logit
 from weaverant.routing.ranking import Together, all_wrong, burden
 from weaverant.routing.utility import Candidate, Ranked, Weights
 
@@ -66,14 +67,16 @@ def reason_to_stop(
 
 
 def standing(keys: Mapping[str, Key | None], posterior: Mapping[str, float], clear: float = 0.8) -> str | None:
-    """Whose answer is the final one without an aggregator: the only one, the best where all agree, or one that stands
-    out: it is right with a probability of `clear` at least, and twice as likely as any that says otherwise. None where
-    there is something to reconcile."""
+    """Whose answer is the final one without an aggregator: the only one, the best where all agree, or the best where it
+    is right with a probability of `clear`, given that at most one of different answers is. None where there is something
+    to reconcile."""
     given = {name: key for name, key in keys.items() if key is not None}
     if not given:
         return None
     best = min(given, key=lambda name: (-posterior.get(name, 0.0), name))
-    others = [posterior.get(name, 0.0) for name, key in given.items() if key != given[best]]
-    if not others or (posterior.get(best, 0.0) >= clear and posterior.get(best, 0.0) >= 2 * max(others)):
+    odds: dict[Key, float] = {}
+    for name, key in given.items():
+        odds[key] = max(odds.get(key, 0.0), exp(logit(posterior.get(name, 0.0))))
+    if len(odds) == 1 or odds[given[best]] / (1 + sum(odds.values())) >= clear:
         return best
     return None
