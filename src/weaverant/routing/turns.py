@@ -74,7 +74,7 @@ class RouteMoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Of `faithful`: the defects that it keeps, by name, joined by commas; `all` or `none`."""
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
+class Turn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
     """One decision of a call, as its step records it."""
 
     layer: int
@@ -113,6 +113,26 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """US dollars, by this call so far."""
     seconds: float = 0.0
     """Since it began."""
+
+
+class FaithfulTurn(msgspec.Struct, frozen=True, kw_only=True, tag="faithful"):
+    """One decision in `faithful` mode."""
+
+    layer: int
+    """Layers that have answered before it."""
+    before: dict[str, float]
+    """Scores, which are no probabilities; before anything was asked those of the router, mapped."""
+    after: dict[str, float]
+    """Of those that may be asked."""
+    ask: tuple[str, ...]
+    """The next layer, if it does not stop."""
+    judge: str = ""
+    own: dict[str, float | None] = {}
+    """The last layer's self-scores, as far as they could be read."""
+    peers: dict[str, float | None] = {}
+    """The judge's scores."""
+    stop: str = ""
+    """`score`: one is above the threshold."""
 
 
 class Play:
@@ -170,7 +190,7 @@ def refuses_all_but_text(pool: Pool, request: Request) -> str:
     return "; ".join(f"{name}: {why}" for name, why in reasons.items()) if all(reasons.values()) else ""
 
 
-def traces(run: str | Path) -> Iterator[tuple[str, list[Turn]]]:
+def traces(run: str | Path) -> Iterator[tuple[str, list[Turn | FaithfulTurn]]]:
     """Of each task of a run that was routed, its key and the decisions, in the order in which they were taken."""
     directory = Path(run)
     reader = JournalReader(directory)
@@ -179,4 +199,4 @@ def traces(run: str | Path) -> Iterator[tuple[str, list[Turn]]]:
         steps = teller.tell(reader.task_events(task.task)).steps
         turns = [step for step in steps if step.kind == "effect" and step.name == "turn" and step.outcome == "reply"]
         if turns:
-            yield task.task, [msgspec.convert(step.value, Turn) for step in turns]
+            yield task.task, [msgspec.convert(step.value, Turn | FaithfulTurn) for step in turns]
