@@ -91,7 +91,7 @@ def test_layer_1_as_worked_out_by_hand():
 
 
 def test_layer_2_as_worked_out_by_hand():
-    before = {name: 0.5 for name in "abcd"} | {"e": 0.5}
+    before = dict.fromkeys("abcd", 0.5) | {"e": 0.5}
     mapped = MAPPED | {"e": 0.1}
     small = mixed_second(POOLS["small"], mapped, before, FIRST, SECOND, "a", ALL)
     assert small == pytest.approx(
@@ -110,7 +110,7 @@ def test_layer_2_as_worked_out_by_hand():
 
 
 def test_layer_2_mended():
-    before = {name: 0.5 for name in "abcde"}
+    before = dict.fromkeys("abcde", 0.5)
     mapped = MAPPED | {"e": 0.1}
 
     def mended(defect: str) -> dict[str, float]:

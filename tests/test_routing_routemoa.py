@@ -227,5 +227,5 @@ def test_options_that_are_none_are_refused(tmp_path: Path, options: str, said: s
 def test_what_it_cannot_do_is_refused_before_the_first_call():
     model = moa({"a": 0.5}, {"a": saying("1")})
     demanding = weaverant.Agent("demanding", prompt="x", model="solver", n=2)
-    with pytest.raises(UserError, match="one plain text.*n"):
+    with pytest.raises(UserError, match=r"one plain text.*n"):
         weaverant.binding.Binding({"solver": model}).bound(demanding)

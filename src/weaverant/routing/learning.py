@@ -118,9 +118,9 @@ def _price(pool: Pool, name: str) -> float:
 RING = 512
 HALF_LIFE = 200.0
 """Outcomes of a model after which an old one counts half."""
-SLACK, ALARM = 0.1, 8.0
+SLACK, ALARM = 0.1, 10.0
 """Of the CUSUM: what a mean may be off without notice, and the sum that is no chance. With outcomes of 0 and 1 a false
-alarm takes some ten thousand of them; a fall by .3 is told after some forty."""
+alarm takes some tens of thousands of them; a fall by .3 is told after some fifty."""
 
 
 class Drift(msgspec.Struct):
