@@ -176,7 +176,7 @@ def played(kind: str, honest: bool, queries: int) -> np.ndarray[Any, Any]:
     """Right or wrong by query, one after the other, each graded before the next."""
     rows = [{"question": question(n)} for n in range(queries)]
     run = weaverant.run(
-        graded, rows, models={"solver": model_of(kind, honest)}, journal=False, concurrency=1
+        graded, rows, models={"solver": model_of(kind, honest)}, journal=False, concurrency=1, in_flight=1
     )
     found = {facts(task.row["question"])[0]: float(task.result) for task in run}
     return np.array([found[n] for n in range(queries)])

@@ -8,6 +8,7 @@ import pytest
 
 from weaverant.routing.evidence import (
     CLEAR,
+    Discernment,
     Evidence,
     Key,
     Trust,
@@ -120,8 +121,23 @@ def test_agreement_is_the_share_of_the_others():
 def test_what_the_final_score_says_of_each_answer():
     one, two, text = Key("number", "1"), Key("number", "2"), Key("text", "x")
     keys = {"a": one, "b": two, "c": text, "d": None}
-    assert outcomes(keys, one, 1.0) == {"a": 1.0, "b": 0.0}
-    assert outcomes(keys, one, 0.0) == {"a": 0.0}
-    assert outcomes(keys, one, 0.7) == {"a": 0.7}
-    assert outcomes(keys, text, 1.0) == {"c": 1.0}
-    assert outcomes(keys, None, 1.0) == {}
+    prior = {"a": 0.6, "b": 0.3, "c": 0.2}
+    assert outcomes(keys, one, 1.0, prior) == {"a": 1.0, "b": 0.0}
+    assert outcomes(keys, one, 0.0, prior) == {"a": 0.0, "b": 0.3}
+    assert outcomes(keys, one, 0.7, prior) == {"a": 0.7}
+    assert outcomes(keys, text, 1.0, prior) == {"c": 1.0}
+    assert outcomes(keys, None, 1.0, prior) == {}
+
+
+def test_going_on_is_worth_what_came_of_it():
+    """From a guess of a half to what is true, also where it does harm; of nothing that could be gained nothing is
+    learned."""
+    assert Discernment().value == 0.5
+    for true in (-0.3, 0.0, 0.8):
+        found, random = Discernment(), Random(4)
+        for _ in range(2_000):
+            found.learn(float(random.random() < 0.5 + 0.3 * true), 0.5, 0.8)
+        assert found.value == pytest.approx(true, abs=0.2)
+    still = Discernment()
+    still.learn(1.0, 0.7, 0.7)
+    assert still.value == 0.5

@@ -245,7 +245,7 @@ def test_exploration_stays_within_its_share(tmp_path: Path):
         known = SimulatedRouter({"sure": 0.7, "dark": 0.5}, sd=0.3)
         model = RouteMoa(pool_of(**members), RouteMoaOptions(k=1, layers=1, explore=share), known)
         run = tmp_path / str(share)
-        weaverant.run(ask, rows, models={"solver": model}, directory=run, concurrency=1).wait()
+        weaverant.run(ask, rows, models={"solver": model}, directory=run, concurrency=1, in_flight=1).wait()
         explored = [turns[0].explored for _, turns in traces(run)]  # type: ignore[union-attr]
         assert least <= explored.count("dark") <= most and set(explored) <= {"", "dark"}
 

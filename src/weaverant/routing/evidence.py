@@ -95,10 +95,38 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True):
     claim: float
 
 
+DISCERNING = 0.5
+"""Of what going on could gain, the part that it does: a guess, until feedback says more. 1 would be an oracle."""
+GUESSED = 0.5
+"""How much that guess counts: as some eight outcomes where a quarter could have been gained."""
+
+
+class Discernment(msgspec.Struct):
+    """How much of what could be gained by going on after the first layer is gained: with more layers, and with an
+    aggregator that reads all answers. Below 0 going on does harm."""
+
+    gained: float = 0.0
+    """Sum of (outcome - best before) x what could be gained."""
+    could: float = 0.0
+    """Sum of the squares of what could be gained."""
+
+    @property
+    def value(self) -> float:
+        """At most 1."""
+        return min(1.0, (self.gained + GUESSED * DISCERNING) / (self.could + GUESSED))
+
+    def learn(self, outcome: float, best: float, reach: float) -> None:
+        """What came of going on where the best answer so far was right with `best`, and any of all with `reach`."""
+        fade, could = 0.5 ** (1 / HALF_LIFE), max(0.0, reach - best)
+        self.gained = self.gained * fade + (outcome - best) * could
+        self.could = self.could * fade + could * could
+
+
 class Evidence(msgspec.Struct):
-    """What every judge is worth."""
+    """What every judge is worth, and what going on is."""
 
     trust: dict[str, Trust] = {}
+    discernment: Discernment = msgspec.field(default_factory=Discernment)
 
     def after(self, prior: float, verdicts: Sequence[Verdict]) -> float:
         """The probability that an answer is right, once its judges have spoken. Without one that weighs anything it
@@ -205,16 +233,19 @@ def agreement(keys: Mapping[str, Key | None]) -> dict[str, float]:
     return {name: (count[key] - 1) / (len(given) - 1) for name, key in given.items()}
 
 
-def outcomes(keys: Mapping[str, Key | None], final: Key | None, score: float) -> dict[str, float]:
-    """What the score of the final answer says of each model's. Those that gave the same one get the same score. Those
-    that gave another one were wrong where the final one was right, and both are numbers or letters; of all others
-    nothing is known."""
+def outcomes(
+    keys: Mapping[str, Key | None], final: Key | None, score: float, prior: Mapping[str, float]
+) -> dict[str, float]:
+    """What the score of the final answer says of each model's. Those that gave the same one get the same score. Of
+    numbers and letters, those that gave another one were wrong where the final one was right; where it was wrong nobody
+    knows, and what was thought of them before stands in: left out, they would only ever be seen to lose. Of other texts
+    that differ nothing is known."""
     found: dict[str, float] = {}
     for name, key in keys.items():
         if key is None or final is None:
             continue
         if key == final:
             found[name] = score
-        elif score == 1.0 and key.kind == final.kind != "text":
-            found[name] = 0.0
+        elif key.kind == final.kind != "text" and score in (0.0, 1.0) and name in prior:
+            found[name] = 0.0 if score else prior[name]
     return found

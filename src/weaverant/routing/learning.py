@@ -59,6 +59,10 @@ class Lesson(msgspec.Struct, frozen=True):
     """Who wrote the reply out of others' answers; empty where one stood."""
     score: float = 0.0
     """Of the reply."""
+    best: float = 0.0
+    """The probability that the best answer of the first layer was right, where the call went on after it."""
+    reach: float = 0.0
+    """The probability that any of what was to be asked would be; 0 where the call did not go on."""
 
 
 class Thought(msgspec.Struct, frozen=True):
@@ -204,6 +208,8 @@ class Learned:
             if self.router is not None and name in self.router.models:
                 self.router.update(lesson.query, name, outcome)
             self.evidence.learn(expected, lesson.verdicts.get(name, ()), outcome)
+        if lesson.reach:
+            self.evidence.discernment.learn(lesson.score, lesson.best, lesson.reach)
         if lesson.aggregator:
             expected = lesson.prior.get(lesson.aggregator, lesson.score)
             self._aggregated.setdefault(lesson.aggregator, Belief()).add(lesson.score, expected)
@@ -325,6 +331,8 @@ def learn(router: Known, run: str | Path, evidence: Evidence | None = None) -> i
                 router.update(lesson.query, name, outcome)
             if evidence is not None and name in lesson.prior:
                 evidence.learn(lesson.prior[name], lesson.verdicts.get(name, ()), outcome)
+        if evidence is not None and lesson.reach:
+            evidence.discernment.learn(lesson.score, lesson.best, lesson.reach)
     return count
 
 

@@ -39,9 +39,9 @@ from weaverant.routing.learning import (
 from weaverant.routing.pool import Pool
 from weaverant.routing.pooled import Pooled, as_agent
 from weaverant.routing.prompts import query_in
-from weaverant.routing.ranking import chosen, correlations, resolved
+from weaverant.routing.ranking import burden, chosen, correlations, resolved
 from weaverant.routing.route import scorer_of
-from weaverant.routing.stopping import MOST_ERROR, reason_to_stop, standing
+from weaverant.routing.stopping import MOST_ERROR, reach, reason_to_stop, standing
 from weaverant.routing.turns import JUDGES, Play, RouteMoaOptions, Turn, form_of, refuses_all_but_text
 from weaverant.routing.utility import Candidate, Ranked, Weights, rank, refused
 from weaverant.workflow import now, rng, step
@@ -105,11 +105,13 @@ class RouteMoa(Pooled[RouteMoaOptions]):
         final = Key(*note["final"]) if note["final"] else None
         found = Lesson(
             note["query"],
-            judged.outcomes(keys, final, score),
+            judged.outcomes(keys, final, score, note["prior"]),
             note["prior"],
             msgspec.convert(note["verdicts"], dict[str, list[Verdict]]),
             note["aggregator"],
             score,
+            note["best"],
+            note["reach"],
         )
         return msgspec.to_builtins(found)
 
@@ -142,6 +144,11 @@ class RouteMoa(Pooled[RouteMoaOptions]):
         }
         found = msgspec.convert(await step(turn, told), Turn)
         play.thoughts, play.posterior = found.thoughts, found.after
+        if play.layer == 1:
+            play.first = found
+        spending = _spending(found.ranked)
+        for name in found.ask:
+            self.explored.spent(spending[name], name == found.explored)
         if found.ask and not play.layer:
             self.sessions.note(session, found.ask[0])
         return found
@@ -151,6 +158,7 @@ class RouteMoa(Pooled[RouteMoaOptions]):
     ) -> Turn:
         """The decision itself, on what is known right now."""
         options, believed = self.options, self.learned.evidence
+        discerning = believed.discernment.value
         prior = {name: thought.p for name, thought in thoughts.items()}
         said = {name: play.said(name) for name in play.keys}
         posterior = {name: believed.after(prior[name], said[name]) for name, key in play.keys.items() if key}
@@ -176,6 +184,7 @@ class RouteMoa(Pooled[RouteMoaOptions]):
             seconds_left=options.within - play.seconds if options.within else None,
             last=play.layer >= options.layers,
             enough=options.enough or None,
+            discerning=discerning,
         )
         admitted = None
         if not stop:
@@ -185,7 +194,14 @@ class RouteMoa(Pooled[RouteMoaOptions]):
             why |= admitted.refused
             stop = "" if admitted.ask else "nobody left"
         sure = self._ece is not None and self._ece <= MOST_ERROR
+        best, able = max(posterior.values(), default=0.0), reach(posterior, () if stop else layer, self._together)
         stands = standing(play.keys, posterior, options.clear if sure else 2.0) if stop else None
+        aggregators = self._aggregators(ranked, weights) if stop and not stands else ()
+        if stop and not stands and posterior:
+            costs = {one.name: one for one in ranked}
+            price = burden([costs[aggregators[0]].cost], costs[aggregators[0]].latency, weights) if aggregators else 0.0
+            if discerning * (able - best) <= (price if sure else 0.0):  # nothing is gained by what it would write
+                stands = min(posterior, key=lambda name: (-posterior[name], name))
         asked = admitted.ask if admitted and not stop else ()
         return Turn(
             layer=play.layer,
@@ -201,7 +217,10 @@ class RouteMoa(Pooled[RouteMoaOptions]):
             admitted=admitted,
             stop=stop,
             stands=stands or "",
-            aggregators=self._aggregators(ranked, weights) if stop and not stands else (),
+            best=best,
+            reach=able,
+            discerning=discerning,
+            aggregators=() if stands else aggregators,
             held=held,
             explored=explored if explored in asked else "",
             spent=play.spent,
@@ -263,9 +282,6 @@ class RouteMoa(Pooled[RouteMoaOptions]):
         heard = await play.asking.ask_all(calls, turn.admitted)
         play.layer += 1
         play.calls += len(calls)
-        spending = _spending(turn.ranked)
-        for name in turn.ask:
-            self.explored.spent(spending[name], name == turn.explored)
         play.failed |= heard.missed
         for name, reply in (heard.replies or heard.cut).items():
             play.failed.pop(name, None)
@@ -371,7 +387,10 @@ def _plain(key: Key | None) -> list[str] | None:
 
 def _note(play: Play, text: str) -> dict[str, Any]:
     """What the reply would teach: see `RouteMoa.lesson`."""
+    first = play.first if play.first and not (play.first.stop and play.first.stands) else None
     return {
+        "best": first.best if first else 0.0,
+        "reach": first.reach if first else 0.0,
         "query": query_in(play.request.messages),
         "final": _plain(key_of(text)),
         "keys": {name: _plain(key) for name, key in play.keys.items()},

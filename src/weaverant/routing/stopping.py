@@ -5,29 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import exp
 
-from weaverant.routing.evidence import Key, logit
+from weaverant.routing.evidence import DISCERNING, Key, logit
 from weaverant.routing.ranking import Together, all_wrong, burden
 from weaverant.routing.utility import Candidate, Ranked, Weights
-
-DISCERNING = 0.5
-"""How often, of the times that a right answer is among several and was not the best before, it is found: a guess until
-feedback says more. 1 would be an oracle."""
 
 MOST_ERROR = 0.1
 """The expected calibration error up to which probabilities are good enough to stop on."""
 
 
 def worth(
-    posterior: Mapping[str, float], layer: Sequence[Ranked], weights: Weights, together: Together,
+    posterior: Mapping[str, float],
+    layer: Sequence[Ranked],
+    weights: Weights,
+    together: Together,
     discerning: float = DISCERNING,
-) -> float:  # fmt: skip
+) -> float:
     """What asking this layer is expected to gain, in probability of being right, less what it costs."""
+    wait = max((one.latency for one in layer), default=0.0)
+    could = reach(posterior, layer, together) - max(posterior.values(), default=0.0)
+    return discerning * max(0.0, could) - burden((one.cost for one in layer), wait, weights)
+
+
+def reach(posterior: Mapping[str, float], layer: Sequence[Ranked], together: Together) -> float:
+    """The probability that any answer is right, of those given and of those of the layer: what an oracle would find."""
     asked = {one.name for one in layer}
     among = [*layer, *(Candidate(name, p) for name, p in posterior.items() if name not in asked)]
-    reach = 1 - all_wrong(sorted(among, key=lambda one: (-one.p, one.name)), together)
-    wait = max((one.latency for one in layer), default=0.0)
-    gain = discerning * max(0.0, reach - max(posterior.values(), default=0.0))
-    return gain - burden((one.cost for one in layer), wait, weights)
+    return 1 - all_wrong(sorted(among, key=lambda one: (-one.p, one.name)), together)
 
 
 def agreed(keys: Mapping[str, Key | None]) -> bool:
@@ -47,6 +50,7 @@ def reason_to_stop(
     seconds_left: float | None,
     last: bool,
     enough: float | None = None,
+    discerning: float = DISCERNING,
 ) -> str:
     """Why no further layer is asked; empty where one is. `layer` would be it. By value it stops only where the
     probabilities are known to be good ones."""
@@ -63,13 +67,13 @@ def reason_to_stop(
         return ""
     if enough is not None and max(posterior.values(), default=0.0) >= enough:
         return "good enough"
-    return "value" if posterior and worth(posterior, layer, weights, together) <= 0 else ""
+    return "value" if posterior and worth(posterior, layer, weights, together, discerning) <= 0 else ""
 
 
 def standing(keys: Mapping[str, Key | None], posterior: Mapping[str, float], clear: float = 0.8) -> str | None:
     """Whose answer is the final one without an aggregator: the only one, the best where all agree, or the best where it
-    is right with a probability of `clear`, given that at most one of different answers is. None where there is something
-    to reconcile."""
+    is right with a probability of `clear`, given that at most one of different answers is. None where there is
+    something to reconcile."""
     given = {name: key for name, key in keys.items() if key is not None}
     if not given:
         return None

@@ -103,6 +103,12 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
     """Why there is no next layer: `layers`, `agreement`, `value`, `good enough`, `deadline`, `nobody left`."""
     stands: str = ""
     """Whose answer is the final one; empty where they are to be aggregated."""
+    best: float = 0.0
+    """The probability that the best answer so far is right."""
+    reach: float = 0.0
+    """The probability that any is, of those given and those of the next layer."""
+    discerning: float = 0.0
+    """How much of the difference going on is thought to gain."""
     aggregators: tuple[str, ...] = ()
     """Who writes it, the first that can."""
     held: str = ""
@@ -156,6 +162,8 @@ class Play:
         self.thoughts: dict[str, Thought] = {}
         self.posterior: dict[str, float] = {}
         self.aggregated_by = ""
+        self.first: Turn | None = None
+        """The decision after the first layer."""
 
     @property
     def seconds(self) -> float:
