@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -39,24 +39,24 @@ DOMAINS = 2
 EXPERTS = tuple(f"expert{n}" for n in range(DOMAINS))
 MODELS = (*EXPERTS, "always0", "always1", "weak")
 LIARS = {"always1": 1.0, "always0": 0.0}
-AGGREGATOR = "always0"
-"""Of the original, which has a fixed one."""
+AGGREGATOR = EXPERTS[0]
+"""Of the original, which has a fixed one, as there an expert of one domain."""
 ADOPTS = 0.5
-"""How often a model that is shown answers takes over one that two at least have given; and how often, asked for the final
-answer where no two agree, it takes the first that it is shown and not its own."""
+"""How often a model that is shown answers takes over one that two at least have given; and how often, asked for the
+final answer where no two agree, it takes the first that it is shown and not its own."""
 
 
 def chance(model: str, domain: int, hard: bool) -> float:
     """Of being right by itself."""
     if model in EXPERTS:
-        easy = 0.75 if model == EXPERTS[domain] else 0.3
+        easy = 0.7 if model == EXPERTS[domain] else 0.2
     else:
-        easy = {"always0": 0.6, "always1": 0.33, "weak": 0.2}[model]
+        easy = {"always0": 0.55, "always1": 0.3, "weak": 0.1}[model]
     return easy * 0.6 if hard else easy
 
 
 def question(n: int) -> str:
-    return f"Question {n} of domain {n // 2 % DOMAINS}, {'hard' if n % 2 else 'easy'}"
+    return f"Question {n} of domain {n // 4 % DOMAINS}, {'hard' if n % 4 else 'easy'}"
 
 
 def facts(query: str) -> tuple[int, int, bool]:
@@ -115,7 +115,8 @@ def simulated(name: str, honest: bool) -> Scripted:
         if "peer_scores" in instructions:
             judged = [one == own if lies and LIARS[name] else False for one in told]
             said["peer_scores"] = [
-                float(same) if lies else claim(random, one == gold(query)) for one, same in zip(told, judged, strict=True)
+                float(same) if lies else claim(random, one == gold(query))
+                for one, same in zip(told, judged, strict=True)
             ]
         return json.dumps(said)
 
@@ -124,8 +125,9 @@ def simulated(name: str, honest: bool) -> Scripted:
 
 def adopted(own: str, told: Sequence[str], last: bool, random: Random) -> str:
     """What a model says that has been told others' answers."""
-    often = max([*told, own], key=[*told, own].count)
-    if [*told, own].count(often) > 1:
+    votes = list(told) if own in told else [*told, own]
+    often = max(votes, key=votes.count)
+    if votes.count(often) > 1:
         return often if last or random.random() < ADOPTS else own
     return told[0] if last and random.random() < ADOPTS else own
 
@@ -195,7 +197,7 @@ def measured(queries: int) -> dict[tuple[str, bool], np.ndarray[Any, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--queries", type=int, default=900)
+    parser.add_argument("--queries", type=int, default=1_000)
     queries = parser.parse_args(arguments).queries
     began = time.process_time()
     found = measured(queries)
@@ -237,7 +239,7 @@ def figure(found: dict[tuple[str, bool], np.ndarray[Any, Any]]) -> str:
         at = np.linspace(0, len(mean) - 1, 60).astype(int)
         points = [(left + wide * n / 59, top + high * (1 - mean[i])) for n, i in enumerate(at)]
         dashes = {"stroke_dasharray": "4 4"} if honest else {}
-        for (x1, y1), (x2, y2) in zip(points, points[1:], strict=False):
+        for (x1, y1), (x2, y2) in pairwise(points):
             shapes.append(line(x1, y1, x2, y2, "ink", stroke=colours[kind], stroke_width="2", **dashes))
         if not honest:
             y = points[-1][1] + 4
