@@ -162,7 +162,7 @@ class CountingModel:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pid = await owner_of(writer.get_extra_info("peername")[1], reader)
+            pid = owner_of(writer.get_extra_info("peername")[1], writer.get_extra_info("sockname")[1])
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 size = next((int(line[15:]) for line in head.split("\r\n") if line.startswith("content-length:")), 0)
@@ -194,21 +194,16 @@ class CountingModel:
         await writer.drain()
 
 
-async def owner_of(port: int, reader: asyncio.StreamReader) -> int | None:
-    """The process of this host whose connection comes from that port of the loopback; None where it has ended.
-    The kernel's table is read in parts and changes meanwhile, so that a living connection may be missed: look again."""
-    until = time.monotonic() + 2
-    while time.monotonic() < until and not reader.at_eof():
-        inode = _inode_of(port)
+def owner_of(port: int, to: int) -> int | None:
+    """The process of this host whose connection comes from that port of the loopback; None where it has ended. Other
+    connections may have the same port, if they go elsewhere than `to`."""
+    ends = f"0100007F:{port:04X}", f"0100007F:{to:04X}"
+    for _ in range(5):  # the kernel's table is read in parts, and changes meanwhile
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        inode = next((words[9] for words in lines if (words[1], words[2]) == ends), "0")
         if inode != "0" and (pid := _holder(f"socket:[{inode}]")) is not None:
             return pid
-        await asyncio.sleep(0.02)
     return None
-
-
-def _inode_of(port: int) -> str:
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
-    return next((words[9] for words in lines if words[1] == f"0100007F:{port:04X}"), "0")
 
 
 def _holder(file: str) -> int | None:

@@ -220,6 +220,16 @@ def test_a_mistake_is_2_and_one_message(
     assert not Path("out").exists()
 
 
+def test_the_folder_above_a_run_is_told_from_one(folder: Path, capsys: pytest.CaptureFixture[str]):
+    Path("loop").mkdir()
+    assert (
+        main(["run", "w.py", "--input", "rows.jsonl", "--model", "simulated:", "--run", "loop/weave", "--quiet"]) == 0
+    )
+    capsys.readouterr()
+    assert main(["show", "loop"]) == 2
+    assert "There are runs inside it: 'loop/weave'" in capsys.readouterr().err
+
+
 def test_a_broken_workflow_file_is_2_with_its_place(folder: Path, capsys: pytest.CaptureFixture[str]):
     Path("bad.py").write_text("x = 1\ny = x / 0\n")
     assert main(["run", "bad.py"]) == 2
@@ -970,7 +980,10 @@ def test_calls_that_wait_inside_an_engine_are_not_said_to_be_in_flight(folder: P
 # The document
 
 
-COMMANDS = ["", "run", "resume", "join", "show", "export", "fetch", "train", "improve", "recipes", "models", "init"]
+COMMANDS = [
+    *("", "run", "resume", "join", "show", "export", "fetch", "train", "improve", "route", "recipes", "models", "init"),
+    *("route train", "route calibrate", "route explain"),
+]
 
 
 def flags_told(command: str) -> set[str]:
@@ -995,7 +1008,7 @@ def test_the_document_has_every_flag_of_every_command_and_no_other(command: str,
 def test_the_document_has_every_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "400")
     told = re.findall(r"^    (\w+) ", call("--help").stdout.partition("commands:")[2], re.MULTILINE)
-    assert told == COMMANDS[1:]
+    assert told == [command for command in COMMANDS[1:] if " " not in command]
     told_flags = {flag for command in COMMANDS for flag in flags_told(command)}
     assert {"--trials N", "--set AGENT.FIELD=VALUE", "--state {done,rejected,failed}", "--version"} <= told_flags
 

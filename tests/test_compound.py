@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -34,7 +35,7 @@ from weaverant.engines.scripted import Scripted
 from weaverant.errors import StepFailed
 from weaverant.events import StepEnded
 from weaverant.journal import JournalReader
-from weaverant.message import ImagePart, Request, Sampling, assistant, user
+from weaverant.message import ImagePart, Request, Sampling, Usage, assistant, user
 from weaverant.pilot import estimate
 from weaverant.protocols import CallContext
 from weaverant.recipes.malt.served import MaltTeam, Played, question_in, read_answer
@@ -383,6 +384,39 @@ def test_a_compound_that_breaks_fails_its_call_and_the_workflow_may_catch_it(tmp
     ]
     assert found[0] == "LookupError: lost"
     assert "gave what is no Reply" in found[1] and "has no member 'stranger'; it has: 'one'" in found[2]
+
+
+def test_a_compound_knows_what_its_calls_have_used_and_replay_tells_it_the_same(tmp_path: Path):
+    """Replies and failures, of members' members as well; never the same twice, and nothing of other calls."""
+    seen: list[tuple[float, float, float]] = []
+
+    def say(request: Request, ctx: CallContext) -> Reply:
+        if request.agent.endswith("bad"):
+            raise StepFailed("server", "sick", usage=Usage(cost=0.5))
+        return Reply(assistant("well"), Usage(cost=0.25))
+
+    class Counts(Loyal):
+        async def answer(self, request: Request, inside: Inside) -> Reply:
+            before = inside.used().cost
+            with contextlib.suppress(StepFailed):
+                await inside.ask("bad", request)
+            between = inside.used().cost
+            reply = await asyncio.create_task(inside.ask("good", request))
+            seen.append((before, between, inside.used().cost))
+            if fails and "is 1" in request.messages[0].text:
+                raise LookupError("lost")
+            return reply
+
+    fails = True
+    good = Loyal(one=Scripted(say, identity="1"))
+    models = {"solver": Counts(bad=Scripted(say, identity="2"), good=good)}
+    weaverant.run(ask, QUESTIONS[:2], models=models, directory=tmp_path / "run").wait()
+    assert seen == [(0.0, 0.5, 0.75)] * 2
+    fails = False
+    seen.clear()
+    again = {"workflow": ask, "rows": QUESTIONS[:2], "models": models}
+    assert weaverant.resume(tmp_path / "run", **again, retry=True).wait().exit_code == 0
+    assert seen == [(0.0, 0.5, 0.75)]
 
 
 def test_a_deadline_cancels_what_is_asked_inside(tmp_path: Path):

@@ -354,18 +354,22 @@ def test_a_server_has_one_line_whoever_asks_it_and_the_dead_are_not_counted(fold
     given = [*RUN, "--model", model.url.replace("#", "?start=4&connections=12#"), "--concurrency", "12"]
     screen = Screen(folder, *given, "--peers", "3")
     run = folder / "out"
-    wait_until(lambda: steps_done(run) > 60)
+    pattern = r"#m  (\d+) of (\d+) in flight, [\d.]+ s"
+
+    def most() -> int:
+        return max((int(flying) for flying, _ in re.findall(pattern, screen.text)), default=0)
+
+    wait_until(lambda: most() > 8, what="the sum of three peers, each of which has four places")
     assert signal_to(peer_pids(run)[0])
-    wait_until(lambda: steps_done(run) > 120)
+    seen = steps_done(run)
+    wait_until(lambda: steps_done(run) > seen + 60)
     time.sleep(0.5)
     screen.driver.send_signal(signal.SIGTERM)
     assert screen.wait() == 4
     blocks = screen.text.split("of 600 (")[1:]
     lines = [[line for line in block.splitlines() if " in flight, " in line] for block in blocks]
     assert max(map(len, lines)) == 1, "one server, one line"
-    pattern = r"#m  (\d+) of (\d+) in flight, [\d.]+ s"
     asked = [[int(found) for found in re.findall(pattern, each[0])[0]] for each in lines if each]
-    assert max(asked)[0] > 8, "the sum of three, each of which has four places"
     assert all(flying <= places <= 12 for flying, places in asked), asked
     assert all(float(n) <= 12 for n in screen.numbers(r"in flight: \d+ rows, (\d+) calls"))
     assert "starting 3 peers" in screen.text and "more\x1b" not in screen.text

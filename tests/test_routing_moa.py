@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,16 +20,19 @@ from weaverant import Agent, Message, Reply, Story, UserError, workflow
 from weaverant.cli.show import storyteller
 from weaverant.engines import open_engine
 from weaverant.engines.scripted import Scripted
+from weaverant.errors import StepFailed
 from weaverant.journal import JournalReader
 from weaverant.message import ImagePart, Request, Sampling, TextPart, ToolCall, assistant, system, user
 from weaverant.protocols import CallContext
 from weaverant.routing.moa import Moa, MoaOptions
-from weaverant.routing.pool import Card, Pool
+from weaverant.routing.pool import Card, Pool, PoolFile
 from weaverant.routing.prompts import Chat, agreed
+from weaverant.routing.reading import read_table
 from weaverant.routing.route import Route, RouteOptions
 from weaverant.routing.scores import Scores
 from weaverant.routing.selfmoa import SelfMoa, SelfMoaOptions
 from weaverant.routing.smoa import Smoa, SmoaOptions, by_scores, read_roles, read_verdict
+from weaverant.routing.training import train
 from weaverant.routing.utility import Candidate, Weights, rank, refused
 from weaverant.summary import document, fold
 
@@ -373,6 +377,47 @@ def test_nobody_who_can_is_told_before_the_first_call():
         weaverant.binding.Binding({"solver": route}).bound(tooled)
 
 
+def test_a_router_s_folder_decides_by_the_query(tmp_path: Path):
+    """A real router, trained on graded answers: each question goes to who is good at its kind."""
+    table = [
+        {
+            "query": f"{word} {n} and {n + 1}",
+            "scores": {"adder": float(word == "add"), "speller": float(word == "spell")},
+        }
+        for n in range(60)
+        for word in ("add", "spell")
+    ]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    train(read_table(tmp_path / "table.jsonl")).router.save(tmp_path / "learned")
+    models = dict.fromkeys(("adder", "speller", "other"), "simulated:latency=0")
+    models["other"] = {"model": models["other"], "prior": 0.4}  # pyright: ignore[reportArgumentType]
+    (tmp_path / "pool.json").write_text(json.dumps({"models": models, "router": "learned"}))
+    rows = [{"question": f"{word} {n} and {n + 1}"} for n in range(70, 76) for word in ("add", "spell")]
+    run = weaverant.run(ask, rows, models={"solver": f"route:{tmp_path}/pool.json"}, directory=tmp_path / "run").wait()
+    assert run.exit_code == 0
+    for story in stories(tmp_path / "run"):
+        asked = [step.name for step in story.steps if step.kind == "model" and not step.inside]
+        assert asked == ["solver/adder" if "add" in story.row["question"] else "solver/speller"]
+        ranked = {one["name"]: one["p"] for one in decisions(story, "choose")[0]["ranked"]}
+        assert ranked["other"] == 0.4 and sorted(ranked.values())[0] < 0.3 < 0.7 < sorted(ranked.values())[2]
+    text = (tmp_path / "pool.json").read_text().replace('"prior": 0.4', '"like": "nobody"')
+    (tmp_path / "pool.json").write_text(text)
+    with pytest.raises(UserError, match="'other' of the pool is said to be like 'nobody'"):
+        open_engine(f"route:{tmp_path}/pool.json")
+
+
+def test_a_router_that_cannot_score_leaves_it_to_the_cards(tmp_path: Path):
+    class Deaf(Known):
+        def predict(self, queries: Sequence[str]) -> Scores:
+            raise StepFailed("server", "no vectors")
+
+    voices = Voices()
+    route = Route(voices.pool({"b": Card("", prior=0.9)}), scorer=Deaf(a=1.0))
+    weaverant.run(ask, QUESTIONS[:1], models={"solver": route}, directory=tmp_path / "run").wait()
+    (story,) = stories(tmp_path / "run")
+    assert voices.count == {"b": 1} and decisions(story)[0]["note"] == "the router could not score: server: no vectors"
+
+
 def test_a_quality_that_is_enough_is_had_at_least_cost():
     found = [Candidate("best", 0.95, 1.0, 1.0), Candidate("cheap", 0.8, 0.1, 1.0), Candidate("free", 0.5, 0.0, 1.0)]
     for quality, order in ((0.0, "best cheap free"), (0.8, "cheap best free"), (0.4, "free cheap best")):
@@ -508,3 +553,24 @@ def test_prompts_keep_what_is_said_in_its_place():
     assert chat.improve(messages, []) == messages
     told = chat.improve(messages, ["x {{ y }}", "z"], role="a nurse")
     assert "a nurse" in told[0].text and "[1]\nx {{ y }}" in told[0].text and told[1:] == messages
+
+
+def test_the_page_names_every_option_with_its_default():
+    page = (Path(__file__).parent.parent / "docs" / "routing.md").read_text()
+    (section,) = [text for text in page.split("\n## ") if text.startswith("moa, smoa, self-moa, route")]
+    told: dict[str, tuple[set[str], str]] = {}
+    for names, kinds, defaults in re.findall(r"^\| (`[^|]+`) \| ([^|]+) \| ([^|]+) \|", section, re.MULTILINE):
+        for name, default in zip(re.findall(r"`(\w+)`", names), defaults.split(", "), strict=False):
+            told[name] = (set(kinds.split(", ")), default)
+    options = {"moa": MoaOptions, "smoa": SmoaOptions, "self-moa": SelfMoaOptions, "route": RouteOptions}
+    wanted: dict[str, set[str]] = {}
+    for kind, struct in options.items():
+        for field in msgspec.structs.fields(struct):
+            wanted.setdefault(field.name, set()).add(kind)
+            if field.default not in ("", True, "auto"):
+                assert told[field.name][1] == f"{field.default:g}", field.name
+    assert {name: set(options) if kinds == {"all"} else kinds for name, (kinds, _) in told.items()} == wanted
+    pool = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    assert pool and msgspec.json.decode(pool[1], type=PoolFile).models["small"]
+    fields = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+`) \|", page.split("\n## ")[1], re.MULTILINE))))
+    assert fields == {*Card.__struct_fields__, *PoolFile.__struct_fields__} - {"models"}

@@ -196,6 +196,7 @@ async def talk_on(
     messages: tuple[Message, ...],
     variables: dict[str, Any],
     earlier: tuple[Message, ...],
+    optional: bool = False,
 ) -> tuple[ModelAsk, Reply]:
     """A request with a long history: its journal names the step whose conversation that begins with, if there is one.
     The conversation may go on from here in turn."""
@@ -205,6 +206,7 @@ async def talk_on(
         ask = bound.ask(messages, variables, earlier)
     else:
         ask = bound.ask(messages, variables, base=talk, added=earlier[talk.length :])
+    ask.optional = optional
     reply = await bound.reply(loop, ask)
     skip = 0 if bound.templates.system is None else 1
     start = skip if talk is None else skip + talk.length

@@ -105,7 +105,9 @@ def with_members(name: str, served: Served) -> Iterator[tuple[str, Served]]:
 class Inside:
     """One call of a compound, as its code sees it: where it asks its members."""
 
-    def __init__(self, loop: WorkflowLoop, binding: Binding, bound: Bound) -> None:
+    def __init__(self, loop: WorkflowLoop, binding: Binding, bound: Bound, optional: bool = False) -> None:
+        self.optional = optional
+        """Whether another compound has asked that can do without the reply: see `ask`."""
         self.note: Any = None
         """What this call would teach its compound; left there by `answer`, for `Teachable.lesson`."""
         self._loop = loop
@@ -119,14 +121,17 @@ class Inside:
         since each is compiled once."""
         return inner_agent(self._bound, agent)
 
-    async def ask(self, member: str, request: Request) -> Reply:
+    async def ask(self, member: str, request: Request, *, optional: bool = False) -> Reply:
         """One member's reply to a whole request: messages, sampling, tools and output as they are. No tool is called,
-        and no reply is held against the output."""
+        and no reply is held against the output. Where nobody can be asked (`Unavailable`) the run stops, as for any
+        model; with `optional`, for a member that others can stand in for, the step fails as `unavailable`."""
         bound = self._binding.passing(_model_of(self._bound, member), self._bound.agent.place, request)
         messages = request.messages
         if len(messages) < TALK_FROM:
-            return await bound.reply(self._loop, bound.ask(messages, {}, messages))
-        _, reply = await talk_on(self._loop, bound, messages, {}, messages)
+            ask = bound.ask(messages, {}, messages)
+            ask.optional = optional
+            return await bound.reply(self._loop, ask)
+        _, reply = await talk_on(self._loop, bound, messages, {}, messages, optional)
         return reply
 
     def used(self) -> Usage:
@@ -166,7 +171,7 @@ async def compounded(loop: WorkflowLoop, binding: Binding, bound: Bound, ask: Mo
     """The reply of the compound behind an agent, worked out in a branch of its own and recorded as that of the ask."""
     compound, started = bound.compound, loop.clock
     assert compound is not None
-    inside = Inside(loop, binding, bound)
+    inside = Inside(loop, binding, bound, ask.optional)
     task = loop.apart(_outcome(compound, bound.request(ask.messages), inside))
     ask.inside = task.branch.path
     ask.given = await task

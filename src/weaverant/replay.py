@@ -17,13 +17,13 @@ from contextvars import Context, copy_context
 from heapq import heappop, heappush
 from random import Random
 from sys import get_asyncgen_hooks, set_asyncgen_hooks
-from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 from zlib import crc32
 
 from weaverant.branch import CANCELLED, Branch, BranchTask, Callback, Record, Timer, TimerKey
 from weaverant.errors import StepFailed, WorkflowError
 from weaverant.message import Reply, Usage, digest
+from weaverant.refused import refuse_all, refuse_unordered
 from weaverant.step import Ask, StepKey
 from weaverant.talk import Talks
 
@@ -290,7 +290,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         **_: Any,
     ) -> BranchTask:
         if sys._getframe(1).f_globals.get("__name__") == "asyncio.tasks":  # pyright: ignore[reportPrivateUsage]
-            _refuse_unordered(sys._getframe(2), coro)  # pyright: ignore[reportPrivateUsage]
+            refuse_unordered(sys._getframe(2), coro)  # pyright: ignore[reportPrivateUsage]
         return self._spawn(coro, self._branch().spawn(), context)
 
     def get_debug(self) -> bool:
@@ -445,36 +445,7 @@ def _drive_out(generator: AsyncGenerator[Any, Any]) -> None:
         _set_running_loop(outer)
 
 
-def _refuse_unordered(frame: FrameType | None, coro: Coroutine[Any, Any, Any]) -> None:
-    """`as_completed` puts coroutines into a set, so which of them becomes which branch would be chance."""
-    while frame is not None and frame.f_globals.get("__name__") == "asyncio.tasks":
-        if frame.f_code.co_name == "as_completed" or "AsCompleted" in frame.f_code.co_qualname:
-            coro.close()
-            raise WorkflowError(
-                "asyncio.as_completed starts coroutines in an order that differs from life to life. "
-                "Give it tasks: asyncio.as_completed([asyncio.create_task(c) for c in coroutines])"
-            )
-        frame = frame.f_back
-
-
-def _refuse(name: str, way_out: str) -> Callable[..., NoReturn]:
-    def refused(*_: Any, **__: Any) -> NoReturn:
-        raise WorkflowError(f"a workflow cannot use {name}: it could not be replayed after a crash. {way_out}")
-
-    return refused
-
-
-_STEP = "Put the work in a function and await step(function, ...): it runs once and its result is recorded"
-for _name in ("run_in_executor", "call_soon_threadsafe", "add_reader", "add_writer", "sock_recv", "sock_sendall"):
-    setattr(WorkflowLoop, _name, _refuse(f"threads or raw I/O ({_name})", _STEP))
-for _name in (
-    "create_connection", "create_server", "create_datagram_endpoint", "create_unix_connection", "sock_connect",
-    "create_unix_server", "subprocess_exec", "subprocess_shell", "connect_read_pipe", "connect_write_pipe",
-    "getaddrinfo", "getnameinfo", "add_signal_handler", "sock_accept", "sock_sendfile", "sendfile", "start_tls",
-):  # fmt: skip
-    setattr(WorkflowLoop, _name, _refuse(f"raw I/O ({_name})", _STEP))
-for _name in ("run_forever", "run_until_complete"):
-    setattr(WorkflowLoop, _name, _refuse(name=_name, way_out="Await the coroutine instead"))
+refuse_all(WorkflowLoop)
 
 
 class Named(Protocol):

@@ -168,6 +168,13 @@ def _holds_key(value: object) -> bool:
     return isinstance(inside, Iterable) and any(map(_holds_key, cast("Iterable[object]", inside)))
 
 
+def _inside(directory: Path) -> str:
+    """The runs within a folder that is none, such as one of `weaverant improve`, for a message."""
+    found = sorted(str(file.parent) for depth in ("*", "*/*") for file in directory.glob(f"{depth}/run.json"))
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f". There are runs inside it: {', '.join(map(repr, found[:3]))}{more}" if found else ""
+
+
 def load_config(directory: Path) -> RunConfig:
     """The run's config, or what is wrong with the directory."""
     try:
@@ -175,7 +182,7 @@ def load_config(directory: Path) -> RunConfig:
     except OSError as error:
         raise UserError(
             f"{str(directory)!r} holds no run: {error.strerror} ({str(directory / 'run.json')!r}). "
-            "Expected a directory that `weaverant run` made"
+            f"Expected a directory that `weaverant run` made{_inside(directory)}"
         ) from None
     try:
         return msgspec.json.decode(text, type=RunConfig)

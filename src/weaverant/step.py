@@ -90,6 +90,8 @@ class ModelAsk(Ask, eq=False):
     """The branch whose steps have made the reply, where a compound model did; empty for an engine's."""
     given: Reply | StepFailed | None = None
     """What came of them, until it is recorded."""
+    optional: bool = False
+    """Whether others can answer instead: where nobody can be asked it fails, and the run goes on."""
 
 
 class EffectAsk(Ask, eq=False):

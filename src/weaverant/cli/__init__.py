@@ -1,4 +1,4 @@
-"""The command line: `weaverant run | resume | show | export | train | improve | recipes | models | init`.
+"""The command line: `weaverant run | resume | show | export | train | improve | route | recipes | models | init`.
 
 Exit codes: 0 all finished; 1 the run could not go on, or an output could not be written; 2 bad usage; 3 finished but
 some rows failed; 4 stopped and resumable; 5 the budget is used up, resumable with a larger one. A user's mistake is one

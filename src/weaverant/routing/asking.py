@@ -103,6 +103,8 @@ class Asking:
         self._given_up: set[str] = set()
         self.missed: dict[str, str] = {}
         """Why members gave no answer, so far."""
+        self._answered = False
+        """Whether any member was there, be it with an error."""
 
     @property
     def left(self) -> float | None:
@@ -111,12 +113,13 @@ class Asking:
             return None
         return self._options.budget - self._inside.used().cost - self._held - self._lost
 
-    async def admit(self, what: str, calls: Sequence[Call], most: int = 0) -> Admitted:
-        """Decide, in a recorded step, which of these may be asked now, at `most` so many of them; 0: all."""
+    async def admit(self, what: str, calls: Sequence[Call], most: int = 0, *, breakers: bool = True) -> Admitted:
+        """Decide, in a recorded step, which of these may be asked now, at `most` so many of them; 0: all. Without
+        `breakers` past failures do not matter."""
         at, left = now().timestamp(), self.left
 
         async def admit(asked: dict[str, Any]) -> Any:
-            return msgspec.to_builtins(self.admitted(calls, most, at, left))
+            return msgspec.to_builtins(self.admitted(calls, most, at, left, breakers))
 
         admit.__qualname__ = "admit"
         told = {
@@ -180,10 +183,22 @@ class Asking:
                 cut = call, heard.cut[call.key]
         return cut
 
+    async def insisted(self, calls: Sequence[Call]) -> Reply | None:
+        """Where none of those that were asked was there: the reply of the first that can be asked, whatever its breaker
+        says. If nobody is there still the run stops, as it does for one model, and no row fails for an outage. None
+        where somebody was there, or another compound can do without this one."""
+        if self._answered or self._inside.optional:
+            return None
+        admitted = await self.admit("nobody was there", calls, most=1, breakers=False)
+        chosen = [call for call in calls if call.key in admitted.ask]
+        return await self._inside.ask(chosen[0].member, chosen[0].request) if chosen else None
+
     def nobody(self, what: str) -> StepFailed:
-        """What a call fails with that found nobody to answer."""
+        """What a call fails with that found nobody to answer; `unavailable` tells the compound around this one that it
+        may be an outage."""
         why = "; ".join(f"{key}: {text}" for key, text in self.missed.items())
-        return StepFailed("pool", f"no member of the pool could {what}: {why}")
+        absent = self._inside.optional and not self._answered
+        return StepFailed("unavailable" if absent else "pool", f"no member of the pool could {what}: {why}")
 
     def _limit(self, patience: float | None, enough: bool) -> float | None:
         limits = [self._options.deadline] if self._options.deadline else []
@@ -191,7 +206,9 @@ class Asking:
             limits.append(patience)
         return min(limits, default=None)
 
-    def admitted(self, calls: Sequence[Call], most: int, at: float, left: float | None) -> Admitted:
+    def admitted(
+        self, calls: Sequence[Call], most: int, at: float, left: float | None, breakers: bool = True
+    ) -> Admitted:
         """The decision itself, on what is known right now. For recorded steps alone."""
         ask: list[str] = []
         refused: dict[str, str] = {}
@@ -208,7 +225,7 @@ class Asking:
                     why = "nobody can say what the call may cost at most: it takes a price and max_tokens"
                 elif worst > left:
                     why = f"it may cost ${worst:.3g}, and ${max(0.0, left):.3g} is left of the budget"
-            if not why and not self._observed.admit(call.member, at):
+            if not why and breakers and not self._observed.admit(call.member, at):
                 why = "its breaker is open: its last calls failed"
             if why:
                 refused[call.key] = why
@@ -227,8 +244,9 @@ class Asking:
         began = loop.time()
         self._held += bound
         try:
-            reply = await self._inside.ask(call.member, call.request)
+            reply = await self._inside.ask(call.member, call.request, optional=True)
         except StepFailed as failure:
+            self._answered = self._answered or failure.kind != "unavailable"
             used = _since(before, self._inside.used())
             self._observed.failed(call.member, now().timestamp(), used.cost)
             return failure
@@ -239,6 +257,7 @@ class Asking:
             raise
         finally:
             self._held -= bound
+        self._answered = True
         used = _since(before, self._inside.used())
         self._observed.answered(call.member, now().timestamp(), loop.time() - began, used)
         return reply

@@ -103,10 +103,11 @@ class Merging:
             return Reply(first.message, finish=first.finish)
         messages = self._words.final(request.messages, texts) if said else self._words.ask(request.messages)
         whole = msgspec.structs.replace(wholly(request, self._temperature), messages=messages)
-        found = await asking.one("final", [Call(f"{name} (final)", name, whole) for name in self.aggregators])
-        if found is None and not (said and free):
+        calls = [Call(f"{name} (final)", name, whole) for name in self.aggregators]
+        found = await asking.one("final", calls)
+        chosen = found[1] if found else next(iter(said.values())) if said and free else await asking.insisted(calls)
+        if chosen is None:
             raise asking.nobody("write the final answer")
-        chosen = next(iter(said.values())) if found is None else found[1]
         return Reply(chosen.message, finish=chosen.finish, tokens=chosen.tokens, more=chosen.more)
 
 

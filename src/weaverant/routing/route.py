@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -17,9 +16,9 @@ from msgspec import Meta
 
 from weaverant.agent import Agent
 from weaverant.compound import Inside
-from weaverant.errors import UserError
+from weaverant.errors import StepFailed, UserError
 from weaverant.message import Reply, Request
-from weaverant.routing.asking import Admitted, Asked, Asking, Call, options_of, request_digest
+from weaverant.routing.asking import Admitted, Asked, Asking, Call, by_prior, options_of, request_digest
 from weaverant.routing.expected import candidates
 from weaverant.routing.pool import Pool
 from weaverant.routing.pooled import Pooled, as_agent
@@ -55,6 +54,8 @@ class Choice(msgspec.Struct, frozen=True):
     """Why the others may not."""
     admitted: Admitted
     """The conditions for the first."""
+    note: str = ""
+    """Why the router had no say, where it had none."""
 
 
 def open_route(spec: str, parts: int = 1) -> Route:
@@ -100,23 +101,29 @@ class Route(Pooled[RouteOptions]):
                 if reply.finish != "length" or request.sampling.max_tokens is not None:
                     return reply
                 short = short or reply
-        if short is not None:
-            return short
-        raise asking.nobody("answer")
+        if short is None:
+            short = await asking.insisted([Call(name, name, request) for name in by_prior(self.pool)])
+        if short is None:
+            raise asking.nobody("answer")
+        return short
 
     async def _choose(self, asking: Asking, request: Request, left: Sequence[str]) -> Choice:
         """Rank those that have not been asked, in a recorded step."""
         at, money = now().timestamp(), asking.left
 
         async def choose(asked: dict[str, Any]) -> Any:
-            scores = await asyncio.to_thread(chances, self.pool, self.scorer, query_in(request.messages))
+            note = ""
+            try:
+                scores = await asyncio.to_thread(chances, self.pool, self.scorer, query_in(request.messages))
+            except StepFailed as failure:
+                scores, note = chances(self.pool, None, ""), f"the router could not score: {failure}"
             found = self._candidates(request, {name: scores[name] for name in left})
             ranked, why = rank(found, self._weights), refused(found)
             calls = [Call(one.name, one.name, request) for one in ranked]
             admitted = asking.admitted(calls, 1, at, money)
             why |= admitted.refused
             ranked = [one for one in ranked if one.name not in why]
-            return msgspec.to_builtins(Choice(tuple(ranked), why, admitted))
+            return msgspec.to_builtins(Choice(tuple(ranked), why, admitted, note))
 
         choose.__qualname__ = "choose"
         told = {
@@ -136,7 +143,7 @@ class Route(Pooled[RouteOptions]):
 
 def chances(pool: Pool, scorer: Scorer | None, query: str) -> dict[str, float]:
     """The chance of each member to be right on that query: the router's; of a model that the router does not know, that
-    of the one it is said to be like; else its card's."""
+    of the one it is said to be like; else its card's. `StepFailed` where the router asks a server in vain."""
     known: dict[str, float] = {}
     if scorer is not None:
         scores = scorer.predict([query])
@@ -151,8 +158,9 @@ def scorer_of(pool: Pool) -> Scorer | None:
     """The router whose folder the pool names; `UserError` where there is none."""
     if pool.router is None:
         return None
-    router = import_module("weaverant.routing.router").Router  # deferred: numpy, and few pools have one
-    scorer = cast(Scorer, router.open(pool.router))
+    from weaverant.routing.router import Router  # deferred: few pools have one
+
+    scorer = Router.open(pool.router)
     for name, card in pool.cards.items():
         if card.like and card.like not in scorer.models:
             raise UserError(

@@ -8,7 +8,8 @@ from heapq import heappop, heappush
 from typing import Any
 
 from weaverant.branch import CANCELLED
-from weaverant.errors import Unavailable
+from weaverant.errors import Misdirected, StepFailed, Unavailable
+from weaverant.events import NO_USAGE
 from weaverant.runtime.arrivals import Arrivals
 from weaverant.runtime.outcome import failure_in
 from weaverant.step import Ask, ModelAsk
@@ -117,8 +118,10 @@ class Slots:
                 if task.cancelling():
                     return
                 if isinstance(error, Unavailable):
-                    self._owner.unavailable(error)
-                    return
+                    if not _is_optional(ask, error):
+                        self._owner.unavailable(error)
+                        return
+                    error = StepFailed("unavailable", str(error), usage=error.usage or NO_USAGE)
                 outcome = failure_in(error)
             if arrivals.room:
                 arrivals.room -= 1
@@ -152,6 +155,11 @@ class Slots:
 
 def _always() -> bool:
     return True
+
+
+def _is_optional(ask: Ask, error: Unavailable) -> bool:
+    """Whether the step may fail instead of the run: not where a key or an address is wrong."""
+    return isinstance(ask, ModelAsk) and ask.optional and not isinstance(error, Misdirected)
 
 
 def waits(ask: Ask) -> bool:

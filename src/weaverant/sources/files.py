@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from glob import glob, has_magic
+from typing import Any, cast
 
 from weaverant.errors import UserError
 from weaverant.message import digest
-from weaverant.sources.csv import SeparatedValues
+from weaverant.sources.csv import Cells, SeparatedValues
 from weaverant.sources.json_array import JsonArray
 from weaverant.sources.jsonl import JsonLines
 from weaverant.sources.parquet import Parquet
@@ -75,6 +76,24 @@ class Files:
                     yield form.row(path, record)
             except OSError as error:
                 raise UserError(f"the input {path!r} cannot be opened: {error.strerror or error}") from None
+
+
+def located(spec: str) -> Iterator[tuple[str, str, Row]]:
+    """Each row of what `Files` names, with its file and where it stands there: `FILE:LINE`, or `FILE[INDEX]`."""
+    for path in _find(spec):
+        form = _format(path)
+        try:
+            for number, record in enumerate(form.records(path, 0)[0]):
+                yield path, _place(path, record, number), form.row(path, record)
+        except OSError as error:
+            raise UserError(f"the input {path!r} cannot be opened: {error.strerror or error}") from None
+
+
+def _place(path: str, record: Any, number: int) -> str:
+    if isinstance(record, Cells):
+        return f"{path}:{record.line}"
+    by_line = path.endswith((".jsonl", ".jsonl.gz")) and isinstance(record, tuple)
+    return f"{path}:{cast('tuple[int, bytes]', record)[0]}" if by_line else f"{path}[{number}]"
 
 
 def _ends(path: str) -> tuple[int, bytes, bytes]:

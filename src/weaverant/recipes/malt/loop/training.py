@@ -55,7 +55,7 @@ def train_roles(
     What is finished in `out` is not done again. Raises `UserError`, `WeaverantError`.
     """
     if jobs < 0:
-        raise UserError(f"--jobs counts trainings at once, 1 or more; found {jobs}")
+        raise UserError(f"--jobs counts trainings at once, 0 to choose; found {jobs}")
     check_stack()
     trees = finished_run(run)
     if not has_finished(run):

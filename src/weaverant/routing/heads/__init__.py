@@ -1,0 +1,65 @@
+"""From vectors to estimates. A head is fitted on a table's graded queries; `KINDS` says where each kind is.
+
+A kind is a class with `GRID` (settings to choose from; those not given are its defaults), `fit`, `load`, `arrays` and
+`predict`. It is loaded when it is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Protocol, cast
+
+from weaverant.errors import UserError
+from weaverant.routing.heads.head import Arrays, Estimate, Given, Head, Settings
+from weaverant.routing.scores import Floats
+
+KINDS = {
+    "knn": "weaverant.routing.heads.neighbours:Neighbours",
+    "clusters": "weaverant.routing.heads.clusters:Clusters",
+    "ridge": "weaverant.routing.heads.linear:Ridge",
+    "logistic": "weaverant.routing.heads.linear:Logistic",
+    "blend": "weaverant.routing.heads.blend:Blend",
+}
+AUTO = ("knn", "clusters", "ridge", "logistic")
+"""Those that a blend is of, and `auto` chooses from beside it: seconds of one core for thousands of queries."""
+
+__all__ = ["AUTO", "KINDS", "Arrays", "Estimate", "Given", "Head", "HeadKind", "Settings", "head_kind", "settings_of"]
+
+
+class HeadKind(Protocol):
+    """The class of a kind."""
+
+    GRID: tuple[Settings, ...]
+    """Settings to choose from by held-out folds. The first has all names, with their defaults."""
+
+    def fit(self, given: Given, scores: Floats, settings: Settings, seed: int) -> Head:
+        """(n, M) `scores` in [0, 1], NaN where a model was not asked."""
+        ...
+
+    def load(self, settings: Settings, arrays: Arrays) -> Head: ...
+
+
+def head_kind(name: str) -> HeadKind:
+    """`UserError` where there is none of that name."""
+    if name not in KINDS:
+        near = get_close_matches(name, KINDS, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"there is no head {name!r}.{hint} Expected auto, {', '.join(KINDS)}")
+    module, _, attribute = KINDS[name].partition(":")
+    return cast(HeadKind, getattr(import_module(module), attribute))
+
+
+def settings_of(kind: HeadKind, given: Mapping[str, float]) -> list[Settings]:
+    """The kind's grid with what was given fixed. `UserError` for a name that it has not."""
+    defaults = kind.GRID[0]
+    for name in given:
+        if name not in defaults:
+            raise UserError(f"the head has no setting {name!r}; expected {', '.join(sorted(defaults))}")
+    found: list[Settings] = []
+    for settings in kind.GRID:
+        whole = {**defaults, **settings, **given}
+        if whole not in found:
+            found.append(whole)
+    return found

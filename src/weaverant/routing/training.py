@@ -1,0 +1,165 @@
+"""From a table to a `Router`, and from a router to one whose probabilities fit other grades.
+
+All that is chosen (head, settings, maps) is chosen on held-out folds of the table given, in which equal queries are
+never parted. The encoder sees the texts of all of them, and no grades.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import structs
+from numpy.typing import NDArray
+
+from weaverant.errors import UserError
+from weaverant.routing.calibration import calibration_error, choose_maps
+from weaverant.routing.encoders import fit_encoder
+from weaverant.routing.folder import FORMAT
+from weaverant.routing.heads import Given, head_kind
+from weaverant.routing.router import Examples, Facts, Router
+from weaverant.routing.scores import Floats
+from weaverant.routing.selection import NOTHING, TOP, Tried, candidates, chosen, folds_of, top_of, try_heads
+from weaverant.routing.table import Table, normal
+
+FOLDS = 5
+SMALL = 20.0
+"""Pairs of grades that a correlation of nought counts as."""
+
+
+class Trained(NamedTuple):
+    """A router and how it was chosen. Figures are means over held-out queries, the best single model's too."""
+
+    router: Router
+    best: Tried
+    tried: list[Tried]
+    single: str
+    """The model with the highest mean score."""
+    single_score: float
+    """That mean, over all queries."""
+    constant_top: float
+    """The best score among the three with the highest means."""
+    oracle: float
+    """The best score of each query."""
+
+
+def train(
+    table: Table,
+    *,
+    head: str = "auto",
+    encoder: str = "tfidf",
+    settings: Mapping[str, float] = NOTHING,
+    folds: int = FOLDS,
+    seed: int = 0,
+    say: Callable[[Tried], None] = lambda tried: None,
+) -> Trained:
+    """`UserError` for an unknown head, encoder or setting, or a table with fewer different queries than folds."""
+    kinds = candidates(head)
+    for kind in kinds:
+        head_kind(kind)
+    parts = folds_of(table, folds, seed)
+    encode = fit_encoder(encoder, table.queries, seed)
+    given = Given(table.queries, encode.encode(table.queries))
+    tried = try_heads(kinds, given, table, parts, settings, seed, say)
+    best = chosen(tried, table)
+    maps, held = choose_maps(best.p, table.scores, parts)
+    means = held_out_means(table.scores, parts)
+    made = head_kind(best.kind).fit(given, table.scores, best.settings, seed)
+    facts = Facts(
+        format=FORMAT,
+        kind=best.kind,
+        encoder=encoder,
+        settings={name: float(value) for name, value in best.settings.items()},
+        models=table.models,
+        calibration=tuple(maps),
+        mean=tuple(each or 0.0 for each in _means(table.scores)),
+        cost=tuple(_means(table.cost)),
+        latency=tuple(_means(table.latency)),
+        ece=calibration_error(held, table.scores),
+        eces=tuple(_eces(held, table.scores)),
+        table=table.digest(),
+        queries=len(table.queries),
+        seed=seed,
+        validation=tuple(_told(each) for each in tried),
+    )
+    examples = Examples(table.queries, given.vectors, table.scores)
+    router = Router(facts, encode, made, error_correlation(held, table.scores), examples)
+    mean = np.nanmean(table.scores, axis=0)
+    return Trained(
+        router,
+        best,
+        tried,
+        table.models[int(np.nanargmax(mean))],
+        float(np.nanmax(mean)),
+        top_of(means, table.scores, TOP),
+        top_of(means, table.scores, len(table.models)),
+    )
+
+
+def recalibrate(router: Router, table: Table, *, folds: int = FOLDS, seed: int = 0) -> tuple[Router, float, int]:
+    """The router with maps fitted to these grades; its error before, on the same queries; and how many these were,
+    without those that it learned from. Feedback is left behind: the new maps know better. `UserError` where they are
+    too few, or a model is missing."""
+    fresh = table.only(router.models).without(router.examples.texts)
+    count = len({normal(query) for query in fresh.queries})
+    if count < max(folds, 20):
+        raise UserError(
+            f"the table has {count} queries that the router has not learned from; expected at least {max(folds, 20)}"
+        )
+    p = router.raw(fresh.queries)
+    before = calibration_error(np.stack([m(p[:, n]) for n, m in enumerate(router.facts.calibration)], 1), fresh.scores)
+    maps, held = choose_maps(p, fresh.scores, folds_of(fresh, folds, seed))
+    facts = structs.replace(
+        router.facts,
+        calibration=tuple(maps),
+        ece=calibration_error(held, fresh.scores),
+        eces=tuple(_eces(held, fresh.scores)),
+    )
+    return Router(facts, router.encoder, router.head, router.correlation, router.examples), before, len(fresh.queries)
+
+
+def held_out_means(scores: Floats, folds: Sequence[NDArray[np.int64]]) -> Floats:
+    """(N, M) The constant ranking: each model's mean over the other folds."""
+    found = np.zeros(scores.shape)
+    for fold in folds:
+        others = np.setdiff1d(np.arange(len(scores)), fold)
+        found[fold] = [each or 0.0 for each in _means(scores[others])]
+    return found
+
+
+def error_correlation(p: Floats, scores: Floats) -> Floats:
+    """(M, M) How alike the models' errors are on the same queries, given their probabilities; drawn to nought where few
+    queries were graded for both."""
+    graded = ~np.isnan(scores)
+    off: Floats = np.where(graded, scores - p, 0.0)
+    seen: Floats = graded.astype(np.float64)
+    both = seen.T @ seen
+    scale: Floats = np.sqrt(np.square(off).T @ seen)
+    found = (off.T @ off) / np.maximum(scale * scale.T, 1e-12) * both / (both + SMALL)
+    np.fill_diagonal(found, 1.0)
+    return np.clip((found + found.T) / 2.0, -1.0, 1.0)
+
+
+def _means(values: Floats) -> list[float | None]:
+    """Of each column; None where it has nothing."""
+    return [float(np.nanmean(column)) if (~np.isnan(column)).any() else None for column in values.T]
+
+
+def _eces(p: Floats, scores: Floats) -> list[float | None]:
+    found: list[float | None] = []
+    for model in range(p.shape[1]):
+        graded = bool((~np.isnan(scores[:, model])).any())
+        found.append(calibration_error(p[:, model], scores[:, model]) if graded else None)
+    return found
+
+
+def _told(tried: Tried) -> dict[str, object]:
+    """For `router.json`."""
+    return {
+        "head": tried.kind,
+        "settings": dict(tried.settings),
+        "routed": tried.routed,
+        "top 3": tried.top,
+        "squared error": tried.error,
+    }
