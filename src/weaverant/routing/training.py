@@ -143,7 +143,10 @@ def error_correlation(p: Floats, scores: Floats) -> Floats:
 
 def _means(values: Floats) -> list[float | None]:
     """Of each column; None where it has nothing."""
-    return [float(np.nanmean(column)) if (~np.isnan(column)).any() else None for column in values.T]
+    known = ~np.isnan(values)
+    sums = np.where(known, values, 0.0).sum(axis=0)
+    counts = known.sum(axis=0)
+    return [float(sums[n] / counts[n]) if counts[n] else None for n in range(values.shape[1])]
 
 
 def _eces(p: Floats, scores: Floats) -> list[float | None]:
