@@ -229,3 +229,10 @@ def test_what_it_cannot_do_is_refused_before_the_first_call():
     demanding = weaverant.Agent("demanding", prompt="x", model="solver", n=2)
     with pytest.raises(UserError, match=r"one plain text.*n"):
         weaverant.binding.Binding({"solver": model}).bound(demanding)
+
+
+def test_the_page_has_all_options():
+    page = (Path(__file__).parent.parent / "docs" / "routing.md").read_text()
+    (section,) = [text for text in page.split("\n## ") if text.startswith("routemoa\n")]
+    named = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)))
+    assert set(named) == set(RouteMoaOptions.__struct_fields__)
