@@ -14,6 +14,7 @@ import pytest
 import weaverant
 from routing_simulated import SimulatedRouter, ask, asker, pool_of, saying
 from weaverant import Agent, UserError, workflow
+from weaverant.cli import main
 from weaverant.engines.scripted import Scripted
 from weaverant.message import Request, assistant, system, user
 from weaverant.routing.evidence import Evidence, Verdict
@@ -37,6 +38,7 @@ from weaverant.routing.learning import (
 )
 from weaverant.routing.pool import Card, Pool
 from weaverant.routing.routemoa import RouteMoa
+from weaverant.routing.router import Router
 from weaverant.routing.turns import RouteMoaOptions, traces
 
 ROWS = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(8)]
@@ -336,3 +338,40 @@ def test_what_judges_are_worth_is_kept_beside_the_router(tmp_path: Path):
     assert read_evidence(tmp_path) == read_evidence(None) == Evidence()
     save_evidence(evidence, tmp_path)
     assert read_evidence(tmp_path) == evidence
+
+
+# A trained router
+
+
+def test_a_trained_router_routes_learns_and_is_told_on_the_command_line(tmp_path: Path, capsys: Any):
+    """From a table to a router, from a run with feedback to a better one; the pool names its folder."""
+    lines = []
+    for n in range(60):
+        kind, good = ("sum", "adder") if n % 2 else ("rhyme", "poet")
+        scores = {name: float(name == good) for name in ("adder", "poet")}
+        lines.append(json.dumps({"query": f"a {kind}, number {n} of them", "scores": scores}))
+    (tmp_path / "table.jsonl").write_text("\n".join(lines))
+    assert main(["route", "train", str(tmp_path / "table.jsonl"), "--out", str(tmp_path / "learned"), "--quiet"]) == 0
+    for name in ("adder", "poet"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"reply": f"#### {name}"}) + "\n")
+    models = {name: f"scripted:{name}.jsonl" for name in ("adder", "poet")}
+    (tmp_path / "pool.json").write_text(json.dumps({"models": models, "router": "learned"}))
+
+    @workflow
+    async def scored(row: dict[str, Any]) -> str:
+        reply = await asker.reply(question=row["question"])
+        await weaverant.feedback(reply, 0.0)
+        return reply.text
+
+    rows = [{"question": "a sum, number 7 of them"}, {"question": "a rhyme, number 8 of them"}]
+    spec = {"solver": f"routemoa:{tmp_path}/pool.json?k=1&layers=1"}
+    run = weaverant.run(scored, rows, models=spec, directory=tmp_path / "run")
+    assert sorted(task.result for task in run) == ["#### adder", "#### poet"]
+    before = Router.open(tmp_path / "learned").predict(["a sum, number 9 of them"])
+    assert main(["route", "learn", str(tmp_path / "learned"), str(tmp_path / "run")]) == 0
+    assert "2 replies with feedback" in capsys.readouterr().out
+    after = Router.open(tmp_path / "learned").predict(["a sum, number 9 of them"])
+    assert after.p[0, 0] < before.p[0, 0] and read_evidence(tmp_path / "learned") is not None
+    weaverant.run(ask, rows, models=spec, directory=tmp_path / "plain").wait()
+    assert main(["route", "learn", str(tmp_path / "learned"), str(tmp_path / "plain")]) == 2
+    assert "has no feedback" in capsys.readouterr().err
