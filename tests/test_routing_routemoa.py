@@ -118,6 +118,23 @@ def test_the_judge_is_the_best_of_the_layer_before_and_never_grades_itself(tmp_p
     assert not any("peer_scores" in request.messages[0].text for name in "bc" for request in seen[name])
 
 
+def test_a_verdict_goes_with_the_answer_that_it_was_on(tmp_path: Path):
+    """`b` changes its answer while it is judged, and `c` does not."""
+    asked = Counter[str]()
+
+    def changing(request: Request) -> str:
+        asked["b"] += 1
+        return json.dumps({"answer": f"#### {20 + asked['b']}"})
+
+    members = {"a": saying("#### 1", None, 0.25), "b": Scripted(changing), "c": saying("#### 3", None, 0.5)}
+    for p in ({"a": 0.8, "b": 0.7, "c": 0.6}, {"a": 0.77, "b": 0.6, "c": 0.75}):
+        _, (turns,) = routed(tmp_path / str(p["b"]), moa(p, members, None, layers=2, cost=0.0, latency=0.0))
+        said = {
+            name: {v.judge: v.claim for v in found if "peer" in v.judge} for name, found in turns[2].verdicts.items()
+        }
+        assert said["b"] == {} and said["c"] == {"peer/a": 0.25}
+
+
 def test_two_judge_where_the_best_two_are_close(tmp_path: Path):
     members = {name: saying(f"#### {n}", peers=0.25) for n, name in enumerate("abc", 1)}
     p = {"a": 0.72, "b": 0.7, "c": 0.6}

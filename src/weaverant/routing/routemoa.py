@@ -20,7 +20,7 @@ from weaverant.errors import UserError
 from weaverant.message import Reply, Request, assistant
 from weaverant.routing import evidence as judged
 from weaverant.routing.asking import Call, options_of, plainly, request_digest
-from weaverant.routing.assess import Form, aggregating, asking, read
+from weaverant.routing.assess import Assessed, Form, aggregating, asking, read
 from weaverant.routing.evidence import Key, Verdict, agreement, key_of
 from weaverant.routing.expected import candidates
 from weaverant.routing.faithful import Faithful
@@ -283,9 +283,18 @@ class RouteMoa(Pooled[RouteMoaOptions]):
         play.layer += 1
         play.calls += len(calls)
         play.failed |= heard.missed
-        for name, reply in (heard.replies or heard.cut).items():
+        replies, keys = heard.replies or heard.cut, dict(play.keys)
+        told = {name: [play.answers[other].answer for other in judging[name]] for name in replies}
+        said: dict[str, Assessed] = {}
+        for name, reply in replies.items():
             play.failed.pop(name, None)
-            self._take(play, name, reply, judging[name], name in turn.judges)
+            judged = len(judging[name]) if name in turn.judges else 0
+            said[name] = read(reply.text, self._forms[name], judged=judged, shown=told[name])
+            self._take(play, name, reply, said[name])
+        for name in [judge for judge in turn.judges if judge in said]:
+            for other, claim in zip(judging[name], said[name].peers, strict=True):
+                if claim is not None and play.keys[other] == keys[other]:  # a verdict goes with the answer it was on
+                    play.verdicts.setdefault(other, {})[f"peer/{name}"] = claim
         self._agreement(play)
 
     def _others(self, play: Play, name: str, judges: Sequence[str]) -> list[str]:
@@ -301,14 +310,8 @@ class RouteMoa(Pooled[RouteMoaOptions]):
             request = msgspec.structs.replace(request, output=None)
         return Call(name, name, request)
 
-    def _take(self, play: Play, name: str, reply: Reply, shown: Sequence[str], judges: bool) -> None:
-        """One reply: an answer, and verdicts on itself and on others. A verdict goes with the answer it was on."""
-        told = [play.answers[other].answer for other in shown]
-        said = read(reply.text, self._forms[name], judged=len(shown) if judges else 0, shown=told)
-        if judges and "peer" in self._judges:
-            for other, claim in zip(shown, said.peers, strict=True):
-                if claim is not None and other != name:
-                    play.verdicts.setdefault(other, {})[f"peer/{name}"] = claim
+    def _take(self, play: Play, name: str, reply: Reply, said: Assessed) -> None:
+        """One reply: an answer, and what it says of itself."""
         key, before = key_of(said.answer), play.keys.get(name)
         if key is None and before is not None:
             return  # it had an answer, and now gives none
