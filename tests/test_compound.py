@@ -388,9 +388,11 @@ def test_a_compound_that_breaks_fails_its_call_and_the_workflow_may_catch_it(tmp
 
 def test_a_compound_knows_what_its_calls_have_used_and_replay_tells_it_the_same(tmp_path: Path):
     """Replies and failures, of members' members as well; never the same twice, and nothing of other calls."""
-    seen: list[tuple[float, float, float]] = []
+    seen: list[tuple[float, ...]] = []
+    asked: list[str] = []
 
     def say(request: Request, ctx: CallContext) -> Reply:
+        asked.append(request.agent)
         if request.agent.endswith("bad"):
             raise StepFailed("server", "sick", usage=Usage(cost=0.5))
         return Reply(assistant("well"), Usage(cost=0.25))
@@ -401,22 +403,28 @@ def test_a_compound_knows_what_its_calls_have_used_and_replay_tells_it_the_same(
             with contextlib.suppress(StepFailed):
                 await inside.ask("bad", request)
             between = inside.used().cost
-            reply = await asyncio.create_task(inside.ask("good", request))
-            seen.append((before, between, inside.used().cost))
+            alone = await asyncio.create_task(self.apart(request, inside))
+            reply = await inside.ask("good", request)
+            seen.append((before, between, alone, inside.used().cost))
             if fails and "is 1" in request.messages[0].text:
                 raise LookupError("lost")
             return reply
+
+        async def apart(self, request: Request, inside: Inside) -> float:
+            await inside.ask("good", request)
+            return inside.used().cost
 
     fails = True
     good = Loyal(one=Scripted(say, identity="1"))
     models = {"solver": Counts(bad=Scripted(say, identity="2"), good=good)}
     weaverant.run(ask, QUESTIONS[:2], models=models, directory=tmp_path / "run").wait()
-    assert seen == [(0.0, 0.5, 0.75)] * 2
+    assert seen == [(0.0, 0.5, 0.25, 1.0)] * 2
     fails = False
     seen.clear()
+    asked.clear()
     again = {"workflow": ask, "rows": QUESTIONS[:2], "models": models}
     assert weaverant.resume(tmp_path / "run", **again, retry=True).wait().exit_code == 0
-    assert seen == [(0.0, 0.5, 0.75)]
+    assert seen == [(0.0, 0.5, 0.25, 1.0)] and asked == []
 
 
 def test_a_deadline_cancels_what_is_asked_inside(tmp_path: Path):

@@ -15,7 +15,7 @@ import pytest
 
 import weaverant
 from peers_world import CountingModel, begin, call, exported, nothing_left, steps_done, wait_until
-from weaverant import Agent, Story, workflow
+from weaverant import Agent, Story, deadline, workflow
 from weaverant.cli.show import storyteller
 from weaverant.engines import open_engine
 from weaverant.events import StepEnded, TaskEnded
@@ -123,6 +123,30 @@ def test_a_route_goes_on_down_the_ranking_when_the_first_hangs(tmp_path: Path, s
     (_, first), (variables, second) = told(story)
     assert [one["name"] for one in first["ranked"]] == ["best", "next"]
     assert [one["name"] for one in second["ranked"]] == ["next"] and "late: cut off" in str(variables)
+
+
+@pytest.mark.parametrize("kind", ["moa", "smoa", "self-moa", "route"])
+def test_a_workflow_that_gives_up_leaves_nothing_running(tmp_path: Path, sick: MockServer, kind: str):
+    @workflow
+    async def hurried(row: dict[str, Any]) -> str:
+        try:
+            async with deadline(0.4):
+                return await asker(question=row["question"])
+        except TimeoutError:
+            return "in vain"
+
+    nested = {"model": f"{kind}:inner.json", "prior": 0.9}
+    (tmp_path / "inner.json").write_text(json.dumps({"models": {"a": f"{sick.url}#m", "b": f"{sick.url}#n"}}))
+    file = pool(tmp_path, {"nested": nested, "c": f"{sick.url}#o"})
+    sick.control(scenario="hang")
+    models = {"solver": f"{kind}:{file}"}
+    began = time.monotonic()
+    done = weaverant.run(hurried, QUESTIONS[:1], models=models, directory=tmp_path / "run").wait()
+    assert done.exit_code == 0 and time.monotonic() - began < 20
+    reader = JournalReader(tmp_path / "run")
+    events = [event for event in reader.events() if isinstance(event, StepEnded) and event.kind == "model"]
+    assert "cancelled" in {event.outcome for event in events}
+    assert sick.stats()["in_flight"] == 0
 
 
 # Who is not there

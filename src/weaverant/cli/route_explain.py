@@ -28,7 +28,7 @@ def explained(router: Router, query: str, nearest: int) -> dict[str, Any]:
     """All models, the likeliest first, and the graded queries that are nearest."""
     scores = router.predict([query])
     cost, latency = router.cost, router.latency
-    ranking = [
+    ranking: list[dict[str, Any]] = [
         {
             "model": name,
             "p": float(scores.p[0, n]),

@@ -55,7 +55,7 @@ def read_arrays(folder: Path, name: str, *, optional: bool = False) -> dict[str,
     if optional and not path.exists():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             return {key: found[key] for key in found.files}
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"the router {str(folder)!r} is damaged: {name} cannot be read ({error})") from None

@@ -155,6 +155,11 @@ class Router:
         """Seconds an answer, by model."""
         return dict(zip(self.models, self.facts.latency, strict=True))
 
+    @property
+    def taught(self) -> int:
+        """Outcomes that `update` was ever given."""
+        return self._online.count
+
     def predict(self, queries: Sequence[str]) -> Scores:
         """Calibrated, with what feedback there was. `StepFailed` where the encoder is a server that gives nothing."""
         vectors = self.encoder.encode(queries)

@@ -42,7 +42,7 @@ class Encoder(Protocol):
         ...
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """(n, dims) float32; each row of length 1, or 0 where the text says nothing."""
+        """(n, dims) float32; each row of length 1, or less for a text that is like none that it was fitted on."""
         ...
 
 

@@ -61,6 +61,7 @@ class MiniLM:
         if self._model is None:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the folder is all it needs: nobody is asked for more
             library: Any = import_module("sentence_transformers")
+            import_module("transformers.utils.logging").disable_progress_bar()
             self._model = library.SentenceTransformer(str(self._folder), device="cpu")
             self._model.max_seq_length = TOKENS
         return self._model

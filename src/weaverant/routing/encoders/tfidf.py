@@ -13,22 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weaverant.routing.encoders.hashing import hashed
-from weaverant.routing.encoders.vectors import Vectors, unit
+from weaverant.routing.encoders.vectors import Vectors
 
 BITS = 15
 """2**15 numbers for n-grams. With 2**18, routers chosen on `llmrouter` were no better."""
 DIMS = 96
 SPARE = 16
 PASSES = 2
+STRANGE = 0.05
+"""Share of the table's own queries whose vectors are shorter than 1."""
 
 Sparse = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 class Tfidf:
-    """Thread-safe. `directions` (2**BITS, dims) float16 holds the rarity of each n-gram as well."""
+    """Thread-safe. A text that has less in common with the table than nearly all of its queries has a shorter vector,
+    so that one from elsewhere has no near neighbours by accident."""
 
-    def __init__(self, directions: NDArray[np.float16]) -> None:
-        self._directions = directions
+    def __init__(self, directions: NDArray[np.float16], rarity: NDArray[np.float32], usual: float) -> None:
+        self._directions, self._rarity, self._usual = directions, rarity, usual
 
     @classmethod
     def fit(cls, rest: str, texts: Sequence[str], seed: int) -> Tfidf:
@@ -36,29 +39,38 @@ class Tfidf:
         seen = np.zeros(1 << BITS)
         for at, _ in rows:
             seen[at] += 1
-        rarity = np.where(seen > 0, np.log((1 + len(rows)) / (1 + seen)) + 1, 0).astype(np.float32)
-        weighted = [_weighted(row, rarity) for row in rows]
-        found = _directions(weighted, min(DIMS, len(rows)), np.random.default_rng(seed)) * rarity[:, None]
-        return cls(found.astype(np.float16))
+        rarity = (np.log((1 + len(rows)) / (1 + seen)) + 1).astype(np.float32)
+        found = _directions([_weighted(row, rarity) for row in rows], min(DIMS, len(rows)), np.random.default_rng(seed))
+        made = cls(found.astype(np.float16), rarity, 0.0)
+        shares = np.linalg.norm(np.stack([made._onto(row) for row in rows]), axis=1)
+        return cls(made._directions, rarity, float(np.float32(np.quantile(shares, STRANGE))))
 
     @classmethod
     def load(cls, rest: str, arrays: Mapping[str, NDArray[np.generic]]) -> Tfidf:
-        return cls(arrays["directions"].astype(np.float16))
+        usual = float(arrays["usual"].astype(np.float64)[0])
+        return cls(arrays["directions"].astype(np.float16), arrays["rarity"].astype(np.float32), usual)
 
     @property
     def dims(self) -> int:
         return self._directions.shape[1]
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        return {"directions": self._directions}
+        return {"directions": self._directions, "rarity": self._rarity, "usual": np.array([self._usual])}
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """(n, dims), rows of length 1; of length 0 for a text that has nothing in common with the table."""
-        found = np.empty((len(texts), self.dims), dtype=np.float32)
+        """(n, dims), rows of length 1, or less for a text that is like none in the table."""
+        found = np.zeros((len(texts), self.dims), dtype=np.float32)
         for n, text in enumerate(texts):
-            at, counts = hashed(text, BITS)
-            found[n] = counts @ self._directions[at].astype(np.float32)
-        return unit(found)
+            onto = self._onto(hashed(text, BITS))
+            length = float(np.linalg.norm(onto))
+            if length > 0:
+                found[n] = onto / max(length, self._usual)
+        return found
+
+    def _onto(self, row: Sparse) -> Vectors:
+        """(dims,) What the directions say of a text of length 1."""
+        at, values = _weighted(row, self._rarity)
+        return values @ self._directions[at].astype(np.float32)
 
 
 def _weighted(row: Sparse, rarity: NDArray[np.float32]) -> Sparse:

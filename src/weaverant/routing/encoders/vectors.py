@@ -1,4 +1,4 @@
-"""What encoders make: one row a text, of length 1."""
+"""What encoders make: one row a text, of length 1, or less where the text is like none that the encoder knows."""
 
 from __future__ import annotations
 

@@ -45,8 +45,9 @@ class Clusters:
 
     def predict(self, given: Given) -> Estimate:
         of = (given.vectors @ self._centres.T).argmax(axis=1)
-        support = self._graded[of]
-        return Estimate((self._right[of] + self.prior * self._mean) / (support + self.prior), support)
+        length = np.linalg.norm(given.vectors, axis=1)[:, None].astype(np.float64)  # of a text like none it is short
+        right, support = self._right[of] * length, self._graded[of] * length
+        return Estimate((right + self.prior * self._mean) / (support + self.prior), support)
 
 
 def k_means(vectors: Vectors, count: int, seed: int) -> tuple[Vectors, NDArray[np.int64]]:
