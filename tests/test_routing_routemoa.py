@@ -11,17 +11,21 @@ from typing import Any
 import pytest
 
 import weaverant
+from peers_world import CountingModel, begin, call, exported, nothing_left, steps_done, wait_until
 from routing_simulated import SimulatedRouter, ask, pool_of, saying
 from weaverant import UserError
 from weaverant.cli.show import story_lines, storyteller
 from weaverant.engines import open_engine
 from weaverant.engines.scripted import Scripted
 from weaverant.errors import StepFailed
+from weaverant.events import StepEnded
 from weaverant.journal import JournalReader
 from weaverant.message import Request
 from weaverant.routing.evidence import Trust
+from weaverant.routing.learning import lessons
 from weaverant.routing.routemoa import RouteMoa
 from weaverant.routing.turns import RouteMoaOptions, Turn, traces
+from weaverant.testing.server import MockServer
 
 ROWS = [{"question": f"What is {n} + 1?"} for n in range(12)]
 
@@ -253,3 +257,64 @@ def test_the_page_has_all_options():
     (section,) = [text for text in page.split("\n## ") if text.startswith("routemoa\n")]
     named = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)))
     assert set(named) == set(RouteMoaOptions.__struct_fields__)
+
+
+# Real servers and processes
+
+
+WORKFLOW = """
+import weaverant
+from weaverant import Agent, workflow
+
+asker = Agent("asker", prompt="{{ question }}", model="solver")
+
+
+@workflow
+async def ask(row):
+    reply = await asker.reply(question=row["question"])
+    return {"said": reply.text, "told": await weaverant.feedback(reply, 1.0)}
+"""
+
+
+def test_kill_9_amid_layers_pays_nothing_twice_and_decides_the_same(tmp_path: Path, model: CountingModel):
+    (tmp_path / "ask.py").write_text(WORKFLOW)
+    cards = {name: {"model": model.url, "prior": prior} for name, prior in (("a", 0.7), ("b", 0.6), ("c", 0.5))}
+    (tmp_path / "pool.json").write_text(json.dumps({"models": cards}))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    words = ("run", "ask.py", "--input", "rows.jsonl", "--model", "solver=routemoa:pool.json?latency=0", "--run")
+    with nothing_left(tmp_path):
+        driver, out = begin(tmp_path, *words, "out", "--concurrency", "4"), tmp_path / "out"
+        wait_until(lambda: (out / "journal").exists() and steps_done(out) > 20, what="some calls")
+        driver.kill()
+        driver.wait()
+        events = [event for event in JournalReader(out).events() if isinstance(event, StepEnded)]
+        kept = [event for event in events if event.kind == "model" and not event.inside]
+        asked = len(model.calls)
+        assert 5 < len(kept) < 36
+        again = call(tmp_path, "resume", "out")
+        assert again.returncode == 0, again.stderr
+        assert len(model.calls) - asked == 36 - len(kept)
+        assert call(tmp_path, *words, "whole").returncode == 0
+        assert call(tmp_path, *words, "peers", "--peers", "2").returncode == 0
+        assert exported(tmp_path) == exported(tmp_path, "whole") == exported(tmp_path, "peers")
+    decided = [[turn.ask for _, turns in traces(tmp_path / run) for turn in turns] for run in ("out", "whole")]
+    assert sorted(decided[0]) == sorted(decided[1]) and len(decided[0]) == 24
+    assert len(list(lessons(tmp_path / "out"))) == len(list(lessons(tmp_path / "peers"))) == 12
+
+
+def test_a_budget_for_a_question_is_never_exceeded(tmp_path: Path, server: MockServer):
+    """Two calls of a layer fit, and no aggregator; what the larger prompts of judges may cost is counted, too."""
+    url = f"{server.url}?price=100,1000&retries=0#mock"
+    (tmp_path / "pool.json").write_text(json.dumps({"models": {name: url + name for name in "abc"}}))
+    asked = weaverant.Agent("asker", prompt="{{ question }}", model="solver", max_tokens=20)
+
+    @weaverant.workflow
+    async def asks(row: dict[str, Any]) -> str:
+        return await asked(question=row["question"])
+
+    for budget in (0.3, 0.6):
+        spec = f"routemoa:{tmp_path}/pool.json?budget={budget}&cost=0"
+        run = weaverant.run(asks, ROWS[:1], models={"solver": spec}, directory=tmp_path / str(budget)).wait()
+        ((_, turns),) = traces(tmp_path / str(budget))
+        assert 0 < run.spent <= budget
+        assert any("left of the budget" in why for turn in turns for why in turn.refused.values())
