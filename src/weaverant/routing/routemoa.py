@@ -143,7 +143,7 @@ class RouteMoa(Pooled[RouteMoaOptions]):
             "draw": draw,
         }
         found = msgspec.convert(await step(turn, told), Turn)
-        play.thoughts, play.posterior = found.thoughts, found.after
+        play.thoughts, play.posterior = play.thoughts or found.thoughts, found.after
         if play.layer == 1:
             play.first = found
         spending = _spending(found.ranked)
@@ -205,7 +205,7 @@ class RouteMoa(Pooled[RouteMoaOptions]):
         asked = admitted.ask if admitted and not stop else ()
         return Turn(
             layer=play.layer,
-            thoughts=thoughts,
+            thoughts={} if play.layer else thoughts,
             before=play.posterior or prior,
             after=posterior,
             verdicts=said,

@@ -80,7 +80,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
     layer: int
     """Layers that have answered before it."""
     thoughts: dict[str, Thought]
-    """Of each model, before anything was asked."""
+    """Of each model, before anything was asked; in the first decision alone."""
     before: dict[str, float]
     """The probability that each is right, before the last layer's judges were heard."""
     after: dict[str, float]
