@@ -201,6 +201,15 @@ def test_who_fails_is_replaced_within_the_bound(tmp_path: Path):
     assert results == ["pool"]
 
 
+def test_who_gives_scores_and_no_answer_is_asked_plainly(tmp_path: Path):
+    def say(request: Request) -> str:
+        return '{"self_score": 0.9}' if "self_score" in request.messages[0].text else "#### 7"
+
+    results, (turns,) = routed(tmp_path, moa({"a": 0.8, "b": 0.7}, {"a": Scripted(say), "b": Scripted(say)}, layers=1))
+    assert results == ["#### 7"] and turns[-1].verdicts == {"a": [], "b": []}
+    assert calls(tmp_path / "run").total() == 3
+
+
 def test_a_run_that_is_resumed_decides_the_same_and_pays_nothing(tmp_path: Path):
     asked = Counter[str]()
 

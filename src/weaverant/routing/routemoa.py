@@ -93,7 +93,7 @@ class RouteMoa(Pooled[RouteMoaOptions]):
         while not turn.stop:
             await self._layer(play, turn)
             turn = await self._turn(play)
-        if not play.answers:
+        if not any(play.keys.values()):
             return await self._last(play, turn)
         text, finish = await self._final(play, turn)
         inside.note = _note(play, text)
@@ -332,8 +332,8 @@ class RouteMoa(Pooled[RouteMoaOptions]):
 
     async def _final(self, play: Play, turn: Turn) -> tuple[str, Any]:
         """The final text: one answer that stands, or what is made of all; where nobody can make it, the best one."""
-        best = turn.stands or min(turn.after, key=lambda name: (-turn.after[name], name), default="")
-        if not turn.stands and turn.after:
+        best = turn.stands or min(turn.after, key=lambda name: (-turn.after[name], name))
+        if not turn.stands:
             names = sorted(turn.after)
             rng("aggregate").shuffle(names)
             shown = [play.answers[name].answer for name in names]
@@ -349,8 +349,6 @@ class RouteMoa(Pooled[RouteMoaOptions]):
                 if said.answer:
                     play.aggregated_by = call.member
                     return said.answer, reply.finish
-        if not best:
-            best = next(iter(play.answers))
         return play.answers[best].answer, play.replies[best].finish
 
     async def _last(self, play: Play, turn: Turn) -> Reply:
