@@ -231,6 +231,7 @@ def figure(found: dict[tuple[str, bool], np.ndarray[Any, Any]]) -> str:
     for percent in range(20, 101, 20):
         y = top + high * (1 - percent / 100)
         shapes += [line(left, y, left + wide, y), text(left - 8, y + 4, f"{percent} %", "faint", "end")]
+    ends: list[tuple[float, str]] = []
     for (kind, honest), right in found.items():
         if kind not in colours:
             continue
@@ -238,12 +239,15 @@ def figure(found: dict[tuple[str, bool], np.ndarray[Any, Any]]) -> str:
         mean = np.convolve(right, np.ones(window) / window, "valid")
         at = np.linspace(0, len(mean) - 1, 60).astype(int)
         points = [(left + wide * n / 59, top + high * (1 - mean[i])) for n, i in enumerate(at)]
-        dashes = {"stroke_dasharray": "4 4"} if honest else {}
+        style = f"stroke:{colours[kind]};stroke-width:2" + (";stroke-dasharray:4 4" if honest else "")
         for (x1, y1), (x2, y2) in pairwise(points):
-            shapes.append(line(x1, y1, x2, y2, "ink", stroke=colours[kind], stroke_width="2", **dashes))
+            shapes.append(line(x1, y1, x2, y2, "ink", style=style))
         if not honest:
-            y = points[-1][1] + 4
-            shapes += [box(left + wide + 8, y - 9, 10, 10, colours[kind]), text(left + wide + 24, y, kind)]
+            ends.append((points[-1][1], kind))
+    below = float(top)
+    for end, kind in sorted(ends):
+        below = y = max(end + 4, below + 18)
+        shapes += [box(left + wide + 8, y - 9, 10, 10, colours[kind]), text(left + wide + 24, y, kind)]
     return page(left + wide + 190, top + high + 40, "Two liars among five simulated models", shapes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import routing_ambiguity
@@ -22,6 +23,8 @@ def test_liars_cost_the_default_mode_nothing_and_the_faithful_one_visibly():
     assert low >= 0
     _, _, high = routing_liars.interval(found["large", False] - prior)
     assert high < 0
+    picture = ElementTree.fromstring(routing_liars.figure(found))
+    assert sum("stroke:#" in path.get("style", "") for path in picture) == 3 * 59
 
 
 def test_half_way_between_two_models_a_conversation_keeps_one():
