@@ -78,7 +78,7 @@ def told(story: Story) -> list[Any]:
 def test_who_hangs_is_cut_off_at_the_deadline_and_the_rest_go_on(tmp_path: Path, server: MockServer, sick: MockServer):
     file = pool(tmp_path, {"a": at(server), "b": at(server), "hung": at(sick, "hang")}, aggregator="a")
     began = time.monotonic()
-    done, (story,) = run(tmp_path, f"moa:{file}?layers=3&deadline=1")
+    done, (story,) = run(tmp_path, f"moa:{file}?layers=3&deadline=3")
     assert done.exit_code == 0 and time.monotonic() - began < 15
     assert Counter(outcomes(story))["solver/hung", "cancelled"] == 2
     assert server.stats()["answered"] == 2 * 2 + 1
@@ -117,7 +117,7 @@ def test_nobody_is_cut_off_before_the_quorum(tmp_path: Path, server: MockServer,
 
 def test_a_route_goes_on_down_the_ranking_when_the_first_hangs(tmp_path: Path, server: MockServer, sick: MockServer):
     models = {"best": {"model": at(sick, "hang"), "prior": 0.9}, "next": at(server)}
-    done, (story,) = run(tmp_path, f"route:{pool(tmp_path, models)}?deadline=0.7")
+    done, (story,) = run(tmp_path, f"route:{pool(tmp_path, models)}?deadline=3")
     assert done.exit_code == 0
     assert outcomes(story) == [("solver/best", "cancelled"), ("solver/next", "reply"), ("asker", "reply")]
     (_, first), (variables, second) = told(story)
@@ -415,7 +415,7 @@ def test_kill_9_in_the_middle_of_46_calls_pays_nothing_twice(folder: Path, model
     assert whole.returncode == 0 and exported(folder) == exported(folder, "whole")
 
 
-HUNG = "solver=moa:pool.json?layers=2&skip=false&deadline=0.5"
+HUNG = "solver=moa:pool.json?layers=2&skip=false&deadline=3"
 
 
 def test_kill_9_amid_members_that_hang_leads_to_the_same_replies(tmp_path: Path, server: MockServer, sick: MockServer):
@@ -466,13 +466,15 @@ def test_the_command_line_shows_exports_and_estimates_them(folder: Path, model: 
         pilot = call(folder, *words, "--pilot", "1")
         assert pilot.returncode == 0 and "asker (compound)" in pilot.stdout, pilot
         assert call(folder, "resume", kind).returncode == 0 and len(model.calls) == 2 * calls, kind
+        assert {agent["kind"] for agent in document(fold(folder / kind))["agents"]} >= {"compound", "model", "effect"}
+        if kind not in ("moa", "route"):
+            continue  # a process each takes long
         shown = call(folder, "show", kind).stdout
         assert re.search(rf"(all agents|solver/a) +{2 * calls} ", shown) and "asker (compound)" in shown
         task = call(folder, "show", kind, "--task", "0.0.0").stdout
         assert ("choose" if kind == "route" else "admit") in task
         found = call(folder, "export", kind, "--as", "messages", "--agent", "asker", "--out", "-")
         assert len(found.stdout.splitlines()) == 2
-        document(fold(folder / kind))
 
 
 def test_peers_work_on_them(folder: Path, model: CountingModel):
