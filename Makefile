@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-slow hostile faults faults-mutants fuzz audit check format bench bench-others bench-peers sim-peers chaos test-ray train-tiny malt malt-rounds malt-sweeps clean
+.PHONY: help install run test test-all test-slow hostile faults faults-mutants fuzz audit check format bench bench-others bench-routing bench-peers sim-peers chaos test-ray train-tiny malt malt-rounds malt-sweeps clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -81,6 +81,11 @@ bench: install  ## the benchmark tables (bench/README.md)
 
 bench-others: install  ## other libraries beside ours, each installed into an environment of its own (20 minutes, 3 GB)
 	@$(BIN)/python bench/installed_others.py
+
+bench-routing: install  ## routers on public tables, and RouteMoA's released run; rows without their data say so
+	@rm -f bench/results/bench-routing-*.json
+	@for bench in bench/routing_*.py; do $(BIN)/python $$bench || exit 1; done
+	@$(BIN)/python bench/report.py bench-routing
 
 bench-peers: install  ## runs on peers: hops, scaling, the lease book, drains, bytes on the wire
 	@for bench in bench/peers_*.py; do $(BIN)/python $$bench || exit 1; done

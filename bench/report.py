@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ def row(
     name: str, value: float | None, goal: str | None = None, met: bool | None = None, **more: Any
 ) -> dict[str, Any]:
     """One measurement. `met` is None where there is no goal or its data are absent."""
-    return {"name": name, "value": None if value is None else round(value, 4), "goal": goal, "met": met, **more}
+    told = None if value is None or value != value else round(value, 4)
+    return {"name": name, "value": told, "goal": goal, "met": met, **more}
 
 
 def table(head: list[str], lines: list[list[Any]]) -> None:
@@ -34,12 +36,12 @@ def finish(target: str, rows: list[dict[str, Any]]) -> None:
     print(line)
 
 
-def together() -> None:
-    """One line for all that lies in `bench/results/`: the last of `make bench`."""
-    parts = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("bench-*.json"))]
+def together(target: str) -> None:
+    """One line for all that lies in `bench/results/` under names that begin so: the last of `make bench`."""
+    parts = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{target}-*.json"))]
     rows = [row | {"name": f"{part['target']}: {row['name']}"} for part in parts for row in part["rows"]]
-    print(json.dumps({"target": "bench", "rows": rows}))
+    print(json.dumps({"target": target, "rows": rows}))
 
 
 if __name__ == "__main__":
-    together()
+    together(sys.argv[1] if len(sys.argv) > 1 else "bench")

@@ -15,6 +15,7 @@ import pytest
 from graded_queries import made_table
 from weaverant.errors import UserError
 from weaverant.routing.calibration import calibration_error
+from weaverant.routing.online import Online
 from weaverant.routing.router import Router
 from weaverant.routing.selection import routed
 from weaverant.routing.table import Graded, Table
@@ -111,6 +112,12 @@ def test_every_head_can_be_asked_for_and_its_settings_fixed(head: str, tmp_path:
     again = Router.open(tmp_path / "r")
     assert (again.facts.kind in head.split(",") and again.facts.settings.get("k", 7.0) == 7.0) or head == "blend"
     assert np.array_equal(again.predict([SUM]).p, made.router.predict([SUM]).p)
+
+
+def test_a_model_without_grades_is_refused():
+    rows = [Graded("seen", {"a": 1, "b": 1}), *(Graded(f"query {n}", {"a": n % 2}) for n in range(9))]
+    with pytest.raises(UserError, match="no grade of the model 'b' is left"):
+        train(Table.of(rows).without(["Seen"]), folds=3)
 
 
 # Folders that are none
@@ -239,6 +246,20 @@ def test_feedback_weighs_what_it_is_said_to():
     before = other.predict([SUM]).p
     other.update(SUM, "y", 1.0, weight=0.0)
     assert np.allclose(other.predict([SUM]).p, before, atol=1e-3)
+
+
+def test_an_old_outcome_counts_half_after_a_half_life_and_the_oldest_goes_first():
+    x, away = np.array([1, 0], dtype=np.float32), np.array([0, 1], dtype=np.float32)
+    online = Online(2, 2, capacity=4, half_life=2.0)
+    online.add(x, 0, 1.0, 8.0)
+    assert online.change(away).p[0] == pytest.approx(8 / 28)
+    assert online.change(x).support.tolist() == [8, 0]
+    for _ in range(2):
+        online.add(away, 1, 0.0, 1.0)
+    assert online.change(away).p[0] == pytest.approx(4 / 24)
+    for _ in range(2):
+        online.add(away, 1, 0.0, 1.0)
+    assert online.change(x).p[0] == 0 and online.change(x).support.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -369,7 +369,7 @@ def test_a_head_or_setting_that_is_none_is_refused():
         head_kind("kmn")
     with pytest.raises(UserError, match="'penalty'"):
         try_heads(["knn"], given, table, table.folds(3), {"penalty": 1})
-    with pytest.raises(UserError, match="no head has a setting 'nothing'"):
+    with pytest.raises(UserError, match="no head that is tried has a setting 'nothing'"):
         try_heads(list(AUTO), given, table, table.folds(3), {"nothing": 1})
     with pytest.raises(UserError, match="at least 50 different queries"):
         folds_of(table, 50, 0)
@@ -398,6 +398,8 @@ def test_of_kinds_that_choose_as_well_the_one_with_the_least_error_wins():
     best = chosen(tried, table)
     assert best.routed > np.nanmean(table.scores, axis=0).max() + 0.05
     assert best.error == min(each.error for each in tried if each.routed == best.routed)
+    (fixed,) = try_heads(["blend"], given, table, table.folds(4), {"knn.k": 9, "penalty": 2})
+    assert [fixed.settings[name] for name in ("knn.k", "ridge.penalty", "logistic.penalty")] == [9, 2, 2]
     parts = {each.kind: each for each in tried}
     assert np.allclose(parts["blend"].p, np.mean([parts[kind].p for kind in AUTO], axis=0))
     direct = try_one("blend", parts["blend"].settings, given, table, table.folds(4))

@@ -6,7 +6,7 @@ stands in a peer's journal before its fence. That holds then:
 * each step is acknowledged once, in one journal, and no call for it comes to the model after its record was made;
 * a call that comes again is of a step that was in flight at a struck peer: asked before its journal's end, not recorded
   there, and the next one of a row that was open at that end (the first one, of a leased row whose beginning was not
-  durable either). So it comes once more for each such journal at most, and a peer that may have 64 rows in flight
+  durable either, or of a row whose lease was not). So it comes once more for each such journal at most, and a peer that may have 64 rows in flight
   loses 64 calls at most. Where the link to the model was cut, the system delivers what the struck peer had sent once
   the link is there again, though others have gone on meanwhile: such calls were in flight, too. A peer that stood still
   sends nothing on waking, but for one call: the one that it was about to write, and had looked for the last time.
@@ -34,6 +34,8 @@ from weaverant.journal.homes import epochs_of, fence_of, home_of
 NOTICED_S = MOVED_S = 10.0
 READ_S = 0.05
 """What a request may lie in a socket before the model server reads it; and files have the time of the system's last tick."""
+DURABLE_S = 1.0
+"""What a busy disk may take to make an event durable."""
 Pair = tuple[int, int]
 """A row and one of its steps."""
 
@@ -47,6 +49,8 @@ class Home(Struct):
     """All rows that ever were in it."""
     leases: dict[int, tuple[int, int]] = {}
     """Those that were not done, by number."""
+    held: dict[int, tuple[int, int, float]] = {}
+    """All that ever were, as they were cut at last, and since when."""
     taken: list[RowsTaken] = field(default_factory=list[RowsTaken])
     moved: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
     """Rows that came from other journals, and when."""
@@ -107,9 +111,12 @@ def read(run: Path) -> Journals:
                     home.tasks.pop(_row(event.task))
                 case RowsTaken():
                     home.leases[event.number] = event.start, event.stop
+                    home.held[event.number] = event.start, event.stop, event.time
                     home.taken.append(event)
                 case RowsCut():
                     home.leases[event.number] = home.leases[event.number][0], event.stop
+                    start, _, since = home.held[event.number]
+                    home.held[event.number] = start, event.stop, since
                 case RowsDone():
                     home.leases.pop(event.number)
                 case _:
@@ -170,8 +177,25 @@ def _in_flight(
             verdict.faults.append(f"peer {epoch} asked {len(late)} steps when others had them, as {told}")
         if len(cut_off) > IN_FLIGHT:
             verdict.faults.append(f"peer {epoch} had {len(cut_off)} steps in flight, of {IN_FLIGHT} that it may")
+    if struck.most:
+        found.update((row, 0) for row in _unleased(journals, asked, struck))
     verdict.in_flight = found.total()
     return found
+
+
+def _unleased(journals: Journals, asked: dict[Pair, list[Call]], struck: Struck) -> list[int]:
+    """Rows that were begun as the fault struck, so fresh from the office that the lease was not durable yet: the call
+    was on its way, and no journal tells of the row until another takes it."""
+    held = [span for home in journals.homes.values() for span in home.held.values()]
+    first = {
+        pair[0]: min(call.time for call in calls) for pair, calls in asked.items() if pair[1] == 0 < len(calls) - 1
+    }
+    return [
+        row
+        for row, when in first.items()
+        if struck.time - DURABLE_S < when <= struck.time + READ_S
+        and not any(start <= row < stop and since <= when for start, stop, since in held)
+    ]
 
 
 def _came_in_time(calls: list[Call], ended: float) -> bool:

@@ -11,9 +11,10 @@ from typing import Any
 def route_flags(parser: argparse.ArgumentParser) -> None:
     """The parts of `route`, each with its own flags."""
     parts = parser.add_subparsers(
-        title="what to do", metavar="train|calibrate|explain|learn", dest="part", required=True
+        title="what to do", metavar="train|eval|calibrate|explain|learn", dest="part", required=True
     )
     _train_flags(part(parts, "train", "weaverant.cli.route_train", "learn from a table of graded answers who is right"))
+    _eval_flags(part(parts, "eval", "weaverant.cli.route_eval", "judge a router by answers it has not learned from"))
     about = "fit a router's probabilities to other graded answers"
     _calibrate_flags(part(parts, "calibrate", "weaverant.cli.route_calibrate", about))
     _explain_flags(part(parts, "explain", "weaverant.cli.route_explain", "whom a router would ask, and why"))
@@ -57,6 +58,16 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of folds and clusters (default: 0)")
     add("--force", action="store_true", help="replace a router that is there")
     add("--quiet", action="store_true", help="warnings alone")
+
+
+def _eval_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("router", metavar="ROUTER", help="the folder of `weaverant route train`")
+    table_flags(parser)
+    add = parser.add_argument
+    add("--out", metavar="FOLDER", help="a new folder for report.md, evaluation.json and the figures")
+    add("--draws", type=int, default=2000, metavar="N", help="of the bootstrap (default: 2000)")
+    add("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    add("--json", action="store_true", help="one JSON document")
 
 
 def _calibrate_flags(parser: argparse.ArgumentParser) -> None:

@@ -192,7 +192,7 @@ class Router:
 
     def raw(self, queries: Sequence[str]) -> Floats:
         """(n, M) The head's estimates, before calibration and feedback."""
-        return self.head.predict(Given(queries, self.encoder.encode(queries))).p
+        return self.head.predict(Given(queries, self.encoder.encode(queries), self.encoder.folder)).p
 
     def _one(self, query: str, vector: Vectors) -> tuple[Floats, Floats]:
         p, support = self._alone(query, vector)
@@ -204,7 +204,7 @@ class Router:
 
     def _alone(self, query: str, vector: Vectors) -> tuple[Floats, Floats]:
         """Without feedback. One query at a time: sums over several come out otherwise in their last bits."""
-        found = self.head.predict(Given([query], vector[None]))
+        found = self.head.predict(Given([query], vector[None], self.encoder.folder))
         return applied(self.facts.calibration, found.p)[0], found.support[0]
 
     def _graded(self, row: int) -> dict[str, float]:

@@ -55,6 +55,7 @@ def try_heads(
     say: Callable[[Tried], None] = lambda tried: None,
 ) -> list[Tried]:
     """Every kind with its best settings, in the order given. A blend is one of those settings' heads."""
+    _check(kinds, fixed)
     found: dict[str, Tried] = {}
 
     def best(kind: str) -> Tried:
@@ -64,7 +65,7 @@ def try_heads(
                 p = np.mean([part.p for part in parts.values()], axis=0).astype(np.float64)
                 found[kind] = _told(kind, joined({name: part.settings for name, part in parts.items()}), p, table)
             else:
-                grid = settings_of(head_kind(kind), {n: v for n, v in fixed.items() if _of(kind, n, kinds)})
+                grid = settings_of(head_kind(kind), _own(kind, fixed))
                 tries = (try_one(kind, settings, given, table, folds, seed) for settings in grid)
                 found[kind] = min(tries, key=lambda tried: tried.error)
             say(found[kind])
@@ -85,12 +86,21 @@ def chosen(tried: Sequence[Tried], table: Table) -> Tried:
     return min((each for each in tried if as_good(each)), key=lambda each: each.error)
 
 
-def _of(kind: str, name: str, kinds: Sequence[str]) -> bool:
-    """Whether a setting that was given is this kind's: where several are tried, each takes what it knows."""
-    known = name in head_kind(kind).GRID[0]
-    if not known and not any(name in head_kind(other).GRID[0] for other in (*kinds, *AUTO)):
-        raise UserError(f"no head has a setting {name!r}; {kind} has {', '.join(sorted(head_kind(kind).GRID[0]))}")
-    return known or (len(kinds) == 1 and kind == kinds[0])
+def _own(kind: str, fixed: Mapping[str, float]) -> dict[str, float]:
+    """Those of the settings that are this kind's, as `k` or `knn.k`."""
+    known = head_kind(kind).GRID[0]
+    whole = {name: value for name, value in fixed.items() if name in known}
+    return whole | {name: fixed[f"{kind}.{name}"] for name in known if f"{kind}.{name}" in fixed}
+
+
+def _check(kinds: Sequence[str], fixed: Mapping[str, float]) -> None:
+    """`UserError` for a setting that nothing has which is tried."""
+    tried = [*kinds, *(AUTO if BLEND in kinds else ())]
+    known = {name for kind in tried if kind != BLEND for name in head_kind(kind).GRID[0]}
+    named = {f"{kind}.{name}" for kind in tried if kind != BLEND for name in head_kind(kind).GRID[0]}
+    for name in fixed:
+        if name not in known | named:
+            raise UserError(f"no head that is tried has a setting {name!r}; expected one of {', '.join(sorted(known))}")
 
 
 def try_one(

@@ -58,9 +58,10 @@ def train(
     kinds = candidates(head)
     for kind in kinds:
         head_kind(kind)
+    mean = [_graded(name, value) for name, value in zip(table.models, _means(table.scores), strict=True)]
     parts = folds_of(table, folds, seed)
     encode = fit_encoder(encoder, table.queries, seed)
-    given = Given(table.queries, encode.encode(table.queries))
+    given = Given(table.queries, encode.encode(table.queries), encode.folder)
     tried = try_heads(kinds, given, table, parts, settings, seed, say)
     best = chosen(tried, table)
     maps, held = choose_maps(best.p, table.scores, parts)
@@ -73,7 +74,7 @@ def train(
         settings={name: float(value) for name, value in best.settings.items()},
         models=table.models,
         calibration=tuple(maps),
-        mean=tuple(each or 0.0 for each in _means(table.scores)),
+        mean=tuple(mean),
         cost=tuple(_means(table.cost)),
         latency=tuple(_means(table.latency)),
         ece=calibration_error(held, table.scores),
@@ -85,13 +86,13 @@ def train(
     )
     examples = Examples(table.queries, given.vectors, table.scores)
     router = Router(facts, encode, made, error_correlation(held, table.scores), examples)
-    mean = np.nanmean(table.scores, axis=0)
+    single = max(mean)
     return Trained(
         router,
         best,
         tried,
-        table.models[int(np.nanargmax(mean))],
-        float(np.nanmax(mean)),
+        table.models[mean.index(single)],
+        single,
         top_of(means, table.scores, TOP),
         top_of(means, table.scores, len(table.models)),
     )
@@ -147,6 +148,14 @@ def _means(values: Floats) -> list[float | None]:
     sums = np.where(known, values, 0.0).sum(axis=0)
     counts = known.sum(axis=0)
     return [float(sums[n] / counts[n]) if counts[n] else None for n in range(values.shape[1])]
+
+
+def _graded(model: str, mean: float | None) -> float:
+    if mean is None:
+        raise UserError(
+            f"no grade of the model {model!r} is left; expected some, or the others alone: --models NAME,NAME"
+        )
+    return mean
 
 
 def _eces(p: Floats, scores: Floats) -> list[float | None]:

@@ -23,6 +23,7 @@ KINDS = {
     "tfidf": "weaverant.routing.encoders.tfidf:Tfidf",
     "minilm": "weaverant.routing.encoders.minilm:MiniLM",
     "endpoint": "weaverant.routing.encoders.endpoint:Endpoint",
+    "checkpoint": "weaverant.routing.encoders.checkpoint:Checkpoint",
     "none": "weaverant.routing.encoders.blank:Blank",
 }
 KEPT = 4_096
@@ -75,6 +76,11 @@ class Cached:
     def dims(self) -> int:
         return self._encoder.dims
 
+    @property
+    def folder(self) -> str:
+        """Of a checkpoint; empty for all other encoders."""
+        return getattr(self._encoder, "folder", "")
+
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         return self._encoder.arrays()
 
@@ -100,6 +106,7 @@ def _kind(spec: str) -> tuple[_Kind, str]:
     if name not in KINDS:
         near = get_close_matches(name, KINDS, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"there is no encoder {name!r}.{hint} Expected tfidf, minilm or endpoint:URL#MODEL")
+        expected = "tfidf, minilm, endpoint:URL#MODEL or checkpoint:FOLDER"
+        raise UserError(f"there is no encoder {name!r}.{hint} Expected {expected}")
     module, _, attribute = KINDS[name].partition(":")
     return cast(_Kind, getattr(import_module(module), attribute)), rest

@@ -20,6 +20,8 @@ KINDS = {
     "clusters": "weaverant.routing.heads.clusters:Clusters",
     "ridge": "weaverant.routing.heads.linear:Ridge",
     "logistic": "weaverant.routing.heads.linear:Logistic",
+    "contrastive": "weaverant.routing.heads.contrastive:Contrastive",
+    "finetune": "weaverant.routing.heads.finetune:Finetune",
     "blend": "weaverant.routing.heads.blend:Blend",
 }
 AUTO = ("knn", "clusters", "ridge", "logistic")

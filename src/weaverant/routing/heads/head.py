@@ -26,10 +26,12 @@ class Given(NamedTuple):
     """n of them."""
     vectors: Vectors
     """(n, dims)"""
+    folder: str = ""
+    """Of the checkpoint that made the vectors, for a head that trains it; empty where another encoder did."""
 
     def take(self, rows: NDArray[np.int64]) -> Given:
         numbers: list[int] = rows.tolist()
-        return Given([self.texts[n] for n in numbers], self.vectors[rows])
+        return Given([self.texts[n] for n in numbers], self.vectors[rows], self.folder)
 
 
 class Estimate(NamedTuple):
