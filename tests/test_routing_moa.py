@@ -570,7 +570,8 @@ def test_the_page_names_every_option_with_its_default():
             if field.default not in ("", True, "auto"):
                 assert told[field.name][1] == f"{field.default:g}", field.name
     assert {name: set(options) if kinds == {"all"} else kinds for name, (kinds, _) in told.items()} == wanted
-    pool = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    (section,) = [text for text in page.split("\n## ") if text.startswith("A pool")]
+    pool = re.search(r"```json\n(.*?)```", section, re.DOTALL)
     assert pool and msgspec.json.decode(pool[1], type=PoolFile).models["small"]
-    fields = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+`) \|", page.split("\n## ")[1], re.MULTILINE))))
+    fields = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE))))
     assert fields == {*Card.__struct_fields__, *PoolFile.__struct_fields__} - {"models"}

@@ -15,6 +15,7 @@ from weaverant.message import Message, Reply, Request, Usage
 from weaverant.workflow import (
     Stages,
     deadline,
+    feedback,
     group,
     now,
     process_step,
@@ -49,6 +50,7 @@ __all__ = [
     "WeaverantError",
     "deadline",
     "exporter",
+    "feedback",
     "group",
     "now",
     "process_step",

@@ -8,8 +8,9 @@ recorded and paid for one by one. The reply that comes of them is then recorded 
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 
 import msgspec
 
@@ -56,6 +57,33 @@ class Compound(Protocol):
         ...
 
 
+class Teachable(Protocol):
+    """What a compound has besides where it learns from what became of its replies; see `weaverant.feedback`."""
+
+    def lesson(self, note: Any, score: float) -> Any:
+        """What the score of a reply teaches, as plain data, which is recorded. `note` is what `answer` had left in
+        `inside.note`. It must not change anything."""
+        ...
+
+    def learn(self, lesson: Any) -> None:
+        """Take it in. Called once the lesson is recorded, and again for each that a resumed run replays."""
+        ...
+
+
+class Taught(NamedTuple):
+    """A reply of which feedback would teach a compound."""
+
+    reply: Reply
+    compound: Compound
+    note: Any
+    branch: str
+    """Where it was worked out."""
+
+
+MOST_TAUGHT = 256
+"""Replies of one row that wait for feedback. It comes to the newest ones."""
+
+
 Served = Engine | Compound
 """What may answer for a model's name."""
 
@@ -80,6 +108,8 @@ class Inside:
     def __init__(self, loop: WorkflowLoop, binding: Binding, bound: Bound, optional: bool = False) -> None:
         self.optional = optional
         """Whether another compound has asked that can do without the reply: see `ask`."""
+        self.note: Any = None
+        """What this call would teach its compound; left there by `answer`, for `Teachable.lesson`."""
         self._loop = loop
         self._binding = binding
         self._bound = bound
@@ -146,7 +176,11 @@ async def compounded(loop: WorkflowLoop, binding: Binding, bound: Bound, ask: Mo
     ask.inside = task.branch.path
     ask.given = await task
     ask.started = started
-    return await loop.answer(ask, bound.fingerprint(ask.messages))
+    reply: Reply = await loop.answer(ask, bound.fingerprint(ask.messages))
+    if inside.note is not None:
+        loop.taught = loop.taught or deque(maxlen=MOST_TAUGHT)
+        loop.taught.append(Taught(reply, compound, inside.note, ask.inside))
+    return reply
 
 
 async def _outcome(compound: Compound, request: Request, inside: Inside) -> Reply | StepFailed:

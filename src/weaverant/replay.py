@@ -11,6 +11,7 @@ import asyncio
 import sys
 from asyncio import current_task
 from asyncio.events import _get_running_loop, _set_running_loop  # pyright: ignore[reportPrivateUsage]
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context, copy_context
 from heapq import heappop, heappush
@@ -100,6 +101,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._rngs: dict[tuple[str, str], Random] = {}
         self.talks: Talks | None = None
         """Conversations that may go on."""
+        self.taught: deque[Any] | None = None
+        """Replies of compounds of which feedback would teach: `weaverant.compound.Taught`."""
         self.used: dict[str, list[Usage]] | None = None
         """By branch, what the model steps used that the workflow has seen end, once somebody wants to know."""
 

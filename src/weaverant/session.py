@@ -16,7 +16,7 @@ from weaverant.errors import JournalError, Misdirected, RunChanged, UserError, W
 from weaverant.events import RunOpened, Shortfall, TaskReopened, TaskTaken
 from weaverant.journal import BlobStore, JournalReader, NullJournal, SegmentJournal
 from weaverant.journal.homes import OWN
-from weaverant.protocols import Clock, Engine, Journal, Note, Source, Tally, Unreadable
+from weaverant.protocols import Clock, Journal, Note, Source, Tally, Unreadable
 from weaverant.recipe import Recipe
 from weaverant.row import source_key
 from weaverant.rundir import (
@@ -170,7 +170,7 @@ class Run:
     @property
     def told(self) -> list[Note]:
         """The same, for others to add up."""
-        engines = {id(engine): engine for engine in self.binding.models.values()}
+        engines = {id(engine): engine for engine in self.binding.served.values()}
         lines = [note for engine in engines.values() for note in _status(engine)]
         waiting = 0 if self._budget is None else self._budget.waiting
         wait = Tally(waiting, "budget: 1 call waits for money", "budget: {} calls wait for money")
@@ -381,8 +381,8 @@ def _budget_of(reader: JournalReader, cap: float, spent: float, clock: Clock) ->
     return Budget(cap or math.inf, spent, left, clock)
 
 
-def _status(engine: Engine) -> list[Note]:
-    """What the engine has to tell, where it has."""
+def _status(engine: Served) -> list[Note]:
+    """What the engine, or the compound, has to tell, where it has."""
     notes: Callable[[], list[Note]] | None = getattr(engine, "notes", None)
     tell: Callable[[], list[str]] | None = getattr(engine, "status", None)
     return notes() if notes is not None else [] if tell is None else [*tell()]

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from weaverant.effect import effect, source_digest
 from weaverant.errors import UserError
+from weaverant.message import Reply
 from weaverant.replay import current_loop
 
 Row = dict[str, Any]
@@ -142,6 +143,27 @@ async def process_step(function: Callable[..., Any], *args: Any, **kwargs: Any) 
     what it gives must pickle. Given up (a deadline, a stop) it is killed; if its process dies, the step fails as
     `died`."""
     return await effect("effect", function, args, kwargs, place="process")
+
+
+async def feedback(reply: Reply | str, score: float) -> bool:
+    """Tell the model that gave this reply how good it was, from 0 to 1, where it learns from that: a router does.
+
+    Recorded as a step, whose result is what was learned. `reply` is what `await agent.reply(...)` gave, or a reply's
+    text, of which the newest is meant. False, and nothing happens, where no such model gave it.
+    """
+    if isinstance(score, bool) or not 0 <= score <= 1:
+        raise UserError(f"feedback(reply, SCORE) takes a number from 0 to 1; found {score!r:.80}")
+    made = current_loop("feedback()").taught or ()
+    taught = next((one for one in reversed(made) if one.reply is reply or one.reply.text == reply), None)
+    if taught is None:
+        return False
+
+    async def feedback(branch: str, score: float) -> Any:
+        return taught.compound.lesson(taught.note, score)
+
+    feedback.__qualname__ = "feedback"
+    taught.compound.learn(await effect("effect", feedback, (taught.branch, float(score)), {}))
+    return True
 
 
 def now() -> datetime:

@@ -11,13 +11,14 @@ from typing import Any
 def route_flags(parser: argparse.ArgumentParser) -> None:
     """The parts of `route`, each with its own flags."""
     parts = parser.add_subparsers(
-        title="what to do", metavar="train|eval|calibrate|explain", dest="part", required=True
+        title="what to do", metavar="train|eval|calibrate|explain|learn", dest="part", required=True
     )
     _train_flags(part(parts, "train", "weaverant.cli.route_train", "learn from a table of graded answers who is right"))
     _eval_flags(part(parts, "eval", "weaverant.cli.route_eval", "judge a router by answers it has not learned from"))
     about = "fit a router's probabilities to other graded answers"
     _calibrate_flags(part(parts, "calibrate", "weaverant.cli.route_calibrate", about))
     _explain_flags(part(parts, "explain", "weaverant.cli.route_explain", "whom a router would ask, and why"))
+    _learn_flags(part(parts, "learn", "weaverant.cli.route_learn", "learn from the feedback that a run has recorded"))
 
 
 def part(parts: Any, name: str, module: str, about: str) -> argparse.ArgumentParser:
@@ -82,3 +83,10 @@ def _explain_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", metavar="QUERY", help="a text; - for standard input")
     parser.add_argument("--nearest", type=int, default=3, metavar="N", help="graded queries to show (default: 3)")
     parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _learn_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("router", metavar="ROUTER", help="the folder of `weaverant route train`")
+    parser.add_argument("run", metavar="RUN", help="the directory of a run whose workflow gave feedback")
+    parser.add_argument("--out", metavar="ROUTER", help="a new folder for it (default: the router's own)")
+    parser.add_argument("--quiet", action="store_true", help="warnings alone")

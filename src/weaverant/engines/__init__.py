@@ -24,7 +24,7 @@ class Kind(NamedTuple):
 
 _POOL = "weaverant.engines.http:open_served"
 
-_PARTED = ("pool", "simulated", "malt", "moa", "smoa", "self-moa", "route")
+_PARTED = ("pool", "simulated", "malt", "moa", "smoa", "self-moa", "route", "routemoa")
 """Kinds besides those servers whose opener also takes in how many parts a server is shared."""
 
 KINDS = {
@@ -48,6 +48,7 @@ KINDS = {
     "smoa": Kind("weaverant.routing.smoa:open_smoa", "smoa:pool.json"),
     "self-moa": Kind("weaverant.routing.selfmoa:open_selfmoa", "self-moa:pool.json"),
     "route": Kind("weaverant.routing.route:open_route", "route:pool.json"),
+    "routemoa": Kind("weaverant.routing.routemoa:open_routemoa", "routemoa:pool.json"),
 }
 
 

@@ -1,0 +1,251 @@
+"""From a score before anything was asked to one after it: evidence joins in log-odds, as much as feedback has shown
+that it is worth.
+
+Three judges: the author of an answer, the best models of the layer before, and the other answers. None of them is
+believed on its word: what a judge says is looked up in what became of such words before. One of whom nothing is known,
+or whose words tell nothing, weighs exactly nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+SURE = 1e-3
+"""No probability here is nearer to 0 or 1."""
+
+
+def logit(p: float) -> float:
+    p = min(1 - SURE, max(SURE, p))
+    return math.log(p / (1 - p))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+BINS = 10
+"""Of claims: equal claims are looked up together."""
+SHRINK = 8.0
+"""Verdicts that a bin needs before it counts half against the rate of all of them."""
+LEAST = 20.0
+"""Verdicts before a judge weighs anything."""
+CLEAR = 1.64
+"""Standard deviations by which a judge must have helped: one sided, 5 % of those that tell nothing pass."""
+MOST_WEIGHT = 1.5
+HALF_LIFE = 1_000
+"""Verdicts after which an old one counts half."""
+
+
+class Trust(msgspec.Struct):
+    """What a judge's words were worth. All counts fade with their half-life."""
+
+    right: list[float] = msgspec.field(default_factory=lambda: [0.0] * BINS)
+    """By bin of what was claimed: outcomes, summed."""
+    said: list[float] = msgspec.field(default_factory=lambda: [0.0] * BINS)
+    """By bin: verdicts."""
+    gain: float = 0.0
+    """What the shift would have gained, as it was then: sum of shift x (outcome - what was thought before)."""
+    room: float = 0.0
+    """Its variance where the shift tells nothing: sum of shift^2 x p (1 - p)."""
+
+    def shift(self, claim: float) -> float:
+        """In log-odds, for the claim, if it is believed whole: what such claims came to, against all of them."""
+        total = sum(self.said)
+        if not total:
+            return 0.0
+        rate, at = sum(self.right) / total, _bin(claim)
+        found = (self.right[at] + SHRINK * rate) / (self.said[at] + SHRINK)
+        return 0.0 if abs(found - rate) < 1e-12 else logit(found) - logit(rate)
+
+    @property
+    def weight(self) -> float:
+        """How much of the shift is believed: one Newton step from nothing, where it is clear of chance; else 0."""
+        if sum(self.said) < LEAST or self.room <= 0 or self.gain < CLEAR * math.sqrt(self.room):
+            return 0.0
+        return min(MOST_WEIGHT, self.gain / (self.room + 1.0))
+
+    def learn(self, claim: float, outcome: float, thought: float) -> None:
+        """One more verdict: what was claimed, what came of it in [0, 1], and what was thought without the claim. The
+        shift is held against the outcome before it learns from it."""
+        fade = 0.5 ** (1 / HALF_LIFE)
+        shift = self.shift(claim)
+        self.gain = self.gain * fade + shift * (outcome - thought)
+        self.room = self.room * fade + shift * shift * thought * (1 - thought)
+        self.right = [each * fade for each in self.right]
+        self.said = [each * fade for each in self.said]
+        at = _bin(claim)
+        self.right[at] += outcome
+        self.said[at] += 1.0
+
+
+def _bin(claim: float) -> int:
+    return min(BINS - 1, int(claim * BINS))
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True):
+    """What one judge said of one answer: `judge` is `self/MODEL`, `peer/MODEL` or `agreement`."""
+
+    judge: str
+    claim: float
+
+
+DISCERNING = 0.5
+"""Of what going on could gain, the part that it does: a guess, until feedback says more. 1 would be an oracle."""
+GUESSED = 0.5
+"""How much that guess counts: as some eight outcomes where a quarter could have been gained."""
+
+
+class Discernment(msgspec.Struct):
+    """How much of what could be gained by going on after the first layer is gained: with more layers, and with an
+    aggregator that reads all answers. Below 0 going on does harm."""
+
+    gained: float = 0.0
+    """Sum of (outcome - best before) x what could be gained."""
+    could: float = 0.0
+    """Sum of the squares of what could be gained."""
+
+    @property
+    def value(self) -> float:
+        """At most 1."""
+        return min(1.0, (self.gained + GUESSED * DISCERNING) / (self.could + GUESSED))
+
+    def learn(self, outcome: float, best: float, reach: float) -> None:
+        """What came of going on where the best answer so far was right with `best`, and any of all with `reach`."""
+        fade, could = 0.5 ** (1 / HALF_LIFE), max(0.0, reach - best)
+        self.gained = self.gained * fade + (outcome - best) * could
+        self.could = self.could * fade + could * could
+
+
+class Evidence(msgspec.Struct):
+    """What every judge is worth, and what going on is."""
+
+    trust: dict[str, Trust] = {}
+    discernment: Discernment = msgspec.field(default_factory=Discernment)
+
+    def after(self, prior: float, verdicts: Sequence[Verdict]) -> float:
+        """The probability that an answer is right, once its judges have spoken. Without one that weighs anything it
+        is the prior, to the last bit."""
+        shifts = [self.weighed(verdict) for verdict in verdicts]
+        return prior if not any(shifts) else sigmoid(logit(prior) + sum(shifts))
+
+    def weighed(self, verdict: Verdict) -> float:
+        """What one verdict moves, in log-odds."""
+        weight = self.weight(verdict.judge)
+        return weight * self.trust[verdict.judge].shift(verdict.claim) if weight else 0.0
+
+    def weight(self, judge: str) -> float:
+        """How much a judge is believed; 0 for one of whom nothing is known."""
+        return self.trust[judge].weight if judge in self.trust else 0.0
+
+    def learn(self, prior: float, verdicts: Sequence[Verdict], outcome: float) -> None:
+        """What became of an answer: each judge is measured by what it adds to the prior alone."""
+        for verdict in verdicts:
+            self.trust.setdefault(verdict.judge, Trust()).learn(verdict.claim, outcome, prior)
+
+
+# Who judges
+
+
+def judges(posterior: Mapping[str, float], close: float = 0.05) -> list[str]:
+    """Of the models that answered in the layer before: the best, and the second where it is that close."""
+    best = sorted(posterior, key=lambda name: (-posterior[name], name))
+    if len(best) < 2:
+        return []  # its only answer is its own
+    return best[:2] if posterior[best[0]] - posterior[best[1]] <= close else best[:1]
+
+
+# Agreement
+
+
+class Key(NamedTuple):
+    """An answer as it is compared: two that mean the same have one key."""
+
+    kind: str
+    """`number`, `letter` or `text`."""
+    said: str
+
+
+_SAID = re.compile(r"(?:####|\banswer\b(?:\s+is)?\s*[:=]?)[ \t]*(?P<said>[^\n]+)", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?![\d/])")
+_LETTER = re.compile(r"[(\[]?([A-J])[)\].:]*")
+_EDGES = " \t\r\n.,;:!?\"'`*$()[]{}"
+SHORT = 60
+"""Characters of a last line that is taken for the answer of a longer text."""
+
+
+def key_of(answer: str) -> Key | None:
+    """What an answer comes to: what it announces (`####`, `\\boxed{}`, "the answer is"), else itself where it is one
+    line, else its last line where that is short. None of an empty one."""
+    text = answer.strip()
+    if not text:
+        return None
+    said = _boxed(text) or next((found["said"] for found in reversed(list(_SAID.finditer(text)))), "")
+    announced = bool(said.strip(_EDGES))
+    if not announced:
+        last = text.splitlines()[-1]
+        said = last if len(last) <= SHORT else text
+    letter = _LETTER.fullmatch(said.strip(" \t*.$"))
+    if letter:
+        return Key("letter", letter[1])
+    plain = said.strip(_EDGES).removesuffix("%").strip()
+    numbers = _NUMBER.findall(plain)
+    if numbers and (_NUMBER.fullmatch(plain) or (announced and len(numbers) == 1)):
+        return Key("number", _canonical(numbers[0]))
+    folded = " ".join(plain.casefold().split())
+    return Key("text", folded) if folded else None
+
+
+def _canonical(number: str) -> str:
+    plain = number.replace(",", "").lstrip("+")
+    if "." in plain:
+        plain = plain.rstrip("0").rstrip(".")
+    sign = "-" if plain.startswith("-") else ""
+    digits = plain.lstrip("-")
+    whole, dot, rest = digits.partition(".")
+    value = f"{whole.lstrip('0') or '0'}{dot}{rest}"
+    return value if value == "0" else f"{sign}{value}"
+
+
+def _boxed(text: str) -> str:
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return ""
+    depth, begin = 1, start + len("\\boxed{")
+    for at in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if not depth:
+            return text[begin:at]
+    return text[begin:]
+
+
+def agreement(keys: Mapping[str, Key | None]) -> dict[str, float]:
+    """Of each model with an answer, the share of the others with one that gave the same. Of a single answer nothing."""
+    given = {name: key for name, key in keys.items() if key is not None}
+    if len(given) < 2:
+        return {}
+    count = Counter(given.values())
+    return {name: (count[key] - 1) / (len(given) - 1) for name, key in given.items()}
+
+
+def outcomes(
+    keys: Mapping[str, Key | None], final: Key | None, score: float, prior: Mapping[str, float]
+) -> dict[str, float]:
+    """What the score of the final answer says of each model's. Those that gave the same one get the same score. Of
+    numbers and letters, those that gave another one were wrong where the final one was right; where it was wrong nobody
+    knows, and what was thought of them before stands in: left out, they would only ever be seen to lose. Of other texts
+    that differ nothing is known."""
+    found: dict[str, float] = {}
+    for name, key in keys.items():
+        if key is None or final is None:
+            continue
+        if key == final:
+            found[name] = score
+        elif key.kind == final.kind != "text" and score in (0.0, 1.0) and name in prior:
+            found[name] = 0.0 if score else prior[name]
+    return found
