@@ -173,7 +173,8 @@ def test_where_nobody_at_all_is_there_the_run_stops_and_no_row_fails(tmp_path: P
     models = dict.fromkeys("ab", f"http://127.0.0.1:{server.port + 1}/v1?retries=0&name=m#m")
     inner = {"inner": {"model": "moa:inner.json", "prior": 0.9}, "a": models["a"]}
     (tmp_path / "inner.json").write_text(json.dumps({"models": models}))
-    for kind, members in (("moa", models), ("route", models), ("smoa", models), ("self-moa", models), ("route", inner)):
+    whole = ("moa", "route", "smoa", "self-moa", "routemoa")
+    for kind, members in (*((each, models) for each in whole), ("route", inner)):
         folder = tmp_path / f"{kind}{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         (folder / "inner.json").write_text((tmp_path / "inner.json").read_text())

@@ -19,7 +19,7 @@ from weaverant.compound import Inside
 from weaverant.errors import UserError
 from weaverant.message import Reply, Request, assistant
 from weaverant.routing import evidence as judged
-from weaverant.routing.asking import Call, options_of, plainly, request_digest
+from weaverant.routing.asking import Call, by_prior, options_of, plainly, request_digest
 from weaverant.routing.assess import Assessed, Form, aggregating, asking, read
 from weaverant.routing.evidence import Key, Verdict, agreement, key_of
 from weaverant.routing.expected import candidates
@@ -353,16 +353,17 @@ class RouteMoa(Pooled[RouteMoaOptions]):
 
     async def _last(self, play: Play, turn: Turn) -> Reply:
         """Nobody has answered: one more may, plainly asked."""
+        plain = {name: asking(play.request, self._forms[name], assessed=False) for name in self.members}
         names = [one.name for one in turn.ranked if one.name not in play.failed]
         room = self.options.k * self.options.layers + 1 - play.calls
-        calls = [
-            Call(f"{name} (last)", name, asking(play.request, self._forms[name], assessed=False)) for name in names
-        ]
-        found = await play.asking.one("last", calls[:room])
-        if found is None:
-            play.asking.missed |= turn.refused
+        found = await play.asking.one("last", [Call(f"{name} (last)", name, plain[name]) for name in names[:room]])
+        if found is not None:
+            return Reply(found[1].message, finish=found[1].finish)
+        play.asking.missed |= turn.refused
+        reply = await play.asking.insisted([Call(name, name, plain[name]) for name in by_prior(self.pool)])
+        if reply is None:
             raise play.asking.nobody("answer")
-        return Reply(found[1].message, finish=found[1].finish)
+        return Reply(reply.message, finish=reply.finish)
 
 
 def _judges_of(text: str) -> frozenset[str]:
