@@ -97,7 +97,7 @@ def test_the_head_finds_who_is_right_where():
     assert routed(found.p, truth) > 0.75 > 3 * routed(np.ones((300, 4)), truth) / 1.2, (
         "one model alone is right on a third"
     )
-    assert (found.p > 0.2).all() and (found.p < 0.8).all(), "the sigmoid of a cosine"
+    assert float(np.nanmean((found.p - truth) ** 2)) < 0.12, "chances, and not cosines"
     assert found.support.min() > 0 and found.support.max() <= 300
     again = kind.fit(given, scores, settings, 1)
     loaded = kind.load(settings, head.arrays())

@@ -1,8 +1,8 @@
 """`contrastive`: RouterDC's dual-contrastive head (arXiv 2409.19886) on the vectors of any encoder.
 
 A query's vector goes through one matrix; a model is a vector of the same length; its similarity is their cosine. Both
-are trained with RouterDC's two losses. The cosine says who is better and not how often anybody is right: what is said
-here is its sigmoid, and the router's calibration makes a probability of it.
+are trained with RouterDC's two losses. Two numbers for each model then make a chance of being right of its cosine, so
+that here, other than there, a model whose cosine is lower may be the likelier one.
 
 As there: the three highest and the three lowest models of a query, three queries of other clusters, temperature 1,
 vectors of models drawn from N(0, 0.78^2). Otherwise: the encoder stays as it is and the matrix is trained in its place
@@ -17,21 +17,18 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from weaverant.routing.encoders.vectors import Vectors
-from weaverant.routing.heads.clusters import k_means
 from weaverant.routing.heads.head import Arrays, Estimate, Given, Settings
+from weaverant.routing.heads.likely import SPREAD, Likely, clustered
 from weaverant.routing.heads.losses import cosine_slopes, cosines, sample_llm, sample_sample, sides
 from weaverant.routing.scores import Floats
 
-SPREAD = 0.78
-"""Standard deviation of a model's vector before training."""
 BATCH = 64
 DECAYS = 0.9, 0.999
 """Of Adam's two means."""
 
 
 class Contrastive:
-    """What is learned: a matrix (dims, width), a vector (width,) of each model, and the clusters with their grades."""
+    """What is learned: a matrix (dims, width), and what makes chances of it."""
 
     GRID: ClassVar[tuple[Settings, ...]] = (
         {"width": 96, "steps": 1000, "rate": 0.003, "temperature": 1, "positives": 3, "negatives": 3, "others": 3,
@@ -41,43 +38,36 @@ class Contrastive:
     )  # fmt: skip
     prior = 1.0
 
-    def __init__(self, settings: Settings, matrix: Floats, models: Floats, centres: Vectors, graded: Floats) -> None:
-        self._temperature = float(settings["temperature"])
-        self._matrix, self._models, self._centres, self._graded = matrix, models, centres, graded
+    def __init__(self, matrix: Floats, likely: Likely) -> None:
+        self._matrix, self._likely = matrix, likely
 
     @classmethod
     def fit(cls, given: Given, scores: Floats, settings: Settings, seed: int) -> Contrastive:
         random = np.random.default_rng(seed)
         x, width, models = given.vectors.astype(np.float64), int(settings["width"]), scores.shape[1]
-        centres, cluster = k_means(given.vectors, int(settings["clusters"]), seed)
-        graded = np.zeros((len(centres), models))
-        np.add.at(graded, cluster, (~np.isnan(scores)).astype(np.float64))
+        clusters = clustered(given.vectors, scores, int(settings["clusters"]), seed)
         trained = _Trained(
             [random.normal(0.0, x.shape[1] ** -0.5, (x.shape[1], width)), random.normal(0.0, SPREAD, (models, width))],
             float(settings["rate"]),
         )
         above, below = sides(scores, int(settings["positives"]), int(settings["negatives"]))
-        mates = Mates(cluster, int(settings["others"]))
-        steps = int(settings["steps"])
+        mates, steps = Mates(clusters.of, int(settings["others"])), int(settings["steps"])
         for step in range(steps):
             rows = random.choice(len(x), min(BATCH, len(x)), replace=False)
             slopes = _slopes(x[rows], trained.values, above[rows], below[rows], mates.of(rows, random), settings)
             trained.step(slopes, 1.0 - step / steps)
         matrix, vectors = trained.values
-        return cls(settings, matrix, vectors, centres, graded)
+        return cls(matrix, Likely.fit(x @ matrix, vectors, scores, clusters, settings))
 
     @classmethod
     def load(cls, settings: Settings, arrays: Arrays) -> Contrastive:
-        matrix, models, graded = (arrays[name].astype(np.float64) for name in ("matrix", "models", "graded"))
-        return cls(settings, matrix, models, arrays["centres"].astype(np.float32), graded)
+        return cls(arrays["matrix"].astype(np.float64), Likely.load(settings, arrays))
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        found = {"matrix": self._matrix, "models": self._models, "graded": self._graded}
-        return {**found, "centres": self._centres}
+        return {"matrix": self._matrix, **self._likely.arrays()}
 
     def predict(self, given: Given) -> Estimate:
-        z = cosines(given.vectors.astype(np.float64) @ self._matrix, self._models) / self._temperature
-        return Estimate(1.0 / (1.0 + np.exp(-z)), self._graded[(given.vectors @ self._centres.T).argmax(axis=1)])
+        return self._likely.estimate(given.vectors.astype(np.float64) @ self._matrix, given.vectors)
 
 
 class Mates:
