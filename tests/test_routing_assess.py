@@ -108,9 +108,9 @@ def test_the_short_form(text: str, said: Assessed):
 
 def test_what_small_models_are_asked():
     request = Request("a", "m", (user("47 38: add them"),))
-    assert asking(request, "tiny").messages[0].text.endswith("\nscore")
+    assert asking(request, "tiny").messages[0].text.endswith("?")
     assert asking(request, "tiny", assessed=False).messages == request.messages
-    assert asking(request, "tiny", shown=["85"], judged=True).messages[0].text.endswith("\n1:85    \nbetter, score")
+    assert asking(request, "tiny", shown=["85"], judged=True).messages[0].text.endswith("\n1:85    \nscored")
 
 
 def test_what_is_asked():

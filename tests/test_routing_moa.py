@@ -503,7 +503,9 @@ def test_the_embedded_model_plays_in_each_of_them(tmp_path: Path, kind: str):
             step for story in stories(directory) for step in story.steps if step.kind == "model" and not step.inside
         ]
         failed = [step for step in steps if step.outcome == "failure"]
-        assert len(steps) == 3 * calls + len(failed) and all(step.failure.kind == "context" for step in failed)
+        cut = [step for step in steps if step.reply is not None and step.reply.finish == "length"]
+        assert all(step.failure.kind == "context" for step in failed)
+        assert 3 * calls <= len(steps) <= 3 * calls + len(failed) + len(cut), "others are asked for no answer only"
     assert told[0] == told[1] and all(told[0])
 
 

@@ -51,7 +51,7 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", required=True, metavar="ROUTER", help="a new folder for what was learned")
     add("--head", default="auto", metavar="KIND", help="auto, knn, clusters, ridge, logistic ... (default: auto)")
-    about = "tfidf, minilm, or endpoint:URL#MODEL for a server's embeddings (default: tfidf)"
+    about = "tfidf, minilm, endpoint:URL#MODEL for a server's embeddings, checkpoint:FOLDER (default: tfidf)"
     add("--encoder", default="tfidf", metavar="KIND", help=about)
     add("--setting", action="append", default=[], metavar="NAME=VALUE", help="fix a hyper-parameter, as k=50")
     add("--folds", type=int, default=5, metavar="N", help="parts of the table that are held out in turn (default: 5)")

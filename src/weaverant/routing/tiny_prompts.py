@@ -1,17 +1,17 @@
 """How the small models of `training/specialists` are asked, and how their replies are read. Pure text functions.
 
 Everything is one user message, no system message. The first line is the question; in prompts that tell answers it is
-padded to 24 characters, and each answer has a line of its own: its number, a colon, six characters. So every answer
-stands at the same place, which is what lets a model of 100,000 parameters read it. The last line says what is wanted:
+padded to 24 characters, each answer has a line of its own (its number, a colon, six characters), and a last line of six
+letters says what is wanted. So all stands at the same place, which is what lets a model of 100,000 parameters read it:
 
 | prompt | text | reply |
 |---|---|---|
 | `ask` | `47 38: add them` | `85` |
-| `ask_scored` | `47 38: add them` / `score` | `85` / `self: 8` |
+| `ask_scored` | `47 38: add them?` | `85` / `self: 8` |
 | `improve` | `47 38: add them         ` / `1:85    ` / `2:75    ` / `better` | `85` |
-| `improve`, scored | the same, with `better, score` | `85` / `self: 8` / `peers: 9 0` |
-| `aggregate` | the same, with `final` | `85` |
-| `judge` | the same, with `judge` | `peers: 9 0` |
+| `improve`, scored | the same, with `scored` | `85` / `self: 8` / `peers: 9 0` |
+| `aggregate` | the same, with `settle` | `85` |
+| `judge` | the same, with `judges` | `peers: 9 0` |
 
 A score is a digit D, for D/9. The answer is the first line of the reply, or what stands in it after the last `=` where
 a model shows its working (`42+240=282`).
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 QUESTION = 24
-"""Characters that a question has at least, in prompts that tell answers. The models were taught no longer ones."""
+"""Characters that a question has at least, in prompts that tell answers."""
 ANSWER = 6
 """Characters that an answer has at least."""
 MOST_ANSWERS = 9
@@ -55,23 +55,23 @@ def ask(question: str) -> str:
 
 def ask_scored(question: str) -> str:
     """The question; the reply is an answer and a score of it."""
-    return f"{one_line(question)}\nscore"
+    return f"{one_line(question)}?"
 
 
 def improve(question: str, answers: Sequence[str], scored: bool = False) -> str:
     """The question and what others answered, which may be wrong. The reply is an answer; where `scored`, also a score
     of it, and one of each answer that was told."""
-    return f"{_told(question, answers)}\n{'better, score' if scored else 'better'}"
+    return f"{_told(question, answers)}\n{'scored' if scored else 'better'}"
 
 
 def aggregate(question: str, answers: Sequence[str]) -> str:
     """The question and the last layer's answers. The reply is the final answer."""
-    return f"{_told(question, answers)}\nfinal"
+    return f"{_told(question, answers)}\nsettle"
 
 
 def judge(question: str, answers: Sequence[str]) -> str:
     """The question and answers. The reply is a score of each of them, and no answer."""
-    return f"{_told(question, answers)}\njudge"
+    return f"{_told(question, answers)}\njudges"
 
 
 def read(text: str, told: int = 0) -> Said:
