@@ -129,6 +129,7 @@ def test_only_peers_that_were_killed_may_have_cut_calls_off(folder: Path, model:
     assert "cut off" not in call(folder, "show", "out").stdout
     signal_to(peer_pids(folder / "out")[0])
     wait_until(lambda: shown(folder)["cut_off"]["peers"] == 1, what="a peer that is missed")
+    wait_until(lambda: "working" in states(folder), what="the other one at work")
     kill(driver)
     end_all(folder)
     told = shown(folder)["cut_off"]
