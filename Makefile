@@ -38,6 +38,9 @@ run: install  ## weave 300 questions with the embedded model, write the data set
 WORKERS ?= 3
 PYTEST  := -m pytest --numprocesses $(WORKERS) --dist loadfile
 
+# Threads of numpy's linear algebra that wait for one another, on cores that others use, take three times as long.
+test test-all: export OPENBLAS_NUM_THREADS = 1
+
 test: install  ## all tests that need no extra, in WORKERS=3 processes
 	$(BIN)/python $(PYTEST)
 
