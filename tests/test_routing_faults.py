@@ -170,7 +170,7 @@ def test_who_is_not_there_is_done_without(tmp_path: Path, server: MockServer):
 
 def test_where_nobody_at_all_is_there_the_run_stops_and_no_row_fails(tmp_path: Path, server: MockServer):
     """As it does for a model of its own; once they are there it goes on."""
-    models = dict.fromkeys("ab", f"http://127.0.0.1:{server.port + 1}/v1?retries=0&name=m#m")
+    models = dict.fromkeys("ab", f"http://127.0.0.1:{server.port + 1}/v1?retries=0&timeout=2&name=m#m")
     inner = {"inner": {"model": "moa:inner.json", "prior": 0.9}, "a": models["a"]}
     (tmp_path / "inner.json").write_text(json.dumps({"models": models}))
     whole = ("moa", "route", "smoa", "self-moa", "routemoa")
