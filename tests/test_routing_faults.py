@@ -355,6 +355,37 @@ def test_the_run_s_own_budget_holds_within(tmp_path: Path, server: MockServer):
     assert estimate(tmp_path / "run").calls.value == len(QUESTIONS) * 3
 
 
+def test_a_card_s_price_counts_for_the_ledger_the_pilot_and_every_budget(tmp_path: Path, server: MockServer):
+    server.control(price="100,1000")
+    card = {"model": f"{server.url}?retries=0#m", "price": [100, 1000]}
+    spec = f"moa:{pool(tmp_path, {'a': card, 'b': card})}?layers=2&skip=false"
+    done, found = run(tmp_path, spec, QUESTIONS, budget=0.15)
+    assert done.state == "budget" and 0 < done.spent <= 0.15
+    assert all(step.usage.cost > 0 for story in found for step in story.steps if step.name == "solver/a")
+    again = weaverant.resume(tmp_path / "run", workflow=ask, rows=QUESTIONS, models={"solver": spec}, budget=100.0)
+    assert again.wait().exit_code == 0
+    billed = sum(item["dollars"] for item in server.bill())
+    assert again.spent == pytest.approx(billed)
+    assert estimate(tmp_path / "run").cost.value == pytest.approx(billed, rel=0.2)
+
+
+def test_a_question_s_budget_is_kept_by_the_cards_where_no_reply_says_its_cost(tmp_path: Path):
+    """A file of scripted replies takes no price: its calls cost nothing in the ledger, and count here all the same."""
+    said = json.dumps({"reply": "so many words " * 4})
+    (tmp_path / "said.jsonl").write_text(said + "\n")
+    card = {"model": "scripted:said.jsonl", "price": [0, 1000]}
+    file = pool(tmp_path, {"a": card})
+    asked = Request("asker", "m", (user(QUESTIONS[0]["question"]),), Sampling(max_tokens=20))
+    worst = Pool.open(file).worst("a", asked)
+    assert worst
+    done, (story,) = run(tmp_path, f"moa:{file}?layers=9&skip=false&budget={3 * worst}")
+    steps = [step for step in story.steps if step.name == "solver/a"]
+    pooled = Pool.open(file)
+    took = sum(pooled.unbilled("a", step.usage) for step in steps)
+    assert worst < took <= 3 * worst and 3 < len(steps) < 9 and done.spent == 0
+    assert "is left of the budget" in str(told(story))
+
+
 # Time
 
 

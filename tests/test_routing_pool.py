@@ -13,6 +13,7 @@ from weaverant.engines.scripted import Scripted
 from weaverant.message import ImagePart, Message, Request, Sampling, ToolSpec, Usage, user
 from weaverant.routing.observed import FEWEST, IN_A_ROW, REST, RING, Observed
 from weaverant.routing.pool import PRIOR, Card, Pool
+from weaverant.routing.specs import with_price
 
 
 def written(folder: Path, models: Any, **more: Any) -> Path:
@@ -115,6 +116,45 @@ def test_engines_tell_what_they_refuse_and_what_they_take(tmp_path: Path):
         worst = pool.worst(name, limited)
         assert worst is not None and least <= worst < 4 * least
         assert pool.worst(name, asked()) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "priced"),
+    [
+        ("http://h:1/v1#m", "http://h:1/v1?price=0.25,2#m"),
+        (" https://h/v1?rpm=6#m?x ", "https://h/v1?rpm=6&price=0.25,2#m?x"),
+        ("openai:gpt-5-mini", "openai:gpt-5-mini?price=0.25,2"),
+        ("pool:http://a/v1#m,openai:x?price=1,1", "pool:http://a/v1?price=0.25,2#m,openai:x?price=1,1"),
+        ("cache:./c|http://h/v1#m", "cache:./c|http://h/v1?price=0.25,2#m"),
+        ("http://h/v1?hourly=3#m", "http://h/v1?hourly=3#m"),
+        ("pool:servers.txt", None),
+        ("embedded:tiny", None),
+        ("moa:pool.json?layers=2", None),
+        ("cache:./c|embedded:tiny", None),
+    ],
+)
+def test_a_card_s_price_goes_into_the_addresses_that_have_none(spec: str, priced: str | None):
+    assert with_price(spec, (0.25, 2.0)) == priced
+
+
+def test_a_price_is_written_without_letters_and_that_of_the_address_stands(tmp_path: Path):
+    assert with_price("http://h/v1#m", (1e-7, 1e17)) == "http://h/v1?price=0.0000001,100000000000000000#m"
+    models = {"a": {"model": "http://127.0.0.1:9/v1?price=2,8#m", "price": [1, 3]}}
+    pool = Pool.open(written(tmp_path, models))
+    assert pool.price("a") == pytest.approx((2e-6, 8e-6)) and pool.unbilled("a", Usage(1000, 1000)) == 0.0
+
+
+def test_what_a_call_took_by_its_card_where_nothing_else_says_it(tmp_path: Path):
+    models = {
+        "said": {"model": "scripted:said.jsonl", "price": [1, 3]},
+        "billed": {"model": "http://127.0.0.1:9/v1#m", "price": [1, 3]},
+        "none": "simulated:latency=0",
+    }
+    (tmp_path / "said.jsonl").write_text('{"reply": "yes"}\n')
+    pool, used = Pool.open(written(tmp_path, models)), Usage(1000, 100)
+    assert pool.unbilled("said", used) == pytest.approx(1.3e-3)
+    assert pool.unbilled("said", Usage(1000, 100, cost=0.1)) == pool.unbilled("said", Usage(9, 9, requests=0)) == 0.0
+    assert pool.unbilled("billed", used) == pool.unbilled("none", used) == 0.0
 
 
 # What is measured

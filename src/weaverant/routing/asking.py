@@ -100,6 +100,8 @@ class Asking:
         """The bounds of calls in flight."""
         self._lost = 0.0
         """The bounds of calls that were cut off: what nobody knows counts as spent."""
+        self._unbilled = 0.0
+        """What calls took by their members' cards that no reply said the cost of."""
         self._given_up: set[str] = set()
         self.missed: dict[str, str] = {}
         """Why members gave no answer, so far."""
@@ -107,11 +109,17 @@ class Asking:
         """Whether any member was there, be it with an error."""
 
     @property
+    def spent(self) -> float:
+        """US dollars, by all calls in this branch that have ended; of members that are priced on their cards alone by
+        those."""
+        return self._inside.used().cost + self._unbilled
+
+    @property
     def left(self) -> float | None:
         """US dollars; None without a budget."""
         if not self._options.budget:
             return None
-        return self._options.budget - self._inside.used().cost - self._held - self._lost
+        return self._options.budget - self.spent - self._held - self._lost
 
     async def admit(self, what: str, calls: Sequence[Call], most: int = 0, *, breakers: bool = True) -> Admitted:
         """Decide, in a recorded step, which of these may be asked now, at `most` so many of them; 0: all. Without
@@ -247,7 +255,7 @@ class Asking:
             reply = await self._inside.ask(call.member, call.request, optional=True)
         except StepFailed as failure:
             self._answered = self._answered or failure.kind != "unavailable"
-            used = _since(before, self._inside.used())
+            used = self._paid(call.member, _since(before, self._inside.used()))
             self._observed.failed(call.member, now().timestamp(), used.cost)
             return failure
         except asyncio.CancelledError:
@@ -258,9 +266,15 @@ class Asking:
         finally:
             self._held -= bound
         self._answered = True
-        used = _since(before, self._inside.used())
+        used = self._paid(call.member, _since(before, self._inside.used()))
         self._observed.answered(call.member, now().timestamp(), loop.time() - began, used)
         return reply
+
+    def _paid(self, member: str, used: Usage) -> Usage:
+        """With what its card says that it cost, where nothing else does."""
+        more = self._pool.unbilled(member, used)
+        self._unbilled += more
+        return msgspec.structs.replace(used, cost=used.cost + more)
 
 
 def no_answer(reply: Reply) -> str:

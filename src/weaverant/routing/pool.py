@@ -11,7 +11,7 @@ Only `models` is required. A SPEC is what `--model` takes; files and folders tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -21,7 +21,8 @@ from msgspec import Meta
 from weaverant.compound import Served
 from weaverant.engines import open_engine
 from weaverant.errors import UserError
-from weaverant.message import ImagePart, Message, Request, Sampling, user
+from weaverant.message import ImagePart, Message, Request, Sampling, Usage, user
+from weaverant.routing.specs import beside, says_price, with_price
 
 Modality = Literal["text", "image"]
 _Dollars = Annotated[float, Meta(ge=0.0)]
@@ -45,7 +46,8 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     modalities: frozenset[Modality] | None = None
     """What it can read; None: what its engine does not refuse."""
     price: tuple[_Dollars, _Dollars] | None = None
-    """US dollars for a million tokens of prompt and of reply; None: what its engine says."""
+    """US dollars for a million tokens of prompt and of reply, as if it stood in the member's address, unless that has
+    one; None: what its engine says."""
     prior: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
     """The chance that it is right, where no router knows it."""
     like: str = ""
@@ -75,8 +77,9 @@ class Pool:
         cards: Mapping[str, Card] | None = None,
         router: Path | None = None,
         aggregator: str = "",
+        billed: Set[str] = frozenset(),
     ) -> None:
-        """Of members opened by others, who need no cards."""
+        """Of members opened by others, who need no cards. `billed` are those whose replies say what they cost."""
         given = cards or {}
         self.members: dict[str, Served] = {name: members[name] for name in sorted(members)}
         """By name, in the order of the names."""
@@ -84,6 +87,7 @@ class Pool:
         self.router = router
         """The folder of the router, if the file names one."""
         self.aggregator = aggregator
+        self._billed = billed
         self._prices: dict[str, tuple[float, float] | None] = {}
 
     @classmethod
@@ -99,12 +103,21 @@ class Pool:
             raise UserError(f"the pool {str(path)!r} names itself as one of its models")
         _opening.append(resolved)
         try:
-            specs = {name: _beside(path.parent, card.model) for name, card in cards.items()}
+            specs = {name: beside(path.parent, card.model) for name, card in cards.items()}
+            billed: set[str] = set()
+            for name, card in cards.items():
+                if card.price is None:
+                    continue
+                if says_price(specs[name]):
+                    cards[name] = msgspec.structs.replace(card, price=None)
+                elif priced := with_price(specs[name], card.price):
+                    specs[name] = priced
+                    billed.add(name)
             engines = {spec: open_engine(spec, parts) for spec in dict.fromkeys(specs[name] for name in sorted(specs))}
         finally:
             _opening.pop()
         router = path.parent / Path(found.router).expanduser() if found.router else None
-        return cls({name: engines[spec] for name, spec in specs.items()}, cards, router, found.aggregator)
+        return cls({name: engines[spec] for name, spec in specs.items()}, cards, router, found.aggregator, billed)
 
     def told(self) -> Any:
         """What makes it another pool, as plain data without paths: identities, and what the cards say."""
@@ -138,6 +151,13 @@ class Pool:
             self._prices[name] = _asked_price(self.members[name]) if given is None else (given[0] / 1e6, given[1] / 1e6)
         return self._prices[name]
 
+    def unbilled(self, name: str, usage: Usage) -> float:
+        """US dollars that a call took by its card's price, where nothing else says what its replies cost."""
+        price = self.cards[name].price
+        if price is None or name in self._billed or usage.cost or not usage.requests:
+            return 0.0
+        return (usage.prompt_tokens * price[0] + usage.completion_tokens * price[1]) / 1e6
+
     def worst(self, name: str, request: Request) -> float | None:
         """The most that one such request can cost, in dollars; None where nobody can say."""
         member = self.members[name]
@@ -170,9 +190,6 @@ _AROUND = 32
 _opening: list[Path] = []
 """Pools that are being opened right now: one may be behind a member of another, and never of itself."""
 
-_FILES = frozenset(("malt", "moa", "smoa", "self-moa", "route", "routemoa", "scripted", "embedded"))
-"""Kinds of specs that name a file or a folder."""
-
 
 def _read(path: Path) -> PoolFile:
     try:
@@ -197,15 +214,6 @@ def _check(found: PoolFile, cards: Mapping[str, Card], path: Path) -> None:
 def known(names: Mapping[str, Any]) -> str:
     """The names, for a message."""
     return ", ".join(map(repr, sorted(names)))
-
-
-def _beside(folder: Path, spec: str) -> str:
-    """The spec, its file as it is found from anywhere."""
-    kind, _, rest = spec.strip().partition(":")
-    name, mark, options = rest.partition("?")
-    if kind in _FILES and name and (folder / name).exists():
-        return f"{kind}:{(folder / name).resolve()}{mark}{options}"
-    return spec
 
 
 def _asked_price(member: Served) -> tuple[float, float] | None:

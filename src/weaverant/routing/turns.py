@@ -171,7 +171,7 @@ class Play:
 
     @property
     def spent(self) -> float:
-        return self.inside.used().cost - self.before
+        return self.asking.spent - self.before
 
     def said(self, name: str) -> list[Verdict]:
         return [Verdict(judge, claim) for judge, claim in sorted(self.verdicts.get(name, {}).items())]
