@@ -24,6 +24,7 @@ from weaverant.errors import StepFailed
 from weaverant.journal import JournalReader
 from weaverant.message import ImagePart, Request, Sampling, TextPart, ToolCall, assistant, system, user
 from weaverant.protocols import CallContext
+from weaverant.routing.asking import by_prior
 from weaverant.routing.moa import Moa, MoaOptions
 from weaverant.routing.pool import Card, Pool, PoolFile
 from weaverant.routing.prompts import Chat, agreed
@@ -88,6 +89,44 @@ def stories(run: Path) -> list[Story]:
 def decisions(story: Story, name: str = "") -> list[Any]:
     """What the compounds decided, in order."""
     return [step.value for step in story.steps if step.kind == "effect" and step.name.startswith(name)]
+
+
+# Equals
+
+
+def test_of_equal_priors_the_cheapest_goes_first_and_whose_price_nobody_knows_last(tmp_path: Path):
+    models = {
+        "a": {"model": "http://127.0.0.1:9/v1#a"},
+        "b": {"model": "http://127.0.0.1:9/v1#b", "price": [2, 9]},
+        "c": {"model": "http://127.0.0.1:9/v1?price=1,4#c"},
+        "d": {"model": "http://127.0.0.1:9/v1#d", "price": [1, 4]},
+        "e": {"model": "http://127.0.0.1:9/v1#e", "price": [9, 9], "prior": 0.6},
+    }
+    (tmp_path / "pool.json").write_text(json.dumps({"models": models}))
+    assert by_prior(Pool.open(tmp_path / "pool.json")) == ["e", "c", "d", "b", "a"]
+
+
+@pytest.mark.parametrize("kind", ["self-moa", "moa", "smoa"])
+def test_of_equals_the_cheapest_is_the_one_that_is_asked(kind: str):
+    cards = {"a": Card("", price=(5, 5)), "b": Card("", price=(9, 9)), "c": Card("", price=(1, 1))}
+    voices = Voices()
+    compounds = {
+        "self-moa": SelfMoa(voices.pool(cards), SelfMoaOptions(samples=2)),
+        "moa": Moa(voices.pool(cards), MoaOptions(layers=1)),
+        "smoa": Smoa(voices.pool(cards), SmoaOptions(roles=False, rounds=1, proposers="a,b", skip=False)),
+    }
+    one(compounds[kind])
+    assert set(voices.count) == ({"c"} if kind != "smoa" else {"a", "b", "c"})
+
+
+def test_prices_that_change_who_goes_first_make_another_compound(tmp_path: Path):
+    """Of two that are equal on their cards, and whose prices stand in their addresses."""
+    identities: set[str] = set()
+    for price in (1, 2, 9):
+        models = {"a": "http://127.0.0.1:9/v1?price=5,5#a", "b": f"http://127.0.0.1:9/v1?price={price},{price}#b"}
+        (tmp_path / "pool.json").write_text(json.dumps({"models": models}))
+        identities.add(open_engine(f"moa:{tmp_path / 'pool.json'}").identity)
+    assert len(identities) == 2
 
 
 # Mixture of agents

@@ -8,6 +8,7 @@ nothing, or without an end has given no answer; the next decision's arguments te
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -311,8 +312,14 @@ def request_digest(request: Request) -> str:
 
 
 def by_prior(pool: Pool, names: Sequence[str] | Mapping[str, Any] = ()) -> list[str]:
-    """The members (or these of them), the likeliest to be right first; ties by name."""
-    return sorted(names or pool.members, key=lambda name: (-pool.prior(name), name))
+    """The members (or these of them), the likeliest to be right first; of equals the cheapest by the sum of its prices,
+    then by name. A price that nobody knows comes last."""
+
+    def place(name: str) -> tuple[float, float, str]:
+        price = pool.price(name)
+        return -pool.prior(name), math.inf if price is None else sum(price), name
+
+    return sorted(names or pool.members, key=place)
 
 
 def _either(given: float | None, other: float | None) -> float | None:

@@ -29,7 +29,8 @@ class MoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=True):
     proposers: str = ""
     """Names joined by commas; empty: all models of the pool."""
     aggregator: str = ""
-    """Who writes the reply; empty: the pool's aggregator, else the model with the highest prior."""
+    """Who writes the reply; empty: the pool's aggregator, else the model with the highest prior, of equals the
+    cheapest."""
     skip: bool = True
     """Ask no aggregator where one answer stands, or all agree; `false` is the paper's plain form."""
     temperature: float | None = 0.7

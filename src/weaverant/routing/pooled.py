@@ -29,7 +29,7 @@ class Pooled(Generic[Options]):
         self.options = options
         self.members: dict[str, Served] = pool.members
         self.observed = Observed()
-        told = [msgspec.to_builtins(options), pool.told(), *made_of]
+        told = [msgspec.to_builtins(options), pool.told(), by_prior(pool), *made_of]
         self.identity = f"{kind}@{digest(msgspec.msgpack.encode(told, order='deterministic')).hex()[:16]}"
 
     def worst(self, request: Request) -> float | None:

@@ -24,7 +24,7 @@ class SelfMoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """The options of `self-moa:FILE?model=NAME&samples=6`."""
 
     model: str = ""
-    """Who answers; empty: the model with the highest prior."""
+    """Who answers; empty: the model with the highest prior, of equals the cheapest."""
     samples: Annotated[int, Meta(ge=1)] = 6
     aggregator: str = ""
     """Who writes the reply; empty: the model itself."""

@@ -42,7 +42,8 @@ class SmoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=True):
     proposers: str = ""
     """Names joined by commas; empty: all models of the pool."""
     aggregator: str = ""
-    """Who writes the reply; empty: the pool's aggregator, else the model with the highest prior."""
+    """Who writes the reply; empty: the pool's aggregator, else the model with the highest prior, of equals the
+    cheapest."""
     judge: str = ""
     """Who keeps answers and writes roles; empty: the aggregator."""
     skip: bool = True
