@@ -65,6 +65,7 @@ def test_files_are_found_beside_the_pool(tmp_path: Path, monkeypatch: pytest.Mon
         ('{"models": {"a": {"model": "embedded:tiny", "price": [1]}}}', "length 2"),
         ('{"models": {"a": {"model": "embedded:tiny", "modalities": ["smell"]}}}', "smell"),
         ('{"models": {"a": {"model": "embedded:tiny", "colour": 1}}}', "colour"),
+        ('{"models": {"a": {"model": "embedded:tiny", "like": "b"}}}', "'a' is said to be like 'b'.*has none"),
         ('{"models": ', "Expected"),
     ],
 )
@@ -116,6 +117,17 @@ def test_engines_tell_what_they_refuse_and_what_they_take(tmp_path: Path):
         worst = pool.worst(name, limited)
         assert worst is not None and least <= worst < 4 * least
         assert pool.worst(name, asked()) is None
+
+
+def test_a_router_that_knows_none_of_the_names_is_refused(tmp_path: Path):
+    folder = tmp_path / "learned"
+    folder.mkdir()
+    (folder / "router.json").write_text('{"format": 1, "models": ["small", "large"]}')
+    tiny = "embedded:tiny"
+    with pytest.raises(UserError, match=r"none of its models is known.*'a', 'b'.*knows 'large', 'small'"):
+        Pool.open(written(tmp_path, {"a": tiny, "b": tiny}, router="learned"))
+    for models in ({"a": tiny, "large": tiny}, {"a": {"model": tiny, "like": "small"}}):
+        assert Pool.open(written(tmp_path, models, router="learned")).router == folder
 
 
 @pytest.mark.parametrize(

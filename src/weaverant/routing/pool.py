@@ -98,6 +98,8 @@ class Pool:
         found = _read(path)
         cards = {name: Card(one) if isinstance(one, str) else one for name, one in found.models.items()}
         _check(found, cards, path)
+        router = path.parent / Path(found.router).expanduser() if found.router else None
+        _check_router(router, cards, path)
         resolved = path.resolve()
         if resolved in _opening:
             raise UserError(f"the pool {str(path)!r} names itself as one of its models")
@@ -116,7 +118,6 @@ class Pool:
             engines = {spec: open_engine(spec, parts) for spec in dict.fromkeys(specs[name] for name in sorted(specs))}
         finally:
             _opening.pop()
-        router = path.parent / Path(found.router).expanduser() if found.router else None
         return cls({name: engines[spec] for name, spec in specs.items()}, cards, router, found.aggregator, billed)
 
     def told(self) -> Any:
@@ -209,6 +210,35 @@ def _check(found: PoolFile, cards: Mapping[str, Card], path: Path) -> None:
             raise UserError(f"{where}: a model is called {name!r}; expected a name without '/'")
     if found.aggregator and found.aggregator not in cards:
         raise UserError(f"{where}: the aggregator {found.aggregator!r} is none of its models: {known(cards)}")
+
+
+class _Router(msgspec.Struct):
+    """What is looked at of a router's `router.json`."""
+
+    models: list[str]
+
+
+def _check_router(router: Path | None, cards: Mapping[str, Card], path: Path) -> None:
+    """A router's scores go by names, so one that knows none of them says nothing. Whether it is there at all is the
+    business of whoever asks it."""
+    where = f"the pool {str(path)!r}"
+    if router is None:
+        if like := [name for name, card in cards.items() if card.like]:
+            raise UserError(
+                f"{where}: the model {like[0]!r} is said to be like {cards[like[0]].like!r}, which only a router can "
+                'know, and the pool has none. Expected "router": FOLDER, or "prior" in place of "like"'
+            )
+        return
+    from weaverant.routing.folder import FACTS, read_facts  # deferred: few pools have a router
+
+    if not (router / FACTS).exists():
+        return
+    models = read_facts(router, _Router).models
+    if not {*cards, *(card.like for card in cards.values())} & set(models):
+        raise UserError(
+            f"{where}: none of its models is known to its router, by name or as `like`: {known(cards)}. The router "
+            f"{str(router)!r} knows {known(dict.fromkeys(models))}"
+        )
 
 
 def known(names: Mapping[str, Any]) -> str:
