@@ -23,7 +23,7 @@ from weaverant.journal import JournalReader
 from weaverant.message import Request, Sampling, Usage, user
 from weaverant.pilot import estimate
 from weaverant.routing.observed import FEWEST, IN_A_ROW
-from weaverant.routing.pool import Pool
+from weaverant.routing.pool import Card, Pool
 from weaverant.summary import document, fold
 from weaverant.testing.server import MockServer
 
@@ -101,6 +101,40 @@ def test_stragglers_are_cut_off_after_their_95th_percentile_once_the_others_have
     assert Counter(outcomes(story))["solver/late", "cancelled"] == 1
     final = told(story)[-1][0]
     assert "late: cut off after 0.8 s" in str(final) and moa.observed.of("late").failures == 1
+
+
+def test_a_straggler_of_whom_nothing_is_measured_is_cut_off_too(
+    tmp_path: Path, server: MockServer, sick: MockServer, monkeypatch: pytest.MonkeyPatch
+):
+    """After a minute and ten times as long as the others took, which are made shorter here."""
+    monkeypatch.setattr("weaverant.routing.asking.PATIENCE", 1.0)
+    monkeypatch.setattr("weaverant.routing.asking.MORE_PATIENT", 2.0)
+    file = pool(tmp_path, {"a": at(server), "b": at(server), "late": at(sick, "hang")}, aggregator="a")
+    began = time.monotonic()
+    done, (story,) = run(tmp_path, f"moa:{file}?layers=2")
+    assert done.exit_code == 0 and 1.0 < time.monotonic() - began < 15
+    assert Counter(outcomes(story))["solver/late", "cancelled"] == 1
+    server.control(latency=1.5)
+    (tmp_path / "again").mkdir()
+    began = time.monotonic()
+    done, (story,) = run(tmp_path / "again", f"moa:{file}?layers=2&skip=false")
+    assert done.exit_code == 0 and "late: cut off after 3" in str(told(story)[-1][0])
+    assert 1.5 * 2 + 1.5 < time.monotonic() - began < 20
+
+
+def test_with_a_quorum_of_all_nobody_is_cut_off_and_batches_have_their_time(
+    tmp_path: Path, server: MockServer, sick: MockServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("weaverant.routing.asking.PATIENCE", 0.1)
+    monkeypatch.setattr("weaverant.routing.asking.MORE_PATIENT", 0.1)
+    sick.control(latency=1.2)
+    file = pool(tmp_path, {"a": at(server), "slow": at(sick)}, aggregator="a")
+    done, (story,) = run(tmp_path, f"moa:{file}?layers=2&quorum=2")
+    assert done.exit_code == 0 and {outcome for _, outcome in outcomes(story)} == {"reply"}
+    models = {"a": "openai:m?batch=60", "b": "openai:m?batch=0", "c": "pool:http://a/v1#m,http://b/v1?batch=3#m"}
+    assert Pool({}, {}).batched == frozenset()
+    members = dict.fromkeys(models, open_engine("embedded:tiny"))
+    assert Pool(members, {name: Card(spec) for name, spec in models.items()}).batched == {"a", "c"}
 
 
 def test_nobody_is_cut_off_before_the_quorum(tmp_path: Path, server: MockServer, sick: MockServer):

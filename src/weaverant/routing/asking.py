@@ -34,7 +34,7 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Seconds that a member may take; 0: as long as its server may."""
     quorum: Annotated[int, Meta(ge=0)] = 0
     """How many of those asked together have to be done before the others are cut off, each after the 95th percentile of
-    its latency; 0: all but one."""
+    its latency, see `PATIENCE`; 0: all but one. All of them: nobody is cut off."""
 
 
 Wanted = TypeVar("Wanted", bound=Asked)
@@ -54,6 +54,13 @@ def options_of(kind: str, text: str, wanted: type[Wanted]) -> Wanted:
 
 LEAST_PATIENCE = 0.5
 """Seconds that nobody is cut off before, whatever was measured: it would save nothing, and lose an answer."""
+
+
+PATIENCE = 60.0
+"""Seconds that a straggler is waited for at least of whom no 95th percentile is known yet."""
+
+MORE_PATIENT = 10.0
+"""How many times as long as the quorum took such a straggler may take."""
 
 
 class Call(Struct, frozen=True):
@@ -147,10 +154,12 @@ class Asking:
         tasks = {call.key: asyncio.create_task(self._ask(call, admitted.bound.get(call.key, 0.0))) for call in chosen}
         waiting, heard, found = dict(tasks), Heard(), dict[str, Reply | StepFailed]()
         quorum = self._options.quorum or len(tasks) - 1
+        members, enough = {call.key: call.member for call in chosen}, None
         try:
             while waiting:
-                enough = 0 < quorum <= len(found) and any(_is_answer(one) for one in found.values())
-                limits = {key: self._limit(admitted.patience.get(key), enough) for key in waiting}
+                if enough is None and 0 < quorum <= len(found) and any(map(_is_answer, found.values())):
+                    enough = loop.time() - began
+                limits = {key: self._limit(members[key], admitted.patience.get(key), enough) for key in waiting}
                 late = [key for key, limit in limits.items() if limit is not None and loop.time() - began >= limit]
                 if late:
                     for key in late:
@@ -209,10 +218,13 @@ class Asking:
         absent = self._inside.optional and not self._answered
         return StepFailed("unavailable" if absent else "pool", f"no member of the pool could {what}: {why}")
 
-    def _limit(self, patience: float | None, enough: bool) -> float | None:
+    def _limit(self, member: str, patience: float | None, enough: float | None) -> float | None:
+        """Seconds that a call may take, where so many have made a quorum `enough`; None: no limit."""
         limits = [self._options.deadline] if self._options.deadline else []
-        if enough and patience is not None:
+        if enough is not None and patience is not None:
             limits.append(patience)
+        elif enough is not None and member not in self._pool.batched:
+            limits.append(max(PATIENCE, MORE_PATIENT * enough))
         return min(limits, default=None)
 
     def admitted(

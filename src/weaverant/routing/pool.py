@@ -22,7 +22,7 @@ from weaverant.compound import Served
 from weaverant.engines import open_engine
 from weaverant.errors import UserError
 from weaverant.message import ImagePart, Message, Request, Sampling, Usage, user
-from weaverant.routing.specs import beside, says_price, with_price
+from weaverant.routing.specs import beside, is_batched, says_price, with_price
 
 Modality = Literal["text", "image"]
 _Dollars = Annotated[float, Meta(ge=0.0)]
@@ -87,6 +87,8 @@ class Pool:
         self.router = router
         """The folder of the router, if the file names one."""
         self.aggregator = aggregator
+        self.batched = frozenset(name for name, card in self.cards.items() if is_batched(card.model))
+        """Those whose replies come in batches, hours later."""
         self._billed = billed
         self._prices: dict[str, tuple[float, float] | None] = {}
 

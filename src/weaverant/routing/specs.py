@@ -45,6 +45,14 @@ def says_price(spec: str) -> bool:
     return bool(addresses) and all("price" in _options(one) for one in addresses)
 
 
+def is_batched(spec: str) -> bool:
+    """Whether its replies come in batches, hours later."""
+    kind, _, rest = spec.strip().partition(":")
+    if kind == "cache":
+        return is_batched(rest.partition("|")[2])
+    return any(_options(one).get("batch", "0").strip("0.") for one in split(rest if kind == "pool" else spec) or ())
+
+
 def _options(address: str) -> dict[str, str]:
     return dict(parse_qsl(address.partition("#")[0].partition("?")[2], keep_blank_values=True))
 
