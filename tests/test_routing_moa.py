@@ -18,7 +18,7 @@ import pytest
 import weaverant
 from weaverant import Agent, Message, Reply, Story, UserError, workflow
 from weaverant.cli.show import storyteller
-from weaverant.engines import open_engine
+from weaverant.engines import KINDS, open_engine
 from weaverant.engines.scripted import Scripted
 from weaverant.errors import StepFailed
 from weaverant.journal import JournalReader
@@ -616,3 +616,15 @@ def test_the_page_names_every_option_with_its_default():
     assert pool and msgspec.json.decode(pool[1], type=PoolFile).models["small"]
     fields = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE))))
     assert fields == {*Card.__struct_fields__, *PoolFile.__struct_fields__} - {"models"}
+
+
+def test_the_pages_name_every_compound_of_a_pool_and_their_examples_fit_readmes_agent():
+    docs = Path(__file__).parent.parent / "docs"
+    kinds = [kind for kind, what in KINDS.items() if what.opener.startswith("weaverant.routing")]
+    assert len(kinds) == 5
+    operations, models = (docs / "operations.md").read_text(), (docs / "models.md").read_text()
+    for kind in kinds:
+        assert f"`{kind}:" in operations and f"`{kind}:" in models, kind
+    for line in (docs / "routing.md").read_text().splitlines():
+        if line.startswith("weaverant run "):
+            assert re.search(rf"--model '?({'|'.join(kinds)}):", line), "README's agent names no model"
