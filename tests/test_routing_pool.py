@@ -66,6 +66,8 @@ def test_files_are_found_beside_the_pool(tmp_path: Path, monkeypatch: pytest.Mon
         ('{"models": {"a": {"model": "embedded:tiny", "modalities": ["smell"]}}}', "smell"),
         ('{"models": {"a": {"model": "embedded:tiny", "colour": 1}}}', "colour"),
         ('{"models": {"a": {"model": "embedded:tiny", "like": "b"}}}', "'a' is said to be like 'b'.*has none"),
+        ('{"models": {"a": "embedded:tiny", "b": "embedded:tiny", "a": "embedded:tiny"}}', "'a' is named twice"),
+        ('{"models": {"a": {"model": "embedded:tiny", "prior": 0.1, "prior": 0.2}}}', "'prior' is named twice"),
         ('{"models": ', "Expected"),
     ],
 )

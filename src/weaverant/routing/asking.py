@@ -43,13 +43,22 @@ Wanted = TypeVar("Wanted", bound=Asked)
 def options_of(kind: str, text: str, wanted: type[Wanted]) -> Wanted:
     """The options of `KIND:FILE?NAME=VALUE&...`; `UserError` for what is none."""
     try:
-        pairs = dict(parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)))
-        return msgspec.convert(pairs, wanted, strict=False)
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
+        if twice := sorted({name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1}):
+            raise ValueError(f"{twice[0]!r} is given twice")
+        found = msgspec.convert(dict(pairs), wanted, strict=False)
+        if endless := [name for name, _ in pairs if not _finite(getattr(found, name))]:
+            raise ValueError(f"{endless[0]!r} has to be a finite number")
+        return found
     except (ValueError, msgspec.ValidationError) as error:
         names = ", ".join(wanted.__struct_fields__)
         raise UserError(
             f"{kind}: the options {text!r} are none: {error}. Expected some of {names}, joined by &"
         ) from None
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 LEAST_PATIENCE = 0.5

@@ -33,7 +33,7 @@ class MoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=True):
     cheapest."""
     skip: bool = True
     """Ask no aggregator where one answer stands, or all agree; `false` is the paper's plain form."""
-    temperature: float | None = 0.7
+    temperature: Annotated[float, Meta(ge=0.0)] | None = 0.7
     """Where the asking agent sets none."""
     prompts: Prompts = "auto"
     """`auto`: those of the small models where every member is an embedded one, else `chat`."""

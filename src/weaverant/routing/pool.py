@@ -11,6 +11,7 @@ Only `models` is required. A SPEC is what `--model` takes; files and folders tha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -196,11 +197,22 @@ _opening: list[Path] = []
 
 def _read(path: Path) -> PoolFile:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=PoolFile)
+        text = path.read_bytes()
+        found = msgspec.json.decode(text, type=PoolFile)
+        json.loads(text, object_pairs_hook=_once)
+        return found
     except OSError as error:
         raise UserError(f"the pool {str(path)!r} cannot be read: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise UserError(f"the pool {str(path)!r}: {error}. Expected {EXPECTED}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for n, (name, _) in enumerate(pairs) if name in [other for other, _ in pairs[:n]])
+        raise ValueError(f"{twice!r} is named twice")
+    return found
 
 
 def _check(found: PoolFile, cards: Mapping[str, Card], path: Path) -> None:

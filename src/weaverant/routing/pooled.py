@@ -29,8 +29,14 @@ class Pooled(Generic[Options]):
         self.options = options
         self.members: dict[str, Served] = pool.members
         self.observed = Observed()
+        if options.quorum > (most := self.together()):
+            raise UserError(f"{kind}: quorum={options.quorum} is more than the {most} that are ever asked together")
         told = [msgspec.to_builtins(options), pool.told(), by_prior(pool), *made_of]
         self.identity = f"{kind}@{digest(msgspec.msgpack.encode(told, order='deterministic')).hex()[:16]}"
+
+    def together(self) -> int:
+        """How many calls there are at the same time, at most."""
+        return len(self.members)
 
     def worst(self, request: Request) -> float | None:
         """The most that a call can cost, in dollars, so that a compound with a budget may be the member of another."""

@@ -30,7 +30,7 @@ class SelfMoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Who writes the reply; empty: the model itself."""
     skip: bool = True
     """Ask no aggregator where one answer stands, or all agree."""
-    temperature: float | None = 0.7
+    temperature: Annotated[float, Meta(ge=0.0)] | None = 0.7
     """Where the asking agent sets none."""
     prompts: Prompts = "auto"
     """`auto`: those of the small models where every member is an embedded one, else `chat`."""
@@ -52,6 +52,10 @@ class SelfMoa(Pooled[SelfMoaOptions]):
         aggregator = self.named("aggregator", options.aggregator, self._model)
         self._words = words_for(options.prompts, self.members)
         self._merging = Merging(self, self._words, aggregator, options.skip, options.temperature)
+
+    def together(self) -> int:
+        """See `Pooled`."""
+        return self.options.samples
 
     def refuses(self, request: Request) -> str:
         """See `Selective`."""

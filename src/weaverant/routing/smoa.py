@@ -48,7 +48,7 @@ class SmoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who keeps answers and writes roles; empty: the aggregator."""
     skip: bool = True
     """Ask no aggregator where one answer stands, or all agree; `false` is the paper's plain form."""
-    temperature: float | None = 0.7
+    temperature: Annotated[float, Meta(ge=0.0)] | None = 0.7
     """Where the asking agent sets none."""
     prompts: Prompts = "auto"
     """`auto`: those of the small models where every member is an embedded one, else `chat`."""
