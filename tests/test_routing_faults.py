@@ -528,6 +528,8 @@ def test_the_command_line_shows_exports_and_estimates_them(folder: Path, model: 
         words = ["run", "ask.py", "--input", "rows.jsonl", "--run", kind, "--model", f"solver={spec}"]
         dry = call(folder, *words, "--dry-run")
         assert dry.returncode == 0 and "agent solver/a: model 'solver/a' -> http:m" in dry.stdout, dry
+        assert f"  at most {calls} call{'s' * (calls > 1)} a request" in dry.stdout, dry
+        assert "  member c: http:m, price unknown" in dry.stdout and ("no router" in dry.stdout) == (kind == "route")
         assert not model.calls
         pilot = call(folder, *words, "--pilot", "1")
         assert pilot.returncode == 0 and "asker (compound)" in pilot.stdout, pilot

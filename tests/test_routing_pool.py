@@ -11,9 +11,14 @@ import pytest
 from weaverant import UserError
 from weaverant.engines.scripted import Scripted
 from weaverant.message import ImagePart, Message, Request, Sampling, ToolSpec, Usage, user
+from weaverant.routing.moa import MoaOptions
 from weaverant.routing.observed import FEWEST, IN_A_ROW, REST, RING, Observed
 from weaverant.routing.pool import PRIOR, Card, Pool
+from weaverant.routing.route import RouteOptions
+from weaverant.routing.selfmoa import SelfMoaOptions
+from weaverant.routing.smoa import SmoaOptions
 from weaverant.routing.specs import with_price
+from weaverant.routing.turns import RouteMoaOptions
 
 
 def written(folder: Path, models: Any, **more: Any) -> Path:
@@ -130,6 +135,27 @@ def test_a_router_that_knows_none_of_the_names_is_refused(tmp_path: Path):
         Pool.open(written(tmp_path, {"a": tiny, "b": tiny}, router="learned"))
     for models in ({"a": tiny, "large": tiny}, {"a": {"model": tiny, "like": "small"}}):
         assert Pool.open(written(tmp_path, models, router="learned")).router == folder
+
+
+def test_a_plan_tells_calls_members_prices_and_whom_the_router_knows(tmp_path: Path):
+    (tmp_path / "learned").mkdir()
+    (tmp_path / "learned" / "router.json").write_text('{"format": 1, "models": ["a", "c"]}')
+    models = {
+        "a": {"model": "http://127.0.0.1:9/v1#a", "price": [0.25, 2]},
+        "b": "embedded:tiny",
+        "c": "http://127.0.0.1:9/v1#c",
+        "d": {"model": "moa:inner.json", "like": "a"},
+    }
+    (tmp_path / "inner.json").write_text(json.dumps({"models": {"x": "embedded:tiny"}}))
+    pool = Pool.open(written(tmp_path, models, router="learned"))
+    a, b, c, d, router = pool.plan(routed=True)
+    assert a == "member a: http:a, $0.25 and $2 a million tokens in and out"
+    assert b.endswith(", free") and c.endswith(", price unknown") and d.endswith(", a price of its members")
+    assert router.endswith("learned: scores a, c, d; by their cards' priors: b")
+    assert pool.plan(routed=False) == [a, b, c, d]
+    for spec, calls in ((MoaOptions(layers=2), 5), (SmoaOptions(proposers="a,b"), 8), (SelfMoaOptions(samples=3), 4)):
+        assert spec.calls(4) == calls
+    assert RouteMoaOptions(layers=2).calls(2) == 5 and RouteOptions().calls(4) == 1
 
 
 @pytest.mark.parametrize(

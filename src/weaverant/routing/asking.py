@@ -36,6 +36,10 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How many of those asked together have to be done before the others are cut off, each after the 95th percentile of
     its latency, see `PATIENCE`; 0: all but one. All of them: nobody is cut off."""
 
+    def calls(self, members: int) -> int:
+        """Calls for one request at most, of a pool with so many members, where everybody answers."""
+        return 1
+
 
 Wanted = TypeVar("Wanted", bound=Asked)
 

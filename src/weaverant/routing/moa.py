@@ -38,6 +38,11 @@ class MoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prompts: Prompts = "auto"
     """`auto`: those of the small models where every member is an embedded one, else `chat`."""
 
+    def calls(self, members: int) -> int:
+        """See `Asked`."""
+        proposers = len(self.proposers.split(",")) if self.proposers else members
+        return proposers * (self.layers - 1) + 1
+
 
 def open_moa(spec: str, parts: int = 1) -> Moa:
     """What `moa:` names; `UserError` where that is none. `parts` as for `open_engine`."""

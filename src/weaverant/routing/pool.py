@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta
 
-from weaverant.compound import Served
+from weaverant.compound import Served, is_compound
 from weaverant.engines import open_engine
 from weaverant.errors import UserError
 from weaverant.message import ImagePart, Message, Request, Sampling, Usage, user
@@ -79,8 +79,10 @@ class Pool:
         router: Path | None = None,
         aggregator: str = "",
         billed: Set[str] = frozenset(),
+        scored: Set[str] = frozenset(),
     ) -> None:
-        """Of members opened by others, who need no cards. `billed` are those whose replies say what they cost."""
+        """Of members opened by others, who need no cards. `billed` are those whose replies say what they cost, `scored`
+        those whom the router knows, by name or as `like`."""
         given = cards or {}
         self.members: dict[str, Served] = {name: members[name] for name in sorted(members)}
         """By name, in the order of the names."""
@@ -91,6 +93,7 @@ class Pool:
         self.batched = frozenset(name for name, card in self.cards.items() if is_batched(card.model))
         """Those whose replies come in batches, hours later."""
         self._billed = billed
+        self._scored = scored
         self._prices: dict[str, tuple[float, float] | None] = {}
 
     @classmethod
@@ -102,7 +105,7 @@ class Pool:
         cards = {name: Card(one) if isinstance(one, str) else one for name, one in found.models.items()}
         _check(found, cards, path)
         router = path.parent / Path(found.router).expanduser() if found.router else None
-        _check_router(router, cards, path)
+        scored = _check_router(router, cards, path)
         resolved = path.resolve()
         if resolved in _opening:
             raise UserError(f"the pool {str(path)!r} names itself as one of its models")
@@ -121,7 +124,9 @@ class Pool:
             engines = {spec: open_engine(spec, parts) for spec in dict.fromkeys(specs[name] for name in sorted(specs))}
         finally:
             _opening.pop()
-        return cls({name: engines[spec] for name, spec in specs.items()}, cards, router, found.aggregator, billed)
+        return cls(
+            {name: engines[spec] for name, spec in specs.items()}, cards, router, found.aggregator, billed, scored
+        )
 
     def told(self) -> Any:
         """What makes it another pool, as plain data without paths: identities, and what the cards say."""
@@ -154,6 +159,23 @@ class Pool:
             given = self.cards[name].price
             self._prices[name] = _asked_price(self.members[name]) if given is None else (given[0] / 1e6, given[1] / 1e6)
         return self._prices[name]
+
+    def plan(self, routed: bool) -> list[str]:
+        """The members with their prices, and what the router says of them where one is asked, for people."""
+        lines = [f"member {name}: {member.identity}, {self._cost(name)}" for name, member in self.members.items()]
+        if not routed:
+            return lines
+        others = [name for name in self.members if name not in self._scored]
+        told = f"; by their cards' priors: {', '.join(others)}" if others else ""
+        if self.router is None:
+            return [*lines, f"no router{told}"]
+        return [*lines, f"router {self.router}: scores {', '.join(sorted(self._scored))}{told}"]
+
+    def _cost(self, name: str) -> str:
+        price = self.price(name)
+        if price is None:
+            return "a price of its members" if is_compound(self.members[name]) else "price unknown"
+        return f"${price[0] * 1e6:.4g} and ${price[1] * 1e6:.4g} a million tokens in and out" if any(price) else "free"
 
     def unbilled(self, name: str, usage: Usage) -> float:
         """US dollars that a call took by its card's price, where nothing else says what its replies cost."""
@@ -232,9 +254,9 @@ class _Router(msgspec.Struct):
     models: list[str]
 
 
-def _check_router(router: Path | None, cards: Mapping[str, Card], path: Path) -> None:
-    """A router's scores go by names, so one that knows none of them says nothing. Whether it is there at all is the
-    business of whoever asks it."""
+def _check_router(router: Path | None, cards: Mapping[str, Card], path: Path) -> frozenset[str]:
+    """Whom the router knows. Its scores go by names, so one that knows nobody is refused. Whether it is there at all is
+    the business of whoever asks it."""
     where = f"the pool {str(path)!r}"
     if router is None:
         if like := [name for name, card in cards.items() if card.like]:
@@ -242,17 +264,19 @@ def _check_router(router: Path | None, cards: Mapping[str, Card], path: Path) ->
                 f"{where}: the model {like[0]!r} is said to be like {cards[like[0]].like!r}, which only a router can "
                 'know, and the pool has none. Expected "router": FOLDER, or "prior" in place of "like"'
             )
-        return
+        return frozenset()
     from weaverant.routing.folder import FACTS, read_facts  # deferred: few pools have a router
 
     if not (router / FACTS).exists():
-        return
+        return frozenset()
     models = read_facts(router, _Router).models
-    if not {*cards, *(card.like for card in cards.values())} & set(models):
+    scored = frozenset(name for name, card in cards.items() if name in models or card.like in models)
+    if not scored:
         raise UserError(
             f"{where}: none of its models is known to its router, by name or as `like`: {known(cards)}. The router "
             f"{str(router)!r} knows {known(dict.fromkeys(models))}"
         )
+    return scored
 
 
 def known(names: Mapping[str, Any]) -> str:

@@ -38,6 +38,14 @@ class Pooled(Generic[Options]):
         """How many calls there are at the same time, at most."""
         return len(self.members)
 
+    def plan(self) -> list[str]:
+        """What a dry run tells of it, in lines."""
+        calls = self.options.calls(len(self.members))
+        more = " (more where members fail)"
+        budget = f", for ${self.options.budget:.4g} at most" if self.options.budget else ""
+        routed = self.kind in ("route", "routemoa")
+        return [f"at most {calls} call{'s' * (calls > 1)} a request{more}{budget}", *self.pool.plan(routed)]
+
     def worst(self, request: Request) -> float | None:
         """The most that a call can cost, in dollars, so that a compound with a budget may be the member of another."""
         return self.options.budget or None

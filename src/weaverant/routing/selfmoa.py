@@ -35,6 +35,10 @@ class SelfMoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     prompts: Prompts = "auto"
     """`auto`: those of the small models where every member is an embedded one, else `chat`."""
 
+    def calls(self, members: int) -> int:
+        """See `Asked`."""
+        return self.samples + 1
+
 
 def open_selfmoa(spec: str, parts: int = 1) -> SelfMoa:
     """What `self-moa:` names; `UserError` where that is none. `parts` as for `open_engine`."""

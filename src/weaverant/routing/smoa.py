@@ -53,6 +53,11 @@ class SmoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prompts: Prompts = "auto"
     """`auto`: those of the small models where every member is an embedded one, else `chat`."""
 
+    def calls(self, members: int) -> int:
+        """See `Asked`."""
+        proposers = len(self.proposers.split(",")) if self.proposers else members
+        return self.rounds * (proposers + 1) + 1 + self.roles
+
 
 def open_smoa(spec: str, parts: int = 1) -> Smoa:
     """What `smoa:` names; `UserError` where that is none. `parts` as for `open_engine`."""

@@ -73,6 +73,10 @@ class RouteMoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     keep: str = "all"
     """Of `faithful`: the defects that it keeps, by name, joined by commas; `all` or `none`."""
 
+    def calls(self, members: int) -> int:
+        """See `Asked`."""
+        return min(self.k, members) * self.layers + 1
+
     def __post_init__(self) -> None:
         if self.keep != "all" and not self.faithful:
             raise ValueError("'keep' takes faithful=small or faithful=large")
