@@ -982,7 +982,7 @@ def test_calls_that_wait_inside_an_engine_are_not_said_to_be_in_flight(folder: P
 
 COMMANDS = [
     *("", "run", "resume", "join", "show", "export", "fetch", "train", "improve", "route", "recipes", "models", "init"),
-    *("route train", "route eval", "route calibrate", "route explain"),
+    *("route train", "route eval", "route calibrate", "route learn", "route explain"),
 ]
 
 

@@ -23,7 +23,7 @@ from weaverant.journal import JournalReader
 from weaverant.message import Request, Sampling, Usage, user
 from weaverant.pilot import estimate
 from weaverant.routing.observed import FEWEST, IN_A_ROW
-from weaverant.routing.pool import Pool
+from weaverant.routing.pool import Card, Pool
 from weaverant.summary import document, fold
 from weaverant.testing.server import MockServer
 
@@ -101,6 +101,40 @@ def test_stragglers_are_cut_off_after_their_95th_percentile_once_the_others_have
     assert Counter(outcomes(story))["solver/late", "cancelled"] == 1
     final = told(story)[-1][0]
     assert "late: cut off after 0.8 s" in str(final) and moa.observed.of("late").failures == 1
+
+
+def test_a_straggler_of_whom_nothing_is_measured_is_cut_off_too(
+    tmp_path: Path, server: MockServer, sick: MockServer, monkeypatch: pytest.MonkeyPatch
+):
+    """After a minute and ten times as long as the others took, which are made shorter here."""
+    monkeypatch.setattr("weaverant.routing.asking.PATIENCE", 1.0)
+    monkeypatch.setattr("weaverant.routing.asking.MORE_PATIENT", 2.0)
+    file = pool(tmp_path, {"a": at(server), "b": at(server), "late": at(sick, "hang")}, aggregator="a")
+    began = time.monotonic()
+    done, (story,) = run(tmp_path, f"moa:{file}?layers=2")
+    assert done.exit_code == 0 and 1.0 < time.monotonic() - began < 15
+    assert Counter(outcomes(story))["solver/late", "cancelled"] == 1
+    server.control(latency=1.5)
+    (tmp_path / "again").mkdir()
+    began = time.monotonic()
+    done, (story,) = run(tmp_path / "again", f"moa:{file}?layers=2&skip=false")
+    assert done.exit_code == 0 and "late: cut off after 3" in str(told(story)[-1][0])
+    assert 1.5 * 2 + 1.5 < time.monotonic() - began < 20
+
+
+def test_with_a_quorum_of_all_nobody_is_cut_off_and_batches_have_their_time(
+    tmp_path: Path, server: MockServer, sick: MockServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("weaverant.routing.asking.PATIENCE", 0.1)
+    monkeypatch.setattr("weaverant.routing.asking.MORE_PATIENT", 0.1)
+    sick.control(latency=1.2)
+    file = pool(tmp_path, {"a": at(server), "slow": at(sick)}, aggregator="a")
+    done, (story,) = run(tmp_path, f"moa:{file}?layers=2&quorum=2")
+    assert done.exit_code == 0 and {outcome for _, outcome in outcomes(story)} == {"reply"}
+    models = {"a": "openai:m?batch=60", "b": "openai:m?batch=0", "c": "pool:http://a/v1#m,http://b/v1?batch=3#m"}
+    assert Pool({}, {}).batched == frozenset()
+    members = dict.fromkeys(models, open_engine("embedded:tiny"))
+    assert Pool(members, {name: Card(spec) for name, spec in models.items()}).batched == {"a", "c"}
 
 
 def test_nobody_is_cut_off_before_the_quorum(tmp_path: Path, server: MockServer, sick: MockServer):
@@ -355,6 +389,37 @@ def test_the_run_s_own_budget_holds_within(tmp_path: Path, server: MockServer):
     assert estimate(tmp_path / "run").calls.value == len(QUESTIONS) * 3
 
 
+def test_a_card_s_price_counts_for_the_ledger_the_pilot_and_every_budget(tmp_path: Path, server: MockServer):
+    server.control(price="100,1000")
+    card = {"model": f"{server.url}?retries=0#m", "price": [100, 1000]}
+    spec = f"moa:{pool(tmp_path, {'a': card, 'b': card})}?layers=2&skip=false"
+    done, found = run(tmp_path, spec, QUESTIONS, budget=0.15)
+    assert done.state == "budget" and 0 < done.spent <= 0.15
+    assert all(step.usage.cost > 0 for story in found for step in story.steps if step.name == "solver/a")
+    again = weaverant.resume(tmp_path / "run", workflow=ask, rows=QUESTIONS, models={"solver": spec}, budget=100.0)
+    assert again.wait().exit_code == 0
+    billed = sum(item["dollars"] for item in server.bill())
+    assert again.spent == pytest.approx(billed)
+    assert estimate(tmp_path / "run").cost.value == pytest.approx(billed, rel=0.2)
+
+
+def test_a_question_s_budget_is_kept_by_the_cards_where_no_reply_says_its_cost(tmp_path: Path):
+    """A file of scripted replies takes no price: its calls cost nothing in the ledger, and count here all the same."""
+    said = json.dumps({"reply": "so many words " * 4})
+    (tmp_path / "said.jsonl").write_text(said + "\n")
+    card = {"model": "scripted:said.jsonl", "price": [0, 1000]}
+    file = pool(tmp_path, {"a": card})
+    asked = Request("asker", "m", (user(QUESTIONS[0]["question"]),), Sampling(max_tokens=20))
+    worst = Pool.open(file).worst("a", asked)
+    assert worst
+    done, (story,) = run(tmp_path, f"moa:{file}?layers=9&skip=false&budget={3 * worst}")
+    steps = [step for step in story.steps if step.name == "solver/a"]
+    pooled = Pool.open(file)
+    took = sum(pooled.unbilled("a", step.usage) for step in steps)
+    assert worst < took <= 3 * worst and 3 < len(steps) < 9 and done.spent == 0
+    assert "is left of the budget" in str(told(story))
+
+
 # Time
 
 
@@ -463,6 +528,8 @@ def test_the_command_line_shows_exports_and_estimates_them(folder: Path, model: 
         words = ["run", "ask.py", "--input", "rows.jsonl", "--run", kind, "--model", f"solver={spec}"]
         dry = call(folder, *words, "--dry-run")
         assert dry.returncode == 0 and "agent solver/a: model 'solver/a' -> http:m" in dry.stdout, dry
+        assert f"  at most {calls} call{'s' * (calls > 1)} a request" in dry.stdout, dry
+        assert "  member c: http:m, price unknown" in dry.stdout and ("no router" in dry.stdout) == (kind == "route")
         assert not model.calls
         pilot = call(folder, *words, "--pilot", "1")
         assert pilot.returncode == 0 and "asker (compound)" in pilot.stdout, pilot

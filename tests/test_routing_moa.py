@@ -18,12 +18,13 @@ import pytest
 import weaverant
 from weaverant import Agent, Message, Reply, Story, UserError, workflow
 from weaverant.cli.show import storyteller
-from weaverant.engines import open_engine
+from weaverant.engines import KINDS, open_engine
 from weaverant.engines.scripted import Scripted
 from weaverant.errors import StepFailed
 from weaverant.journal import JournalReader
 from weaverant.message import ImagePart, Request, Sampling, TextPart, ToolCall, assistant, system, user
 from weaverant.protocols import CallContext
+from weaverant.routing.asking import by_prior
 from weaverant.routing.moa import Moa, MoaOptions
 from weaverant.routing.pool import Card, Pool, PoolFile
 from weaverant.routing.prompts import Chat, agreed
@@ -88,6 +89,44 @@ def stories(run: Path) -> list[Story]:
 def decisions(story: Story, name: str = "") -> list[Any]:
     """What the compounds decided, in order."""
     return [step.value for step in story.steps if step.kind == "effect" and step.name.startswith(name)]
+
+
+# Equals
+
+
+def test_of_equal_priors_the_cheapest_goes_first_and_whose_price_nobody_knows_last(tmp_path: Path):
+    models = {
+        "a": {"model": "http://127.0.0.1:9/v1#a"},
+        "b": {"model": "http://127.0.0.1:9/v1#b", "price": [2, 9]},
+        "c": {"model": "http://127.0.0.1:9/v1?price=1,4#c"},
+        "d": {"model": "http://127.0.0.1:9/v1#d", "price": [1, 4]},
+        "e": {"model": "http://127.0.0.1:9/v1#e", "price": [9, 9], "prior": 0.6},
+    }
+    (tmp_path / "pool.json").write_text(json.dumps({"models": models}))
+    assert by_prior(Pool.open(tmp_path / "pool.json")) == ["e", "c", "d", "b", "a"]
+
+
+@pytest.mark.parametrize("kind", ["self-moa", "moa", "smoa"])
+def test_of_equals_the_cheapest_is_the_one_that_is_asked(kind: str):
+    cards = {"a": Card("", price=(5, 5)), "b": Card("", price=(9, 9)), "c": Card("", price=(1, 1))}
+    voices = Voices()
+    compounds = {
+        "self-moa": SelfMoa(voices.pool(cards), SelfMoaOptions(samples=2)),
+        "moa": Moa(voices.pool(cards), MoaOptions(layers=1)),
+        "smoa": Smoa(voices.pool(cards), SmoaOptions(roles=False, rounds=1, proposers="a,b", skip=False)),
+    }
+    one(compounds[kind])
+    assert set(voices.count) == ({"c"} if kind != "smoa" else {"a", "b", "c"})
+
+
+def test_prices_that_change_who_goes_first_make_another_compound(tmp_path: Path):
+    """Of two that are equal on their cards, and whose prices stand in their addresses."""
+    identities: set[str] = set()
+    for price in (1, 2, 9):
+        models = {"a": "http://127.0.0.1:9/v1?price=5,5#a", "b": f"http://127.0.0.1:9/v1?price={price},{price}#b"}
+        (tmp_path / "pool.json").write_text(json.dumps({"models": models}))
+        identities.add(open_engine(f"moa:{tmp_path / 'pool.json'}").identity)
+    assert len(identities) == 2
 
 
 # Mixture of agents
@@ -522,6 +561,15 @@ def test_the_embedded_model_plays_in_each_of_them(tmp_path: Path, kind: str):
         ("self-moa:{0}?model=z", "self-moa: model='z'"),
         ("route:{0}?quality=2", "<= 1"),
         ("route:{0}?budget=-1", ">= 0"),
+        ("route:{0}?cost=inf", "'cost' has to be a finite number"),
+        ("route:{0}?latency=nan", "latency"),
+        ("moa:{0}?layers=2&layers=3", "'layers' is given twice"),
+        ("moa:{0}?temperature=-3", ">= 0"),
+        ("smoa:{0}?temperature=inf", "'temperature' has to be a finite number"),
+        ("self-moa:{0}?temperature=-1", ">= 0"),
+        ("moa:{0}?quorum=9", "moa: quorum=9 is more than the 2 that are ever asked together"),
+        ("self-moa:{0}?quorum=7", "quorum=7 is more than the 6"),
+        ("routemoa:{0}?keep=raw_json", "'keep' takes faithful=small"),
         ("route:nowhere.json", "cannot be read"),
         ("moa:{1}", "names itself as one of its models"),
         ("cache:kept|moa:{0}", "a cache keeps what an engine says"),
@@ -577,3 +625,15 @@ def test_the_page_names_every_option_with_its_default():
     assert pool and msgspec.json.decode(pool[1], type=PoolFile).models["small"]
     fields = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE))))
     assert fields == {*Card.__struct_fields__, *PoolFile.__struct_fields__} - {"models"}
+
+
+def test_the_pages_name_every_compound_of_a_pool_and_their_examples_fit_readmes_agent():
+    docs = Path(__file__).parent.parent / "docs"
+    kinds = [kind for kind, what in KINDS.items() if what.opener.startswith("weaverant.routing")]
+    assert len(kinds) == 5
+    operations, models = (docs / "operations.md").read_text(), (docs / "models.md").read_text()
+    for kind in kinds:
+        assert f"`{kind}:" in operations and f"`{kind}:" in models, kind
+    for line in (docs / "routing.md").read_text().splitlines():
+        if line.startswith("weaverant run "):
+            assert re.search(rf"--model '?({'|'.join(kinds)}):", line), "README's agent names no model"

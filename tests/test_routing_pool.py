@@ -11,8 +11,14 @@ import pytest
 from weaverant import UserError
 from weaverant.engines.scripted import Scripted
 from weaverant.message import ImagePart, Message, Request, Sampling, ToolSpec, Usage, user
+from weaverant.routing.moa import MoaOptions
 from weaverant.routing.observed import FEWEST, IN_A_ROW, REST, RING, Observed
 from weaverant.routing.pool import PRIOR, Card, Pool
+from weaverant.routing.route import RouteOptions
+from weaverant.routing.selfmoa import SelfMoaOptions
+from weaverant.routing.smoa import SmoaOptions
+from weaverant.routing.specs import with_price
+from weaverant.routing.turns import RouteMoaOptions
 
 
 def written(folder: Path, models: Any, **more: Any) -> Path:
@@ -64,6 +70,9 @@ def test_files_are_found_beside_the_pool(tmp_path: Path, monkeypatch: pytest.Mon
         ('{"models": {"a": {"model": "embedded:tiny", "price": [1]}}}', "length 2"),
         ('{"models": {"a": {"model": "embedded:tiny", "modalities": ["smell"]}}}', "smell"),
         ('{"models": {"a": {"model": "embedded:tiny", "colour": 1}}}', "colour"),
+        ('{"models": {"a": {"model": "embedded:tiny", "like": "b"}}}', "'a' is said to be like 'b'.*has none"),
+        ('{"models": {"a": "embedded:tiny", "b": "embedded:tiny", "a": "embedded:tiny"}}', "'a' is named twice"),
+        ('{"models": {"a": {"model": "embedded:tiny", "prior": 0.1, "prior": 0.2}}}', "'prior' is named twice"),
         ('{"models": ', "Expected"),
     ],
 )
@@ -115,6 +124,77 @@ def test_engines_tell_what_they_refuse_and_what_they_take(tmp_path: Path):
         worst = pool.worst(name, limited)
         assert worst is not None and least <= worst < 4 * least
         assert pool.worst(name, asked()) is None
+
+
+def test_a_router_that_knows_none_of_the_names_is_refused(tmp_path: Path):
+    folder = tmp_path / "learned"
+    folder.mkdir()
+    (folder / "router.json").write_text('{"format": 1, "models": ["small", "large"]}')
+    tiny = "embedded:tiny"
+    with pytest.raises(UserError, match=r"none of its models is known.*'a', 'b'.*knows 'large', 'small'"):
+        Pool.open(written(tmp_path, {"a": tiny, "b": tiny}, router="learned"))
+    for models in ({"a": tiny, "large": tiny}, {"a": {"model": tiny, "like": "small"}}):
+        assert Pool.open(written(tmp_path, models, router="learned")).router == folder
+
+
+def test_a_plan_tells_calls_members_prices_and_whom_the_router_knows(tmp_path: Path):
+    (tmp_path / "learned").mkdir()
+    (tmp_path / "learned" / "router.json").write_text('{"format": 1, "models": ["a", "c"]}')
+    models = {
+        "a": {"model": "http://127.0.0.1:9/v1#a", "price": [0.25, 2]},
+        "b": "embedded:tiny",
+        "c": "http://127.0.0.1:9/v1#c",
+        "d": {"model": "moa:inner.json", "like": "a"},
+    }
+    (tmp_path / "inner.json").write_text(json.dumps({"models": {"x": "embedded:tiny"}}))
+    pool = Pool.open(written(tmp_path, models, router="learned"))
+    a, b, c, d, router = pool.plan(routed=True)
+    assert a == "member a: http:a, $0.25 and $2 a million tokens in and out"
+    assert b.endswith(", free") and c.endswith(", price unknown") and d.endswith(", a price of its members")
+    assert router.endswith("learned: scores a, c, d; by their cards' priors: b")
+    assert pool.plan(routed=False) == [a, b, c, d]
+    for spec, calls in ((MoaOptions(layers=2), 5), (SmoaOptions(proposers="a,b"), 8), (SelfMoaOptions(samples=3), 4)):
+        assert spec.calls(4) == calls
+    assert RouteMoaOptions(layers=2).calls(2) == 5 and RouteOptions().calls(4) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "priced"),
+    [
+        ("http://h:1/v1#m", "http://h:1/v1?price=0.25,2#m"),
+        (" https://h/v1?rpm=6#m?x ", "https://h/v1?rpm=6&price=0.25,2#m?x"),
+        ("openai:gpt-5-mini", "openai:gpt-5-mini?price=0.25,2"),
+        ("pool:http://a/v1#m,openai:x?price=1,1", "pool:http://a/v1?price=0.25,2#m,openai:x?price=1,1"),
+        ("cache:./c|http://h/v1#m", "cache:./c|http://h/v1?price=0.25,2#m"),
+        ("http://h/v1?hourly=3#m", "http://h/v1?hourly=3#m"),
+        ("pool:servers.txt", None),
+        ("embedded:tiny", None),
+        ("moa:pool.json?layers=2", None),
+        ("cache:./c|embedded:tiny", None),
+    ],
+)
+def test_a_card_s_price_goes_into_the_addresses_that_have_none(spec: str, priced: str | None):
+    assert with_price(spec, (0.25, 2.0)) == priced
+
+
+def test_a_price_is_written_without_letters_and_that_of_the_address_stands(tmp_path: Path):
+    assert with_price("http://h/v1#m", (1e-7, 1e17)) == "http://h/v1?price=0.0000001,100000000000000000#m"
+    models = {"a": {"model": "http://127.0.0.1:9/v1?price=2,8#m", "price": [1, 3]}}
+    pool = Pool.open(written(tmp_path, models))
+    assert pool.price("a") == pytest.approx((2e-6, 8e-6)) and pool.unbilled("a", Usage(1000, 1000)) == 0.0
+
+
+def test_what_a_call_took_by_its_card_where_nothing_else_says_it(tmp_path: Path):
+    models = {
+        "said": {"model": "scripted:said.jsonl", "price": [1, 3]},
+        "billed": {"model": "http://127.0.0.1:9/v1#m", "price": [1, 3]},
+        "none": "simulated:latency=0",
+    }
+    (tmp_path / "said.jsonl").write_text('{"reply": "yes"}\n')
+    pool, used = Pool.open(written(tmp_path, models)), Usage(1000, 100)
+    assert pool.unbilled("said", used) == pytest.approx(1.3e-3)
+    assert pool.unbilled("said", Usage(1000, 100, cost=0.1)) == pool.unbilled("said", Usage(9, 9, requests=0)) == 0.0
+    assert pool.unbilled("billed", used) == pool.unbilled("none", used) == 0.0
 
 
 # What is measured

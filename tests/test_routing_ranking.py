@@ -130,4 +130,5 @@ def test_whose_answer_stands():
     assert standing({"a": ONE, "b": TWO}, {"a": 0.9, "b": 0.3}) == "a"
     assert standing({"a": ONE, "b": TWO}, {"a": 0.9, "b": 0.6}) is None
     assert standing({"a": None}, {"a": 0.9}) is None
+    assert standing({"b": ONE, "a": ONE, "c": ONE}, dict.fromkeys("abc", 0.5)) == "b", "who was asked first"
     assert agreed({"a": ONE, "b": ONE}) and not agreed({"a": ONE}) and not agreed({"a": ONE, "b": TWO})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -81,6 +81,9 @@ def _agent(bound: Bound, models: Mapping[str, str]) -> Iterator[str]:
     settings += [f"output={bound.output.spec.name}"] if bound.output is not None else []
     if settings:
         yield f"  {', '.join(settings)}"
+    plan: Callable[[], list[str]] | None = getattr(bound.compound, "plan", None)
+    for line in plan() if plan is not None else ():
+        yield f"  {line}"
     for part in ("system", "prompt"):
         if described[part] is not None:
             yield from indented(clipped(described[part], PROMPT_LINES, 400), f"  {part}: ", " " * 10)

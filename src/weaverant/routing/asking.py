@@ -8,6 +8,7 @@ nothing, or without an end has given no answer; the next decision's arguments te
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -33,7 +34,11 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Seconds that a member may take; 0: as long as its server may."""
     quorum: Annotated[int, Meta(ge=0)] = 0
     """How many of those asked together have to be done before the others are cut off, each after the 95th percentile of
-    its latency; 0: all but one."""
+    its latency, see `PATIENCE`; 0: all but one. All of them: nobody is cut off."""
+
+    def calls(self, members: int) -> int:
+        """Calls for one request at most, of a pool with so many members, where everybody answers."""
+        return 1
 
 
 Wanted = TypeVar("Wanted", bound=Asked)
@@ -42,8 +47,13 @@ Wanted = TypeVar("Wanted", bound=Asked)
 def options_of(kind: str, text: str, wanted: type[Wanted]) -> Wanted:
     """The options of `KIND:FILE?NAME=VALUE&...`; `UserError` for what is none."""
     try:
-        pairs = dict(parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)))
-        return msgspec.convert(pairs, wanted, strict=False)
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
+        if twice := sorted({name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1}):
+            raise ValueError(f"{twice[0]!r} is given twice")
+        found = msgspec.convert(dict(pairs), wanted, strict=False)
+        if endless := [name for name, _ in pairs if not _finite(getattr(found, name))]:
+            raise ValueError(f"{endless[0]!r} has to be a finite number")
+        return found
     except (ValueError, msgspec.ValidationError) as error:
         names = ", ".join(wanted.__struct_fields__)
         raise UserError(
@@ -51,8 +61,19 @@ def options_of(kind: str, text: str, wanted: type[Wanted]) -> Wanted:
         ) from None
 
 
+def _finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 LEAST_PATIENCE = 0.5
 """Seconds that nobody is cut off before, whatever was measured: it would save nothing, and lose an answer."""
+
+
+PATIENCE = 60.0
+"""Seconds that a straggler is waited for at least of whom no 95th percentile is known yet."""
+
+MORE_PATIENT = 10.0
+"""How many times as long as the quorum took such a straggler may take."""
 
 
 class Call(Struct, frozen=True):
@@ -100,6 +121,8 @@ class Asking:
         """The bounds of calls in flight."""
         self._lost = 0.0
         """The bounds of calls that were cut off: what nobody knows counts as spent."""
+        self._unbilled = 0.0
+        """What calls took by their members' cards that no reply said the cost of."""
         self._given_up: set[str] = set()
         self.missed: dict[str, str] = {}
         """Why members gave no answer, so far."""
@@ -107,11 +130,17 @@ class Asking:
         """Whether any member was there, be it with an error."""
 
     @property
+    def spent(self) -> float:
+        """US dollars, by all calls in this branch that have ended; of members that are priced on their cards alone by
+        those."""
+        return self._inside.used().cost + self._unbilled
+
+    @property
     def left(self) -> float | None:
         """US dollars; None without a budget."""
         if not self._options.budget:
             return None
-        return self._options.budget - self._inside.used().cost - self._held - self._lost
+        return self._options.budget - self.spent - self._held - self._lost
 
     async def admit(self, what: str, calls: Sequence[Call], most: int = 0, *, breakers: bool = True) -> Admitted:
         """Decide, in a recorded step, which of these may be asked now, at `most` so many of them; 0: all. Without
@@ -138,10 +167,12 @@ class Asking:
         tasks = {call.key: asyncio.create_task(self._ask(call, admitted.bound.get(call.key, 0.0))) for call in chosen}
         waiting, heard, found = dict(tasks), Heard(), dict[str, Reply | StepFailed]()
         quorum = self._options.quorum or len(tasks) - 1
+        members, enough = {call.key: call.member for call in chosen}, None
         try:
             while waiting:
-                enough = 0 < quorum <= len(found) and any(_is_answer(one) for one in found.values())
-                limits = {key: self._limit(admitted.patience.get(key), enough) for key in waiting}
+                if enough is None and 0 < quorum <= len(found) and any(map(_is_answer, found.values())):
+                    enough = loop.time() - began
+                limits = {key: self._limit(members[key], admitted.patience.get(key), enough) for key in waiting}
                 late = [key for key, limit in limits.items() if limit is not None and loop.time() - began >= limit]
                 if late:
                     for key in late:
@@ -200,10 +231,13 @@ class Asking:
         absent = self._inside.optional and not self._answered
         return StepFailed("unavailable" if absent else "pool", f"no member of the pool could {what}: {why}")
 
-    def _limit(self, patience: float | None, enough: bool) -> float | None:
+    def _limit(self, member: str, patience: float | None, enough: float | None) -> float | None:
+        """Seconds that a call may take, where so many have made a quorum `enough`; None: no limit."""
         limits = [self._options.deadline] if self._options.deadline else []
-        if enough and patience is not None:
+        if enough is not None and patience is not None:
             limits.append(patience)
+        elif enough is not None and member not in self._pool.batched:
+            limits.append(max(PATIENCE, MORE_PATIENT * enough))
         return min(limits, default=None)
 
     def admitted(
@@ -247,7 +281,7 @@ class Asking:
             reply = await self._inside.ask(call.member, call.request, optional=True)
         except StepFailed as failure:
             self._answered = self._answered or failure.kind != "unavailable"
-            used = _since(before, self._inside.used())
+            used = self._paid(call.member, _since(before, self._inside.used()))
             self._observed.failed(call.member, now().timestamp(), used.cost)
             return failure
         except asyncio.CancelledError:
@@ -258,9 +292,15 @@ class Asking:
         finally:
             self._held -= bound
         self._answered = True
-        used = _since(before, self._inside.used())
+        used = self._paid(call.member, _since(before, self._inside.used()))
         self._observed.answered(call.member, now().timestamp(), loop.time() - began, used)
         return reply
+
+    def _paid(self, member: str, used: Usage) -> Usage:
+        """With what its card says that it cost, where nothing else does."""
+        more = self._pool.unbilled(member, used)
+        self._unbilled += more
+        return msgspec.structs.replace(used, cost=used.cost + more)
 
 
 def no_answer(reply: Reply) -> str:
@@ -297,8 +337,14 @@ def request_digest(request: Request) -> str:
 
 
 def by_prior(pool: Pool, names: Sequence[str] | Mapping[str, Any] = ()) -> list[str]:
-    """The members (or these of them), the likeliest to be right first; ties by name."""
-    return sorted(names or pool.members, key=lambda name: (-pool.prior(name), name))
+    """The members (or these of them), the likeliest to be right first; of equals the cheapest by the sum of its prices,
+    then by name. A price that nobody knows comes last."""
+
+    def place(name: str) -> tuple[float, float, str]:
+        price = pool.price(name)
+        return -pool.prior(name), math.inf if price is None else sum(price), name
+
+    return sorted(names or pool.members, key=place)
 
 
 def _either(given: float | None, other: float | None) -> float | None:

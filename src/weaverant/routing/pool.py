@@ -11,17 +11,19 @@ Only `models` is required. A SPEC is what `--model` takes; files and folders tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta
 
-from weaverant.compound import Served
+from weaverant.compound import Served, is_compound
 from weaverant.engines import open_engine
 from weaverant.errors import UserError
-from weaverant.message import ImagePart, Message, Request, Sampling, user
+from weaverant.message import ImagePart, Message, Request, Sampling, Usage, user
+from weaverant.routing.specs import beside, is_batched, says_price, with_price
 
 Modality = Literal["text", "image"]
 _Dollars = Annotated[float, Meta(ge=0.0)]
@@ -45,7 +47,8 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     modalities: frozenset[Modality] | None = None
     """What it can read; None: what its engine does not refuse."""
     price: tuple[_Dollars, _Dollars] | None = None
-    """US dollars for a million tokens of prompt and of reply; None: what its engine says."""
+    """US dollars for a million tokens of prompt and of reply, as if it stood in the member's address, unless that has
+    one; None: what its engine says."""
     prior: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
     """The chance that it is right, where no router knows it."""
     like: str = ""
@@ -75,8 +78,11 @@ class Pool:
         cards: Mapping[str, Card] | None = None,
         router: Path | None = None,
         aggregator: str = "",
+        billed: Set[str] = frozenset(),
+        scored: Set[str] = frozenset(),
     ) -> None:
-        """Of members opened by others, who need no cards."""
+        """Of members opened by others, who need no cards. `billed` are those whose replies say what they cost, `scored`
+        those whom the router knows, by name or as `like`."""
         given = cards or {}
         self.members: dict[str, Served] = {name: members[name] for name in sorted(members)}
         """By name, in the order of the names."""
@@ -84,6 +90,10 @@ class Pool:
         self.router = router
         """The folder of the router, if the file names one."""
         self.aggregator = aggregator
+        self.batched = frozenset(name for name, card in self.cards.items() if is_batched(card.model))
+        """Those whose replies come in batches, hours later."""
+        self._billed = billed
+        self._scored = scored
         self._prices: dict[str, tuple[float, float] | None] = {}
 
     @classmethod
@@ -94,17 +104,29 @@ class Pool:
         found = _read(path)
         cards = {name: Card(one) if isinstance(one, str) else one for name, one in found.models.items()}
         _check(found, cards, path)
+        router = path.parent / Path(found.router).expanduser() if found.router else None
+        scored = _check_router(router, cards, path)
         resolved = path.resolve()
         if resolved in _opening:
             raise UserError(f"the pool {str(path)!r} names itself as one of its models")
         _opening.append(resolved)
         try:
-            specs = {name: _beside(path.parent, card.model) for name, card in cards.items()}
+            specs = {name: beside(path.parent, card.model) for name, card in cards.items()}
+            billed: set[str] = set()
+            for name, card in cards.items():
+                if card.price is None:
+                    continue
+                if says_price(specs[name]):
+                    cards[name] = msgspec.structs.replace(card, price=None)
+                elif priced := with_price(specs[name], card.price):
+                    specs[name] = priced
+                    billed.add(name)
             engines = {spec: open_engine(spec, parts) for spec in dict.fromkeys(specs[name] for name in sorted(specs))}
         finally:
             _opening.pop()
-        router = path.parent / Path(found.router).expanduser() if found.router else None
-        return cls({name: engines[spec] for name, spec in specs.items()}, cards, router, found.aggregator)
+        return cls(
+            {name: engines[spec] for name, spec in specs.items()}, cards, router, found.aggregator, billed, scored
+        )
 
     def told(self) -> Any:
         """What makes it another pool, as plain data without paths: identities, and what the cards say."""
@@ -138,6 +160,30 @@ class Pool:
             self._prices[name] = _asked_price(self.members[name]) if given is None else (given[0] / 1e6, given[1] / 1e6)
         return self._prices[name]
 
+    def plan(self, routed: bool) -> list[str]:
+        """The members with their prices, and what the router says of them where one is asked, for people."""
+        lines = [f"member {name}: {member.identity}, {self._cost(name)}" for name, member in self.members.items()]
+        if not routed:
+            return lines
+        others = [name for name in self.members if name not in self._scored]
+        told = f"; by their cards' priors: {', '.join(others)}" if others else ""
+        if self.router is None:
+            return [*lines, f"no router{told}"]
+        return [*lines, f"router {self.router}: scores {', '.join(sorted(self._scored))}{told}"]
+
+    def _cost(self, name: str) -> str:
+        price = self.price(name)
+        if price is None:
+            return "a price of its members" if is_compound(self.members[name]) else "price unknown"
+        return f"${price[0] * 1e6:.4g} and ${price[1] * 1e6:.4g} a million tokens in and out" if any(price) else "free"
+
+    def unbilled(self, name: str, usage: Usage) -> float:
+        """US dollars that a call took by its card's price, where nothing else says what its replies cost."""
+        price = self.cards[name].price
+        if price is None or name in self._billed or usage.cost or not usage.requests:
+            return 0.0
+        return (usage.prompt_tokens * price[0] + usage.completion_tokens * price[1]) / 1e6
+
     def worst(self, name: str, request: Request) -> float | None:
         """The most that one such request can cost, in dollars; None where nobody can say."""
         member = self.members[name]
@@ -170,17 +216,25 @@ _AROUND = 32
 _opening: list[Path] = []
 """Pools that are being opened right now: one may be behind a member of another, and never of itself."""
 
-_FILES = frozenset(("malt", "moa", "smoa", "self-moa", "route", "routemoa", "scripted", "embedded"))
-"""Kinds of specs that name a file or a folder."""
-
 
 def _read(path: Path) -> PoolFile:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=PoolFile)
+        text = path.read_bytes()
+        found = msgspec.json.decode(text, type=PoolFile)
+        json.loads(text, object_pairs_hook=_once)
+        return found
     except OSError as error:
         raise UserError(f"the pool {str(path)!r} cannot be read: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise UserError(f"the pool {str(path)!r}: {error}. Expected {EXPECTED}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for n, (name, _) in enumerate(pairs) if name in [other for other, _ in pairs[:n]])
+        raise ValueError(f"{twice!r} is named twice")
+    return found
 
 
 def _check(found: PoolFile, cards: Mapping[str, Card], path: Path) -> None:
@@ -194,18 +248,40 @@ def _check(found: PoolFile, cards: Mapping[str, Card], path: Path) -> None:
         raise UserError(f"{where}: the aggregator {found.aggregator!r} is none of its models: {known(cards)}")
 
 
+class _Router(msgspec.Struct):
+    """What is looked at of a router's `router.json`."""
+
+    models: list[str]
+
+
+def _check_router(router: Path | None, cards: Mapping[str, Card], path: Path) -> frozenset[str]:
+    """Whom the router knows. Its scores go by names, so one that knows nobody is refused. Whether it is there at all is
+    the business of whoever asks it."""
+    where = f"the pool {str(path)!r}"
+    if router is None:
+        if like := [name for name, card in cards.items() if card.like]:
+            raise UserError(
+                f"{where}: the model {like[0]!r} is said to be like {cards[like[0]].like!r}, which only a router can "
+                'know, and the pool has none. Expected "router": FOLDER, or "prior" in place of "like"'
+            )
+        return frozenset()
+    from weaverant.routing.folder import FACTS, read_facts  # deferred: few pools have a router
+
+    if not (router / FACTS).exists():
+        return frozenset()
+    models = read_facts(router, _Router).models
+    scored = frozenset(name for name, card in cards.items() if name in models or card.like in models)
+    if not scored:
+        raise UserError(
+            f"{where}: none of its models is known to its router, by name or as `like`: {known(cards)}. The router "
+            f"{str(router)!r} knows {known(dict.fromkeys(models))}"
+        )
+    return scored
+
+
 def known(names: Mapping[str, Any]) -> str:
     """The names, for a message."""
     return ", ".join(map(repr, sorted(names)))
-
-
-def _beside(folder: Path, spec: str) -> str:
-    """The spec, its file as it is found from anywhere."""
-    kind, _, rest = spec.strip().partition(":")
-    name, mark, options = rest.partition("?")
-    if kind in _FILES and name and (folder / name).exists():
-        return f"{kind}:{(folder / name).resolve()}{mark}{options}"
-    return spec
 
 
 def _asked_price(member: Served) -> tuple[float, float] | None:

@@ -29,8 +29,22 @@ class Pooled(Generic[Options]):
         self.options = options
         self.members: dict[str, Served] = pool.members
         self.observed = Observed()
-        told = [msgspec.to_builtins(options), pool.told(), *made_of]
+        if options.quorum > (most := self.together()):
+            raise UserError(f"{kind}: quorum={options.quorum} is more than the {most} that are ever asked together")
+        told = [msgspec.to_builtins(options), pool.told(), by_prior(pool), *made_of]
         self.identity = f"{kind}@{digest(msgspec.msgpack.encode(told, order='deterministic')).hex()[:16]}"
+
+    def together(self) -> int:
+        """How many calls there are at the same time, at most."""
+        return len(self.members)
+
+    def plan(self) -> list[str]:
+        """What a dry run tells of it, in lines."""
+        calls = self.options.calls(len(self.members))
+        more = " (more where members fail)"
+        budget = f", for ${self.options.budget:.4g} at most" if self.options.budget else ""
+        routed = self.kind in ("route", "routemoa")
+        return [f"at most {calls} call{'s' * (calls > 1)} a request{more}{budget}", *self.pool.plan(routed)]
 
     def worst(self, request: Request) -> float | None:
         """The most that a call can cost, in dollars, so that a compound with a budget may be the member of another."""

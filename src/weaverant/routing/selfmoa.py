@@ -24,16 +24,20 @@ class SelfMoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """The options of `self-moa:FILE?model=NAME&samples=6`."""
 
     model: str = ""
-    """Who answers; empty: the model with the highest prior."""
+    """Who answers; empty: the model with the highest prior, of equals the cheapest."""
     samples: Annotated[int, Meta(ge=1)] = 6
     aggregator: str = ""
     """Who writes the reply; empty: the model itself."""
     skip: bool = True
     """Ask no aggregator where one answer stands, or all agree."""
-    temperature: float | None = 0.7
+    temperature: Annotated[float, Meta(ge=0.0)] | None = 0.7
     """Where the asking agent sets none."""
     prompts: Prompts = "auto"
     """`auto`: those of the small models where every member is an embedded one, else `chat`."""
+
+    def calls(self, members: int) -> int:
+        """See `Asked`."""
+        return self.samples + 1
 
 
 def open_selfmoa(spec: str, parts: int = 1) -> SelfMoa:
@@ -52,6 +56,10 @@ class SelfMoa(Pooled[SelfMoaOptions]):
         aggregator = self.named("aggregator", options.aggregator, self._model)
         self._words = words_for(options.prompts, self.members)
         self._merging = Merging(self, self._words, aggregator, options.skip, options.temperature)
+
+    def together(self) -> int:
+        """See `Pooled`."""
+        return self.options.samples
 
     def refuses(self, request: Request) -> str:
         """See `Selective`."""

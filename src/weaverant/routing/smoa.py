@@ -42,15 +42,21 @@ class SmoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=True):
     proposers: str = ""
     """Names joined by commas; empty: all models of the pool."""
     aggregator: str = ""
-    """Who writes the reply; empty: the pool's aggregator, else the model with the highest prior."""
+    """Who writes the reply; empty: the pool's aggregator, else the model with the highest prior, of equals the
+    cheapest."""
     judge: str = ""
     """Who keeps answers and writes roles; empty: the aggregator."""
     skip: bool = True
     """Ask no aggregator where one answer stands, or all agree; `false` is the paper's plain form."""
-    temperature: float | None = 0.7
+    temperature: Annotated[float, Meta(ge=0.0)] | None = 0.7
     """Where the asking agent sets none."""
     prompts: Prompts = "auto"
     """`auto`: those of the small models where every member is an embedded one, else `chat`."""
+
+    def calls(self, members: int) -> int:
+        """See `Asked`."""
+        proposers = len(self.proposers.split(",")) if self.proposers else members
+        return self.rounds * (proposers + 1) + 1 + self.roles
 
 
 def open_smoa(spec: str, parts: int = 1) -> Smoa:

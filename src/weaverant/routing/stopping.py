@@ -72,12 +72,12 @@ def reason_to_stop(
 
 def standing(keys: Mapping[str, Key | None], posterior: Mapping[str, float], clear: float = 0.8) -> str | None:
     """Whose answer is the final one without an aggregator: the only one, the best where all agree, or the best where it
-    is right with a probability of `clear`, given that at most one of different answers is. None where there is
-    something to reconcile."""
+    is right with a probability of `clear`, given that at most one of different answers is. Of equals it is the one that
+    stands first in `keys`: who was asked first. None where there is something to reconcile."""
     given = {name: key for name, key in keys.items() if key is not None}
     if not given:
         return None
-    best = min(given, key=lambda name: (-posterior.get(name, 0.0), name))
+    best = max(given, key=lambda name: posterior.get(name, 0.0))
     odds: dict[Key, float] = {}
     for name, key in given.items():
         odds[key] = max(odds.get(key, 0.0), exp(logit(posterior.get(name, 0.0))))

@@ -73,6 +73,14 @@ class RouteMoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     keep: str = "all"
     """Of `faithful`: the defects that it keeps, by name, joined by commas; `all` or `none`."""
 
+    def calls(self, members: int) -> int:
+        """See `Asked`."""
+        return min(self.k, members) * self.layers + 1
+
+    def __post_init__(self) -> None:
+        if self.keep != "all" and not self.faithful:
+            raise ValueError("'keep' takes faithful=small or faithful=large")
+
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
     """One decision of a call, as its step records it."""
@@ -171,7 +179,7 @@ class Play:
 
     @property
     def spent(self) -> float:
-        return self.inside.used().cost - self.before
+        return self.asking.spent - self.before
 
     def said(self, name: str) -> list[Verdict]:
         return [Verdict(judge, claim) for judge, claim in sorted(self.verdicts.get(name, {}).items())]
