@@ -12,6 +12,7 @@ import pytest
 
 from graded_queries import made_table
 from weaverant.cli import main
+from weaverant.routing.router import Router
 
 
 def call(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
@@ -78,6 +79,27 @@ def test_the_same_command_gives_the_same_folder(routers: Path):
     refused = call(*again)
     assert refused.returncode == 2 and "holds a router; expected a new folder, or --force" in refused.stderr
     assert call(*again, "--force").returncode == 0
+
+
+def test_force_says_what_goes_with_the_router_that_is_replaced(routers: Path, tmp_path: Path):
+    router = Router.open(routers / "r")
+    router.update("a query", "x", 1.0)
+    router.aside["evidence.json"] = b"{}"
+    router.save(tmp_path / "r")
+    again = [
+        "route",
+        "train",
+        str(routers / "graded.csv"),
+        "--out",
+        str(tmp_path / "r"),
+        "--folds",
+        "3",
+        "--head",
+        "knn",
+    ]
+    made = call(*again, "--quiet", "--force")
+    assert made.returncode == 0 and "learned in use is gone with it (feedback.npz, evidence.json)" in made.stderr
+    assert "gone" not in call(*again, "--quiet", "--force").stderr
 
 
 def test_explain_ranks_all_models_and_shows_what_that_rests_on(routers: Path):

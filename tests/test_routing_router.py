@@ -327,6 +327,35 @@ def test_other_grades_mend_the_probabilities_and_those_learned_from_are_left_out
         recalibrate(trained.router, easier.only(["x"]))
 
 
+def test_calibrating_keeps_what_was_learned_in_use(folder: Path, tmp_path: Path):
+    """In place and in a copy; what feedback had moved an estimate to is where it was, whatever the maps."""
+    router = Router.open(folder)
+    for n in range(60):
+        router.update(f"{SUM} {n}", "x", 0.0)
+    router.aside["evidence.json"] = b'{"trust":{}}'
+    router.save(folder, replace=True)
+    fresh = made_table(400, seed=21)[0]
+    easier = Table.of(
+        [
+            Graded(
+                query, {m: max(s, float(n % 2)) for m, s in zip(fresh.models, fresh.scores[n].tolist(), strict=True)}
+            )
+            for n, query in enumerate(fresh.queries)
+        ]
+    )
+    made = recalibrate(Router.open(folder), easier)[0]
+    assert made.facts.calibration != router.facts.calibration
+    made.save(tmp_path / "copy")
+    made.save(folder, replace=True)
+    for each in (folder, tmp_path / "copy"):
+        assert (each / "evidence.json").read_bytes() == b'{"trust":{}}'
+        again = Router.open(each)
+        assert again.taught == 60
+        assert again.predict([SUM]).p[0][0] == pytest.approx(router.predict([SUM]).p[0][0], abs=0.12)
+    train(fresh, head="knn", folds=3).router.save(folder, replace=True)
+    assert not (folder / "evidence.json").exists() and Router.open(folder).taught == 0
+
+
 def test_the_nearest_graded_queries_are_of_the_same_topic(trained):
     near = trained.router.nearest(SUM, 5)
     assert len(near) == 5 and all(each.query.startswith("add the numbers") for each in near)

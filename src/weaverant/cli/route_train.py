@@ -12,7 +12,7 @@ from weaverant.cli.streams import put, tell
 from weaverant.cli.text import counted
 from weaverant.cli.text import table as columns
 from weaverant.errors import UserError
-from weaverant.routing.folder import check_folder
+from weaverant.routing.folder import check_folder, learned_in_use
 from weaverant.routing.heads import Settings
 from weaverant.routing.selection import Tried
 from weaverant.routing.table import Table
@@ -25,6 +25,7 @@ POOR = 0.05
 def train_command(options: argparse.Namespace) -> int:
     out = Path(options.out)
     check_folder(out, replace=options.force)
+    lost = learned_in_use(out)
     table = table_given(options)
     if not options.quiet:
         tell(f"{_size(table)}; trying heads on {options.folds} held-out folds")
@@ -45,7 +46,7 @@ def train_command(options: argparse.Namespace) -> int:
     found.router.save(out, replace=options.force)
     if not options.quiet:
         put("\n".join(_told(found, table, out)))
-    for text in _doubts(found):
+    for text in (*_doubts(found), *([_gone(lost)] if lost else [])):
         tell(f"warning: {text}")
     return 0
 
@@ -91,6 +92,13 @@ def _doubts(found: Trained) -> Iterator[str]:
         )
     if found.router.ece is not None and found.router.ece > POOR:
         yield f"the probabilities are off by {found.router.ece:.4f} on average: grade more queries"
+
+
+def _gone(lost: list[str]) -> str:
+    return (
+        f"what the replaced router had learned in use is gone with it ({', '.join(lost)}): to fold its runs into the "
+        "new one: weaverant route learn ROUTER RUN"
+    )
 
 
 def _shown(settings: Settings) -> str:

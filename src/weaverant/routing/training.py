@@ -100,8 +100,8 @@ def train(
 
 def recalibrate(router: Router, table: Table, *, folds: int = FOLDS, seed: int = 0) -> tuple[Router, float, int]:
     """The router with maps fitted to these grades; its error before, on the same queries; and how many these were,
-    without those that it learned from. Feedback is left behind: the new maps know better. `UserError` where they are
-    too few, or a model is missing."""
+    without those that it learned from. Feedback goes with it, as it is beside the new maps, and all that is kept beside
+    the router. `UserError` where they are too few, or a model is missing."""
     fresh = table.only(router.models).without(router.examples.texts)
     count = len({normal(query) for query in fresh.queries})
     if count < max(folds, 20):
@@ -117,7 +117,10 @@ def recalibrate(router: Router, table: Table, *, folds: int = FOLDS, seed: int =
         ece=calibration_error(held, fresh.scores),
         eces=tuple(_eces(held, fresh.scores)),
     )
-    return Router(facts, router.encoder, router.head, router.correlation, router.examples), before, len(fresh.queries)
+    made = Router(
+        facts, router.encoder, router.head, router.correlation, router.examples, router.mapped(maps), router.aside
+    )
+    return made, before, len(fresh.queries)
 
 
 def held_out_means(scores: Floats, folds: Sequence[NDArray[np.int64]]) -> Floats:
