@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from graded_queries import made_table
 from weaverant.errors import UserError
-from weaverant.routing.calibration import calibration_error
+from weaverant.routing.calibration import Map, calibration_error
 from weaverant.routing.online import Online
 from weaverant.routing.router import Router
 from weaverant.routing.selection import routed
@@ -354,6 +355,21 @@ def test_calibrating_keeps_what_was_learned_in_use(folder: Path, tmp_path: Path)
         assert again.predict([SUM]).p[0][0] == pytest.approx(router.predict([SUM]).p[0][0], abs=0.12)
     train(fresh, head="knn", folds=3).router.save(folder, replace=True)
     assert not (folder / "evidence.json").exists() and Router.open(folder).taught == 0
+
+
+def test_feedback_is_of_the_new_maps_once_there_are_new_ones(trained):
+    """What feedback adds is measured against the estimate: where that falls, it adds more."""
+    facts = trained.router.facts
+    router = Router(facts, *(getattr(trained.router, name) for name in ("encoder", "head", "correlation", "examples")))
+    for _ in range(100):
+        router.update(SUM, "x", 0.5)
+    maps = [Map("platt", shift=-3.0), *facts.calibration[1:]]
+    moved = structs.replace(facts, calibration=tuple(maps))
+    made = Router(moved, router.encoder, router.head, router.correlation, router.examples, router.mapped(maps))
+    alone = Router(moved, router.encoder, router.head, router.correlation, router.examples)
+    assert alone.predict([SUM]).p[0][0] < 0.4
+    assert made.predict([SUM]).p[0][0] == pytest.approx(0.5, abs=0.05)
+    assert router.predict([SUM]).p[0][0] == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_nearest_graded_queries_are_of_the_same_topic(trained):
