@@ -117,6 +117,35 @@ def test_explain_ranks_all_models_and_shows_what_that_rests_on(routers: Path):
     assert "±" in lines[1] and lines[5].split()[1:3] == ["which", "court"] and len(lines) == 8
 
 
+def test_explain_says_what_the_calibration_error_has_not_seen(routers: Path, tmp_path: Path):
+    router = Router.open(routers / "r")
+    for n in range(3):
+        router.update(f"number {n}", "x", 1.0)
+    router.save(tmp_path / "r")
+    assert call("route", "explain", str(routers / "r"), "a query").stdout.endswith(" on held-out queries\n")
+    assert (
+        "on held-out queries, before 3 outcomes of feedback"
+        in call("route", "explain", str(tmp_path / "r"), "q").stdout
+    )
+    made = call("route", "calibrate", str(tmp_path / "r"), str(routers / "fresh.csv"))
+    assert made.returncode == 0, made.stderr
+    assert "feedback" not in call("route", "explain", str(tmp_path / "r"), "q").stdout
+
+
+def test_maps_that_stay_are_told(routers: Path, tmp_path: Path):
+    told = []
+    for seed in range(5):
+        write(tmp_path / "few.csv", 25, 50 + seed)
+        made = call(
+            "route", "calibrate", str(routers / "r"), str(tmp_path / "few.csv"), "--out", str(tmp_path / f"r{seed}")
+        )
+        told.append(made.stdout)
+        error, before = made.stdout.partition("error: ")[2].partition(" before")[0].split(" on held-out queries, ")
+        assert float(error) <= float(before)
+        assert ("no map was changed" in made.stdout) == (made.stdout.count(", as before") == 3)
+    assert any("no map was changed" in each for each in told)
+
+
 def test_calibrate_measures_on_queries_that_were_not_learned_from(routers: Path):
     made = call("route", "calibrate", str(routers / "r"), str(routers / "fresh.csv"), "--out", str(routers / "fitted"))
     assert made.returncode == 0, made.stderr

@@ -316,8 +316,8 @@ def test_other_grades_mend_the_probabilities_and_those_learned_from_are_left_out
             for q, s in zip(t.queries, t.scores.tolist(), strict=True)
         ]
     )
-    made, before, used = recalibrate(trained.router, both)
-    assert used == 900 and before > 0.15 and made.ece < 0.05
+    made, before, used, stayed = recalibrate(trained.router, both)
+    assert stayed == () and used == 900 and before > 0.15 and made.ece < 0.05
     again = made_table(300, seed=33)[0]
     harder = np.maximum(again.scores, (np.arange(300) % 2)[:, None])
     assert calibration_error(made.predict(again.queries).p, harder) < 0.08
@@ -326,6 +326,42 @@ def test_other_grades_mend_the_probabilities_and_those_learned_from_are_left_out
         recalibrate(trained.router, known)
     with pytest.raises(UserError, match="no model 'y'"):
         recalibrate(trained.router, easier.only(["x"]))
+
+
+def test_maps_that_are_no_better_stay_and_are_named(trained):
+    """Few grades, of the same kind that the router has learned from: nothing is there to be mended."""
+    kept = 0
+    for seed in range(40, 52):
+        few = made_table(25, seed=seed)[0]
+        made, before, used, stayed = recalibrate(trained.router, few)
+        assert used == 25 and made.ece <= before == pytest.approx(
+            calibration_error(trained.router.predict(few.queries).p, few.scores)
+        )
+        own, old = made.facts.calibration, trained.router.facts.calibration
+        assert stayed == tuple(name for name, a, b in zip("xyz", own, old, strict=True) if a == b)
+        kept += stayed == ("x", "y", "z")
+        assert made.predict([SUM]).p[0][0] == trained.router.predict([SUM]).p[0][0] or "x" not in stayed
+    assert kept > 2
+
+
+def test_calibration_is_measured_with_feedback_and_not_on_its_queries(folder: Path):
+    router, fresh = Router.open(folder), made_table(400, seed=21)[0]
+    harder = np.where(np.arange(400)[:, None] % 2, 0.0, fresh.scores)
+    both = Table.of(
+        [Graded(q, dict(zip("xyz", s, strict=True))) for q, s in zip(fresh.queries, harder.tolist(), strict=True)]
+    )
+    for query, scores in zip(both.queries[:300], both.scores.tolist(), strict=False):
+        for model, outcome in zip("xyz", scores, strict=True):
+            router.update(f" {query.upper()}", model, outcome)
+    made, before, used, _ = recalibrate(router, both)
+    assert used == 100 and made.facts.taught == 900 == made.taught
+    p, y = (each[300:] for each in (router.predict(both.queries).p, both.scores))
+    assert before == pytest.approx(calibration_error(p, y)) and before < 0.12
+    assert calibration_error(Router.open(folder).predict(both.queries).p[300:], y) > 0.15
+    assert made.ece <= before
+    again = made_table(300, seed=34)[0]
+    halved = np.where(np.arange(300)[:, None] % 2, 0.0, again.scores)
+    assert calibration_error(made.predict(again.queries).p, halved) < 0.12
 
 
 def test_calibrating_keeps_what_was_learned_in_use(folder: Path, tmp_path: Path):

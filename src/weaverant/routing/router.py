@@ -55,6 +55,8 @@ class Facts(Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
     validation: tuple[dict[str, Any], ...] = ()
     """What was tried, with its figures on held-out queries."""
+    taught: int = 0
+    """Outcomes of feedback that it had been given when these errors were measured."""
     arrays: str = ""
     """Digest of `arrays.npz`."""
 
@@ -184,7 +186,12 @@ class Router:
         raw = self.head.predict(Given([query], vector[None], self.encoder.folder)).p[:, at]
         given = float(self.facts.calibration[at](raw)[0])
         with self._lock:
-            self.online.add(vector, at, outcome - given, weight, float(raw[0]))
+            self.online.add(vector, at, outcome - given, weight, float(raw[0]), query)
+
+    def heard(self, queries: Sequence[str]) -> list[bool]:
+        """Of which of these it has had feedback, as far back as that is kept."""
+        with self._lock:
+            return self.online.heard(queries)
 
     def mapped(self, maps: Sequence[Map]) -> Online:
         """The feedback as it would be had the estimates been mapped so."""
@@ -211,9 +218,7 @@ class Router:
         p, support = self._alone(query, vector)
         with self._lock:
             change = self.online.change(vector) if self.online.count else None
-        if change is None:
-            return p, support
-        return np.clip(p + change.p, EDGE, 1.0 - EDGE), support + change.support
+        return (p, support) if change is None else (corrected(p, change.p), support + change.support)
 
     def _alone(self, query: str, vector: Vectors) -> tuple[Floats, Floats]:
         """Without feedback. One query at a time: sums over several come out otherwise in their last bits."""
@@ -234,6 +239,11 @@ class Router:
         }
         found |= {f"encoder.{name}": array for name, array in self.encoder.arrays().items()}
         return found | {f"head.{name}": array for name, array in self.head.arrays().items()}
+
+
+def corrected(p: Floats, change: Floats) -> Floats:
+    """Probabilities with what feedback adds."""
+    return np.clip(p + change, EDGE, 1.0 - EDGE)
 
 
 def _under(arrays: Mapping[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:
