@@ -177,7 +177,24 @@ def test_models_and_queries_may_be_left_out(routers: Path, tmp_path: Path, capsy
             "no head that is tried has a setting 'c'",
         ),
         (["train", "GRADED", "--out", "NEW", "--models", "x,w"], "no row has a score of the model 'w'"),
-        (["train", "GRADED", "--out", "NEW", "--folds", "1"], "too small to hold parts of it out"),
+        (["train", "GRADED", "--out", "NEW", "--folds", "1"], "expected 2 folds or more"),
+        (["train", "GRADED", "--out", "NEW", "--folds", "-2"], "expected 2 folds or more"),
+        (["train", "GRADED", "--out", "NEW", "--folds", "9999"], "too small to hold parts of it out"),
+        *(
+            (["train", "GRADED", "--out", "NEW", "--setting", setting], told)
+            for setting, told in (
+                ("k=-3", "the setting 'k' is a whole number of 1 or more; found -3"),
+                ("knn.k=0", "'knn.k' is a whole number of 1 or more"),
+                ("k=2.5", "found 2.5"),
+                ("clusters=0", "a whole number of 1 or more; found 0"),
+                ("clusters=inf", "a whole number of 1 or more; found inf"),
+                ("power=nan", "the setting 'power' is a number of 0 or more; found nan"),
+                ("power=inf", "found inf"),
+                ("penalty=-1", "the setting 'penalty' is a number above 0"),
+                ("shrink=-5", "the setting 'shrink' is a number above 0"),
+            )
+        ),
+        (["explain", "R", "query", "--nearest", "-1"], "expected --nearest of 0 or more"),
         (["train", "none.csv", "--out", "NEW"], "no file 'none.csv'"),
         (["train", "GRADED"], "--out"),
         (["train", "GRADED", "--out", "NEW", "--fold", "3"], "did you mean '--folds'?"),

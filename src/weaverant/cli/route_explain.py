@@ -15,6 +15,8 @@ from weaverant.routing.router import Router
 
 
 def explain_command(options: argparse.Namespace) -> int:
+    if options.nearest < 0:
+        raise UserError(f"expected --nearest of 0 or more; found {options.nearest}")
     router = Router.open(options.router)
     query = sys.stdin.read() if options.query == "-" else options.query
     if not query.strip():
@@ -43,7 +45,7 @@ def explained(router: Router, query: str, nearest: int) -> dict[str, Any]:
     ranking.sort(key=lambda row: (-row["p"], row["model"]))
     near = [
         {"query": each.query, "likeness": each.likeness, "scores": each.scores}
-        for each in router.nearest(query, max(0, nearest))
+        for each in router.nearest(query, nearest)
     ]
     since = router.taught - router.facts.taught
     return {
