@@ -196,6 +196,12 @@ def test_models_and_queries_may_be_left_out(routers: Path, tmp_path: Path, capsy
         ),
         (["explain", "R", "query", "--nearest", "-1"], "expected --nearest of 0 or more"),
         (["train", "none.csv", "--out", "NEW"], "no file 'none.csv'"),
+        (["train", "-", "--out", "NEW"], "standard input cannot be one"),
+        (["eval", "R", "-"], "standard input cannot be one"),
+        (["calibrate", "R", "GRADED", "--out", "R"], "holds a router; expected a new folder\n"),
+        (["learn", "R", "nowhere", "--out", "R"], "holds a router; expected a new folder\n"),
+        (["learn", "R", "nowhere"], "'nowhere' holds no run"),
+        (["train", "NESTED", "--out", "NEW", "--models", "big,nobody"], "'nobody'; found 'big', 'small'"),
         (["train", "GRADED"], "--out"),
         (["train", "GRADED", "--out", "NEW", "--fold", "3"], "did you mean '--folds'?"),
         (["explain", "NEW", "query"], "is no router"),
@@ -208,6 +214,8 @@ def test_mistakes_are_one_message_and_code_2(
     routers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ):
     names = {"GRADED": str(routers / "graded.csv"), "NEW": str(tmp_path / "new"), "R": str(routers / "r")}
+    names["NESTED"] = str(tmp_path / "nested.json")
+    (tmp_path / "nested.json").write_text(json.dumps([{"query": "q", "scores": {"small": 0, "big": 1}}]))
     assert main(["route", *(names.get(each, each) for each in arguments)]) == 2
     captured = capsys.readouterr()
     assert told in captured.err and "Traceback" not in captured.err and captured.out == ""

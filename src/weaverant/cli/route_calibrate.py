@@ -17,7 +17,7 @@ def calibrate_command(options: argparse.Namespace) -> int:
     router = Router.open(options.router)
     out = Path(options.out or options.router)
     if options.out:
-        check_folder(out, replace=False)
+        check_folder(out, replace=False, forced=False)
     table = table_given(options)
     made, before, used, stayed = recalibrate(router, table, seed=options.seed)
     made.save(out, replace=not options.out)

@@ -21,7 +21,7 @@ def learn_command(options: argparse.Namespace) -> int:
     folder, router = Path(options.router), Router.open(options.router)
     out = Path(options.out or options.router)
     if options.out:
-        check_folder(out, replace=False)
+        check_folder(out, replace=False, forced=False)
     evidence, kept = read_evidence(folder), read_kept(folder)
     found = learn(router, options.run, evidence, kept, load_config(Path(options.run)).run)
     if not found.scores + found.before:

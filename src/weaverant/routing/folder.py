@@ -105,14 +105,15 @@ def write_folder(
         shutil.rmtree(made, ignore_errors=True)
 
 
-def check_folder(folder: Path, *, replace: bool) -> None:
-    """`UserError` where no router may be written there."""
+def check_folder(folder: Path, *, replace: bool, forced: bool = True) -> None:
+    """`UserError` where no router may be written there. `forced`: whether `--force` is a flag of whoever asks."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / FACTS).is_file():
         raise UserError(f"{str(folder)!r} is there and is no router; expected a new folder")
     if not replace:
-        raise UserError(f"{str(folder)!r} holds a router; expected a new folder, or --force to replace it")
+        other = ", or --force to replace it" if forced else ""
+        raise UserError(f"{str(folder)!r} holds a router; expected a new folder{other}")
 
 
 def learned_in_use(folder: Path) -> list[str]:
