@@ -222,6 +222,22 @@ def test_mistakes_are_one_message_and_code_2(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_column_that_is_hardly_a_model_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    table, _ = made_table(40)
+    rows = [
+        {"prompt": query, "x": float(x), "Difficulty": round(n / 40, 3)}
+        for n, (query, (x, *_)) in enumerate(zip(table.queries, table.scores, strict=True))
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    train = ["route", "train", str(tmp_path / "t.json"), "--head", "knn", "--folds", "2"]
+    assert main([*train, "--out", str(tmp_path / "r")]) == 0
+    told = capsys.readouterr()
+    assert "\nmodels: Difficulty, x\n" in told.out and "warning: 'Difficulty' was taken for a model" in told.err
+    assert main([*train, "--out", str(tmp_path / "s"), "--models", "x"]) == 0
+    told = capsys.readouterr()
+    assert "\nmodels: x\n" in told.out and "was taken" not in told.err
+
+
 def test_where_a_router_gains_nothing_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [{"query": f"number {n}", "scores": {"good": 1, "bad": 0}} for n in range(40)]
     (tmp_path / "t.json").write_text(json.dumps(rows))

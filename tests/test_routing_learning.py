@@ -109,6 +109,18 @@ def test_a_resumed_run_takes_its_lessons_in_again(tmp_path: Path):
     assert len(list(lessons(tmp_path / "run"))) == 3
 
 
+def test_true_is_1_and_false_is_0(tmp_path: Path):
+    @workflow
+    async def judged(row: dict[str, Any]) -> bool:
+        reply = await asker.reply(question=row["question"])
+        return await weaverant.feedback(reply, row["good"])
+
+    rows = [{"question": f"What is {n} + 1?", "good": n == 1} for n in range(2)]
+    run = weaverant.run(judged, rows, models={"solver": made(router(), layers=1)}, directory=tmp_path / "run")
+    assert [task.result for task in run] == [True, True]
+    assert sorted(lesson.score for lesson in lessons(tmp_path / "run")) == [0.0, 1.0]
+
+
 def test_equal_replies_each_have_their_own_trace(tmp_path: Path):
     """Two calls side by side reply alike, and were asked different things."""
 
@@ -139,8 +151,8 @@ def test_a_text_means_the_newest_reply_and_an_engine_learns_nothing():
     assert task.result == [False, False]
 
 
-@pytest.mark.parametrize("score", [-0.1, 1.1, True, float("nan")])
-def test_a_score_that_is_none_is_refused(score: float):
+@pytest.mark.parametrize("score", [-0.1, 1.1, 2, float("nan"), "good", None, [1.0]])
+def test_a_score_that_is_none_is_refused(score: Any):
     with pytest.raises(UserError, match="from 0 to 1"):
         asyncio.run(weaverant.feedback("x", score))
 
@@ -421,7 +433,16 @@ def test_a_trained_router_routes_learns_and_is_told_on_the_command_line(tmp_path
     assert sorted(task.result for task in run) == ["#### adder", "#### poet"]
     before = Router.open(tmp_path / "learned").predict(["a sum, number 9 of them"])
     assert main(["route", "learn", str(tmp_path / "learned"), str(tmp_path / "run")]) == 0
-    assert "2 scores of 2 replies" in capsys.readouterr().out
+    told = capsys.readouterr().out.splitlines()
+    assert "2 scores of 2 replies" in told[0] and told[1].split() == [
+        "model",
+        "outcomes",
+        "right",
+        "expected",
+        "gained",
+    ]
+    assert [line.split()[:3] for line in told[2:4]] == [["adder", "1", "0.000"], ["poet", "1", "0.000"]]
+    assert all(line.split()[4].startswith("-0.") for line in told[2:4])
     after = Router.open(tmp_path / "learned").predict(["a sum, number 9 of them"])
     assert after.p[0, 0] < before.p[0, 0]
     files = {path.name: path.read_bytes() for path in (tmp_path / "learned").iterdir()}

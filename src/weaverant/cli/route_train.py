@@ -18,6 +18,13 @@ from weaverant.routing.selection import Tried
 from weaverant.routing.table import Table
 from weaverant.routing.training import Trained, train
 
+LABELS = frozenset(
+    [
+        *("confidence", "correct", "difficulty", "gold", "grade", "label", "probability", "quality", "rating"),
+        *("reward", "score", "target", "value", "weight"),
+    ]
+)
+"""Columns that are hardly a model's."""
 POOR = 0.05
 """Of expected calibration error: probabilities that are further off are told of."""
 
@@ -46,7 +53,7 @@ def train_command(options: argparse.Namespace) -> int:
     found.router.save(out, replace=options.force)
     if not options.quiet:
         put("\n".join(_told(found, table, out)))
-    for text in (*_doubts(found), *([_gone(lost)] if lost else [])):
+    for text in (*_labels(table), *_doubts(found), *([_gone(lost)] if lost else [])):
         tell(f"warning: {text}")
     return 0
 
@@ -67,6 +74,7 @@ def _settings(given: list[str]) -> Mapping[str, float]:
 def _told(found: Trained, table: Table, out: Path) -> Iterator[str]:
     router, single = found.router, found.single_score
     yield f"{_size(table)}, each held out once"
+    yield f"models: {', '.join(table.models)}"
     rows = [
         [each.kind, f"{each.routed:.4f}", f"{each.routed - single:+.4f}", f"{each.top:.4f}"] for each in found.tried
     ]
@@ -82,6 +90,15 @@ def _told(found: Trained, table: Table, out: Path) -> Iterator[str]:
     yield f"{out}: the router"
     example = " ".join(table.queries[0].split())[:40]
     yield f"try it: weaverant route explain {shlex.quote(str(out))} {shlex.quote(example)}"
+
+
+def _labels(table: Table) -> Iterator[str]:
+    for name in table.models:
+        if name.strip().casefold() in LABELS:
+            yield (
+                f"{name!r} was taken for a model, since it holds numbers from 0 to 1: --models NAME,NAME says which "
+                "columns are models'"
+            )
 
 
 def _doubts(found: Trained) -> Iterator[str]:

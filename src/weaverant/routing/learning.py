@@ -1,7 +1,8 @@
 """What a router learns in use: outcomes of its models, new models, drift. `Sessions` keep one from changing its mind.
 
 All of it follows from lessons, plain data that feedback records (`weaverant.feedback`): a process that resumes a run
-takes in again what it replays, and `weaverant.routing.folding` folds those of a finished run into a router.
+takes in again what it replays, the rows that had not ended, and `weaverant.routing.folding` folds those of a whole run
+into a router.
 """
 
 from __future__ import annotations
