@@ -36,6 +36,7 @@ from weaverant.routing.learning import (
     thompson,
 )
 from weaverant.routing.pool import Card, Pool
+from weaverant.routing.route import Route
 from weaverant.routing.routemoa import RouteMoa
 from weaverant.routing.router import Router
 from weaverant.routing.turns import RouteMoaOptions, traces
@@ -260,6 +261,36 @@ def test_old_outcomes_fade():
         belief.add(outcome, 0.5)
     right, count = belief.counted()
     assert right / count > 0.55 and len(belief.ring) == 512
+
+
+def test_route_learns_of_the_model_that_answered(tmp_path: Path):
+    """With a router, which is told; and without one, where outcomes move who is asked."""
+    members = {"right": Scripted(counts, identity="right"), "wrong": saying("no", 1.0)}
+
+    @workflow
+    async def told(row: dict[str, Any]) -> list[Any]:
+        reply = await asker.reply(question=row["question"])
+        return [reply.text, await weaverant.feedback(reply, reply.text != "no")]
+
+    live = SimulatedRouter({"right": 0.4, "wrong": 0.6})
+    run = weaverant.run(
+        told, ROWS[:2], models={"solver": Route(pool_of(**members), scorer=live)}, directory=tmp_path / "r"
+    )
+    assert [task.result for task in run] == [["no", True]] * 2
+    assert sorted(live.told) == [(f"What is {n} + 1?", "wrong", 0.0) for n in range(2)]
+    assert {tuple(one.prior.items()) for one in lessons(tmp_path / "r")} == {(("wrong", 0.6),)}
+
+    cards = {"right": Card("", prior=0.5), "wrong": Card("", prior=0.6)}
+    route = Route(Pool(members, cards))
+    weaverant.run(told, ROWS, models={"solver": route}, directory=tmp_path / "s", concurrency=1, in_flight=1).wait()
+    said = [next(iter(lesson.outcomes)) for lesson in lessons(tmp_path / "s")]
+    assert said[0] == "wrong" and said[-1] == "right" and said == sorted(said, reverse=True)
+    kept = Kept()
+    learn(SimulatedRouter({"right": 0.5}), tmp_path / "s", kept=kept)
+    assert len(kept.outcomes["wrong"]) == said.count("wrong")
+    for _ in range(40):
+        route.learn(weaverant_lesson("right", 0.0, 0.9))
+    assert route.status() == ["right is worse than its router predicts: train the router anew"]
 
 
 # Drift

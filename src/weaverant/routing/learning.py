@@ -203,7 +203,7 @@ class Learned:
 
     def thoughts(self, query: str) -> dict[str, Thought]:
         """Of all models of the pool."""
-        found = {name: self._own(name, p) for name, p in self._cold.items()}
+        found = {name: self.own(name, p) for name, p in self._cold.items()}
         if self.router is not None:
             scores = self.router.predict([query])
             for at, name in enumerate(scores.models):
@@ -213,13 +213,13 @@ class Learned:
             for name in self.pool.members:  # `like` another is what that one is on this query
                 like = self.pool.cards[name].like
                 if name in self._cold and self.pool.cards[name].prior is None and like in scores.models:
-                    found[name] = self._own(name, float(scores.p[0, scores.models.index(like)]))
+                    found[name] = self.own(name, float(scores.p[0, scores.models.index(like)]))
         return {name: found[name] for name in self.pool.members}
 
-    def _own(self, name: str, prior: float) -> Thought:
+    def own(self, name: str, prior: float) -> Thought:
         """Of a model that the router does not know: Beta's mean of its card and its outcomes."""
         right, count = self._beliefs[name].counted() if name in self._beliefs else (0.0, 0.0)
-        p = (CARD * prior + right) / (CARD + count)
+        p = (CARD * prior + right) / (CARD + count) if count else prior
         return Thought(p, math.sqrt(p * (1 - p) / (CARD + count + 1)), count)
 
     def aggregating(self, name: str, p: float) -> float:
