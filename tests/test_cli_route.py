@@ -12,6 +12,7 @@ import pytest
 
 from graded_queries import made_table
 from weaverant.cli import main
+from weaverant.routing.router import Router
 
 
 def call(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
@@ -80,6 +81,27 @@ def test_the_same_command_gives_the_same_folder(routers: Path):
     assert call(*again, "--force").returncode == 0
 
 
+def test_force_says_what_goes_with_the_router_that_is_replaced(routers: Path, tmp_path: Path):
+    router = Router.open(routers / "r")
+    router.update("a query", "x", 1.0)
+    router.aside["evidence.json"] = b"{}"
+    router.save(tmp_path / "r")
+    again = [
+        "route",
+        "train",
+        str(routers / "graded.csv"),
+        "--out",
+        str(tmp_path / "r"),
+        "--folds",
+        "3",
+        "--head",
+        "knn",
+    ]
+    made = call(*again, "--quiet", "--force")
+    assert made.returncode == 0 and "learned in use is gone with it (feedback.npz, evidence.json)" in made.stderr
+    assert "gone" not in call(*again, "--quiet", "--force").stderr
+
+
 def test_explain_ranks_all_models_and_shows_what_that_rests_on(routers: Path):
     made = call("route", "explain", str(routers / "r"), "add the numbers 5 and 6 and tell the total", "--json")
     found = json.loads(made.stdout)
@@ -93,6 +115,35 @@ def test_explain_ranks_all_models_and_shows_what_that_rests_on(routers: Path):
         lines[0].split() == ["model", "P(right)", "support", "mean", "cost", "latency"] and lines[1].split()[0] == "y"
     )
     assert "±" in lines[1] and lines[5].split()[1:3] == ["which", "court"] and len(lines) == 8
+
+
+def test_explain_says_what_the_calibration_error_has_not_seen(routers: Path, tmp_path: Path):
+    router = Router.open(routers / "r")
+    for n in range(3):
+        router.update(f"number {n}", "x", 1.0)
+    router.save(tmp_path / "r")
+    assert call("route", "explain", str(routers / "r"), "a query").stdout.endswith(" on held-out queries\n")
+    assert (
+        "on held-out queries, before 3 outcomes of feedback"
+        in call("route", "explain", str(tmp_path / "r"), "q").stdout
+    )
+    made = call("route", "calibrate", str(tmp_path / "r"), str(routers / "fresh.csv"))
+    assert made.returncode == 0, made.stderr
+    assert "feedback" not in call("route", "explain", str(tmp_path / "r"), "q").stdout
+
+
+def test_maps_that_stay_are_told(routers: Path, tmp_path: Path):
+    told = []
+    for seed in range(5):
+        write(tmp_path / "few.csv", 25, 50 + seed)
+        made = call(
+            "route", "calibrate", str(routers / "r"), str(tmp_path / "few.csv"), "--out", str(tmp_path / f"r{seed}")
+        )
+        told.append(made.stdout)
+        error, before = made.stdout.partition("error: ")[2].partition(" before")[0].split(" on held-out queries, ")
+        assert float(error) <= float(before)
+        assert ("no map was changed" in made.stdout) == (made.stdout.count(", as before") == 3)
+    assert any("no map was changed" in each for each in told)
 
 
 def test_calibrate_measures_on_queries_that_were_not_learned_from(routers: Path):
@@ -126,8 +177,31 @@ def test_models_and_queries_may_be_left_out(routers: Path, tmp_path: Path, capsy
             "no head that is tried has a setting 'c'",
         ),
         (["train", "GRADED", "--out", "NEW", "--models", "x,w"], "no row has a score of the model 'w'"),
-        (["train", "GRADED", "--out", "NEW", "--folds", "1"], "too small to hold parts of it out"),
+        (["train", "GRADED", "--out", "NEW", "--folds", "1"], "expected 2 folds or more"),
+        (["train", "GRADED", "--out", "NEW", "--folds", "-2"], "expected 2 folds or more"),
+        (["train", "GRADED", "--out", "NEW", "--folds", "9999"], "too small to hold parts of it out"),
+        *(
+            (["train", "GRADED", "--out", "NEW", "--setting", setting], told)
+            for setting, told in (
+                ("k=-3", "the setting 'k' is a whole number of 1 or more; found -3"),
+                ("knn.k=0", "'knn.k' is a whole number of 1 or more"),
+                ("k=2.5", "found 2.5"),
+                ("clusters=0", "a whole number of 1 or more; found 0"),
+                ("clusters=inf", "a whole number of 1 or more; found inf"),
+                ("power=nan", "the setting 'power' is a number of 0 or more; found nan"),
+                ("power=inf", "found inf"),
+                ("penalty=-1", "the setting 'penalty' is a number above 0"),
+                ("shrink=-5", "the setting 'shrink' is a number above 0"),
+            )
+        ),
+        (["explain", "R", "query", "--nearest", "-1"], "expected --nearest of 0 or more"),
         (["train", "none.csv", "--out", "NEW"], "no file 'none.csv'"),
+        (["train", "-", "--out", "NEW"], "standard input cannot be one"),
+        (["eval", "R", "-"], "standard input cannot be one"),
+        (["calibrate", "R", "GRADED", "--out", "R"], "holds a router; expected a new folder\n"),
+        (["learn", "R", "nowhere", "--out", "R"], "holds a router; expected a new folder\n"),
+        (["learn", "R", "nowhere"], "'nowhere' holds no run"),
+        (["train", "NESTED", "--out", "NEW", "--models", "big,nobody"], "'nobody'; found 'big', 'small'"),
         (["train", "GRADED"], "--out"),
         (["train", "GRADED", "--out", "NEW", "--fold", "3"], "did you mean '--folds'?"),
         (["explain", "NEW", "query"], "is no router"),
@@ -140,10 +214,28 @@ def test_mistakes_are_one_message_and_code_2(
     routers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ):
     names = {"GRADED": str(routers / "graded.csv"), "NEW": str(tmp_path / "new"), "R": str(routers / "r")}
+    names["NESTED"] = str(tmp_path / "nested.json")
+    (tmp_path / "nested.json").write_text(json.dumps([{"query": "q", "scores": {"small": 0, "big": 1}}]))
     assert main(["route", *(names.get(each, each) for each in arguments)]) == 2
     captured = capsys.readouterr()
     assert told in captured.err and "Traceback" not in captured.err and captured.out == ""
     assert not (tmp_path / "new").exists()
+
+
+def test_a_column_that_is_hardly_a_model_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    table, _ = made_table(40)
+    rows = [
+        {"prompt": query, "x": float(x), "Difficulty": round(n / 40, 3)}
+        for n, (query, (x, *_)) in enumerate(zip(table.queries, table.scores, strict=True))
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    train = ["route", "train", str(tmp_path / "t.json"), "--head", "knn", "--folds", "2"]
+    assert main([*train, "--out", str(tmp_path / "r")]) == 0
+    told = capsys.readouterr()
+    assert "\nmodels: Difficulty, x\n" in told.out and "warning: 'Difficulty' was taken for a model" in told.err
+    assert main([*train, "--out", str(tmp_path / "s"), "--models", "x"]) == 0
+    told = capsys.readouterr()
+    assert "\nmodels: x\n" in told.out and "was taken" not in told.err
 
 
 def test_where_a_router_gains_nothing_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from weaverant.routing.reading import read_table
+from weaverant.routing.router import Router
 from weaverant.routing.training import train
 
 GOOD_AT = {"adder": "add {a} and {b}: what is the sum", "coder": "write a program that prints {a} and {b}",
@@ -54,6 +55,18 @@ def test_the_report_says_what_the_router_is_worth(home: Path):
     for title in ("Accuracy", "Hit rates", "Calibration", "Cost", "Sets"):
         assert f"\n{title}\n" in told
     assert "Intervals hold 95 %: 300 paired bootstrap draws" in told
+
+
+def test_queries_that_the_router_has_learned_from_are_told_of(home: Path):
+    assert "warning" not in call(home, "router", "test.jsonl", "--draws=100").stderr
+    done = call(home, "router", "train.jsonl", "--draws=100", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)
+    assert "warning: the router has learned from 300 of these 300 queries" in done.stderr
+    taught = Router.open(home / "router")
+    query = json.loads((home / "test.jsonl").read_text().splitlines()[0])["query"]
+    taught.update(query, taught.models[0], 1.0)
+    taught.save(home / "taught")
+    assert "learned from 1 of these 200" in call(home, "taught", "test.jsonl", "--draws=100").stderr
 
 
 def test_json_and_a_folder_hold_the_same_and_the_router_beats_the_best_single_model(home: Path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 import weaverant
@@ -18,25 +19,24 @@ from weaverant.cli import main
 from weaverant.engines.scripted import Scripted
 from weaverant.message import Request, assistant, system, user
 from weaverant.routing.evidence import Evidence, Verdict
+from weaverant.routing.folding import Folded, Tally, learn, lessons, read_evidence, read_kept, written
 from weaverant.routing.learning import (
     Belief,
     Drift,
     Explored,
+    Kept,
     Learned,
     Lesson,
     Sessions,
     Stay,
     Thought,
     cold_start,
-    learn,
-    lessons,
-    read_evidence,
-    save_evidence,
     session_of,
     stays,
     thompson,
 )
 from weaverant.routing.pool import Card, Pool
+from weaverant.routing.route import Route
 from weaverant.routing.routemoa import RouteMoa
 from weaverant.routing.router import Router
 from weaverant.routing.turns import RouteMoaOptions, traces
@@ -75,7 +75,9 @@ def test_feedback_reaches_the_router_and_is_in_the_journal(tmp_path: Path):
     assert len(live.told) == 16 and ("What is 0 + 1?", "right", 1.0) in live.told
     assert ("What is 0 + 1?", "wrong", 0.0) in live.told
     evidence = Evidence()
-    assert learn(folded, tmp_path / "run", evidence) == 8
+    found = learn(folded, tmp_path / "run", evidence)
+    assert (found.scores, found.replies, found.before) == (8, 8, 0)
+    assert found.models["wrong"] == Tally(True, 8, 0.0, pytest.approx(2.4)) and found.models["right"].right == 8
     assert sorted(folded.told) == sorted(live.told)
     assert set(evidence.trust) == {"agreement", "self/right", "self/wrong"}
     first = next(lessons(tmp_path / "run"))
@@ -108,6 +110,18 @@ def test_a_resumed_run_takes_its_lessons_in_again(tmp_path: Path):
     assert len(list(lessons(tmp_path / "run"))) == 3
 
 
+def test_true_is_1_and_false_is_0(tmp_path: Path):
+    @workflow
+    async def judged(row: dict[str, Any]) -> bool:
+        reply = await asker.reply(question=row["question"])
+        return await weaverant.feedback(reply, row["good"])
+
+    rows = [{"question": f"What is {n} + 1?", "good": n == 1} for n in range(2)]
+    run = weaverant.run(judged, rows, models={"solver": made(router(), layers=1)}, directory=tmp_path / "run")
+    assert [task.result for task in run] == [True, True]
+    assert sorted(lesson.score for lesson in lessons(tmp_path / "run")) == [0.0, 1.0]
+
+
 def test_equal_replies_each_have_their_own_trace(tmp_path: Path):
     """Two calls side by side reply alike, and were asked different things."""
 
@@ -138,8 +152,8 @@ def test_a_text_means_the_newest_reply_and_an_engine_learns_nothing():
     assert task.result == [False, False]
 
 
-@pytest.mark.parametrize("score", [-0.1, 1.1, True, float("nan")])
-def test_a_score_that_is_none_is_refused(score: float):
+@pytest.mark.parametrize("score", [-0.1, 1.1, 2, float("nan"), "good", None, [1.0]])
+def test_a_score_that_is_none_is_refused(score: Any):
     with pytest.raises(UserError, match="from 0 to 1"):
         asyncio.run(weaverant.feedback("x", score))
 
@@ -159,6 +173,33 @@ def test_a_graded_answer_teaches_who_gave_it_and_who_wrote_it(tmp_path: Path):
     assert lesson.aggregator == "a" and lesson.outcomes == {"a": 0.4, "c": 0.4}
     assert model.learned.aggregating("a", 0.7) == pytest.approx((6 * 0.7 + 0.4) / 7)
     assert model.learned.aggregating("b", 0.6) == pytest.approx(0.6)
+
+
+def test_a_score_counts_once_however_often_its_run_is_folded(tmp_path: Path):
+    weaverant.run(graded, ROWS[:3], models={"solver": made(router(), layers=1)}, directory=tmp_path / "run").wait()
+    weaverant.run(graded, ROWS[:3], models={"solver": made(router(), layers=1)}, directory=tmp_path / "other").wait()
+    live, evidence, kept = router(), Evidence(), Kept()
+
+    def fold(run: str) -> tuple[int, int]:
+        found = learn(live, tmp_path / run, evidence, kept, run)
+        return found.scores, found.before
+
+    assert fold("run") == (3, 0)
+    kept = msgspec.convert(msgspec.to_builtins(kept), Kept)
+    told, trust = list(live.told), msgspec.to_builtins(evidence)
+    assert fold("run") == (0, 3) and live.told == told and msgspec.to_builtins(evidence) == trust
+    assert fold("other") == (3, 0) and len(live.told) == 2 * len(told)
+
+
+def test_two_scores_of_one_reply_are_two_scores_of_one_reply(tmp_path: Path):
+    @workflow
+    async def twice(row: dict[str, Any]) -> bool:
+        reply = await asker.reply(question=row["question"])
+        return await weaverant.feedback(reply, 1.0) and await weaverant.feedback(reply, 1.0)
+
+    weaverant.run(twice, ROWS[:2], models={"solver": made(router(), layers=1)}, directory=tmp_path / "run").wait()
+    found: Folded = learn(router(), tmp_path / "run")
+    assert (found.scores, found.replies) == (4, 2)
 
 
 # Cold start
@@ -195,12 +236,61 @@ def test_a_new_model_is_learned_from_its_outcomes():
     assert list(learned.thoughts("q")) == ["new", "old"]
 
 
+def test_a_new_model_begins_where_the_runs_before_have_left_it(tmp_path: Path):
+    """The router has no place for it: its outcomes are kept beside it, and those of aggregators."""
+    live = SimulatedRouter({"right": 0.9})
+    members = {"right": Scripted(counts, identity="right"), "wrong": saying("#### 99", 1.0)}
+    model = RouteMoa(pool_of(**members), RouteMoaOptions(layers=1), live)
+    weaverant.run(graded, ROWS, models={"solver": model}, directory=tmp_path / "run").wait()
+    kept = Kept()
+    found = learn(SimulatedRouter({"right": 0.9}), tmp_path / "run", kept=kept)
+    assert not found.models["wrong"].known and len(kept.outcomes["wrong"]) == 8 and "right" not in kept.outcomes
+    again = Learned(pool_of(**members), SimulatedRouter({"right": 0.9}), kept=kept)
+    assert again.thoughts("q")["wrong"] == model.learned.thoughts("q")["wrong"]
+    fresh = Learned(pool_of(**members), SimulatedRouter({"right": 0.9})).thoughts("q")["wrong"]
+    assert again.thoughts("q")["wrong"].p < fresh.p - 0.2
+    assert again.aggregating("right", 0.5) == model.learned.aggregating("right", 0.5) > 0.6
+    for _ in range(600):
+        kept.add(Lesson("q", {"wrong": 1.0}, {}), [])
+    assert len(kept.outcomes["wrong"]) == 512
+
+
 def test_old_outcomes_fade():
     belief = Belief()
     for outcome in [0.0] * 400 + [1.0] * 200:
         belief.add(outcome, 0.5)
     right, count = belief.counted()
     assert right / count > 0.55 and len(belief.ring) == 512
+
+
+def test_route_learns_of_the_model_that_answered(tmp_path: Path):
+    """With a router, which is told; and without one, where outcomes move who is asked."""
+    members = {"right": Scripted(counts, identity="right"), "wrong": saying("no", 1.0)}
+
+    @workflow
+    async def told(row: dict[str, Any]) -> list[Any]:
+        reply = await asker.reply(question=row["question"])
+        return [reply.text, await weaverant.feedback(reply, reply.text != "no")]
+
+    live = SimulatedRouter({"right": 0.4, "wrong": 0.6})
+    run = weaverant.run(
+        told, ROWS[:2], models={"solver": Route(pool_of(**members), scorer=live)}, directory=tmp_path / "r"
+    )
+    assert [task.result for task in run] == [["no", True]] * 2
+    assert sorted(live.told) == [(f"What is {n} + 1?", "wrong", 0.0) for n in range(2)]
+    assert {tuple(one.prior.items()) for one in lessons(tmp_path / "r")} == {(("wrong", 0.6),)}
+
+    cards = {"right": Card("", prior=0.5), "wrong": Card("", prior=0.6)}
+    route = Route(Pool(members, cards))
+    weaverant.run(told, ROWS, models={"solver": route}, directory=tmp_path / "s", concurrency=1, in_flight=1).wait()
+    said = [next(iter(lesson.outcomes)) for lesson in lessons(tmp_path / "s")]
+    assert said[0] == "wrong" and said[-1] == "right" and said == sorted(said, reverse=True)
+    kept = Kept()
+    learn(SimulatedRouter({"right": 0.5}), tmp_path / "s", kept=kept)
+    assert len(kept.outcomes["wrong"]) == said.count("wrong")
+    for _ in range(40):
+        route.learn(weaverant_lesson("right", 0.0, 0.9))
+    assert route.status() == ["right is worse than its router predicts: train the router anew"]
 
 
 # Drift
@@ -336,8 +426,13 @@ def test_what_judges_are_worth_is_kept_beside_the_router(tmp_path: Path):
     evidence = Evidence()
     evidence.learn(0.5, [Verdict("self/a", 0.9)], 1.0)
     assert read_evidence(tmp_path) == read_evidence(None) == Evidence()
-    save_evidence(evidence, tmp_path)
-    assert read_evidence(tmp_path) == evidence
+    kept = Kept({"new": [(1.0, 0.5)]}, {"old": [(0.0, 0.9)]}, {"run": ["ab"]})
+    for name, text in written(evidence, kept).items():
+        (tmp_path / name).write_bytes(text)
+    assert read_evidence(tmp_path) == evidence and read_kept(tmp_path) == kept
+    (tmp_path / "learned.json").write_text("{")
+    with pytest.raises(UserError, match=r"damaged: learned\.json"):
+        read_kept(tmp_path)
 
 
 # A trained router
@@ -369,9 +464,24 @@ def test_a_trained_router_routes_learns_and_is_told_on_the_command_line(tmp_path
     assert sorted(task.result for task in run) == ["#### adder", "#### poet"]
     before = Router.open(tmp_path / "learned").predict(["a sum, number 9 of them"])
     assert main(["route", "learn", str(tmp_path / "learned"), str(tmp_path / "run")]) == 0
-    assert "2 replies with feedback" in capsys.readouterr().out
+    told = capsys.readouterr().out.splitlines()
+    assert "2 scores of 2 replies" in told[0] and told[1].split() == [
+        "model",
+        "outcomes",
+        "right",
+        "expected",
+        "gained",
+    ]
+    assert [line.split()[:3] for line in told[2:4]] == [["adder", "1", "0.000"], ["poet", "1", "0.000"]]
+    assert all(line.split()[4].startswith("-0.") for line in told[2:4])
     after = Router.open(tmp_path / "learned").predict(["a sum, number 9 of them"])
-    assert after.p[0, 0] < before.p[0, 0] and read_evidence(tmp_path / "learned") is not None
+    assert after.p[0, 0] < before.p[0, 0]
+    files = {path.name: path.read_bytes() for path in (tmp_path / "learned").iterdir()}
+    assert set(files) == {"router.json", "arrays.npz", "feedback.npz", "evidence.json", "learned.json"}
+    assert main(["route", "learn", str(tmp_path / "learned"), str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "0 scores of 0 replies; 2 scores had been learned before" in out and out.endswith("the router, as it was\n")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "learned").iterdir()} == files
     weaverant.run(ask, rows, models=spec, directory=tmp_path / "plain").wait()
     assert main(["route", "learn", str(tmp_path / "learned"), str(tmp_path / "plain")]) == 2
     assert "has no feedback" in capsys.readouterr().err

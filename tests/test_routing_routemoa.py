@@ -22,7 +22,7 @@ from weaverant.events import StepEnded
 from weaverant.journal import JournalReader
 from weaverant.message import Request
 from weaverant.routing.evidence import Trust
-from weaverant.routing.learning import lessons
+from weaverant.routing.folding import lessons
 from weaverant.routing.routemoa import RouteMoa
 from weaverant.routing.turns import RouteMoaOptions, Turn, traces
 from weaverant.testing.server import MockServer

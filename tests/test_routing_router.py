@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from graded_queries import made_table
 from weaverant.errors import UserError
-from weaverant.routing.calibration import calibration_error
+from weaverant.routing.calibration import Map, calibration_error
 from weaverant.routing.online import Online
 from weaverant.routing.router import Router
 from weaverant.routing.selection import routed
@@ -315,8 +316,8 @@ def test_other_grades_mend_the_probabilities_and_those_learned_from_are_left_out
             for q, s in zip(t.queries, t.scores.tolist(), strict=True)
         ]
     )
-    made, before, used = recalibrate(trained.router, both)
-    assert used == 900 and before > 0.15 and made.ece < 0.05
+    made, before, used, stayed = recalibrate(trained.router, both)
+    assert stayed == () and used == 900 and before > 0.15 and made.ece < 0.05
     again = made_table(300, seed=33)[0]
     harder = np.maximum(again.scores, (np.arange(300) % 2)[:, None])
     assert calibration_error(made.predict(again.queries).p, harder) < 0.08
@@ -325,6 +326,86 @@ def test_other_grades_mend_the_probabilities_and_those_learned_from_are_left_out
         recalibrate(trained.router, known)
     with pytest.raises(UserError, match="no model 'y'"):
         recalibrate(trained.router, easier.only(["x"]))
+
+
+def test_maps_that_are_no_better_stay_and_are_named(trained):
+    """Few grades, of the same kind that the router has learned from: nothing is there to be mended."""
+    kept = 0
+    for seed in range(40, 52):
+        few = made_table(25, seed=seed)[0]
+        made, before, used, stayed = recalibrate(trained.router, few)
+        assert used == 25 and made.ece <= before == pytest.approx(
+            calibration_error(trained.router.predict(few.queries).p, few.scores)
+        )
+        own, old = made.facts.calibration, trained.router.facts.calibration
+        assert stayed == tuple(name for name, a, b in zip("xyz", own, old, strict=True) if a == b)
+        kept += stayed == ("x", "y", "z")
+        assert made.predict([SUM]).p[0][0] == trained.router.predict([SUM]).p[0][0] or "x" not in stayed
+    assert kept > 2
+
+
+def test_calibration_is_measured_with_feedback_and_not_on_its_queries(folder: Path):
+    router, fresh = Router.open(folder), made_table(400, seed=21)[0]
+    harder = np.where(np.arange(400)[:, None] % 2, 0.0, fresh.scores)
+    both = Table.of(
+        [Graded(q, dict(zip("xyz", s, strict=True))) for q, s in zip(fresh.queries, harder.tolist(), strict=True)]
+    )
+    for query, scores in zip(both.queries[:300], both.scores.tolist(), strict=False):
+        for model, outcome in zip("xyz", scores, strict=True):
+            router.update(f" {query.upper()}", model, outcome)
+    made, before, used, _ = recalibrate(router, both)
+    assert used == 100 and made.facts.taught == 900 == made.taught
+    p, y = (each[300:] for each in (router.predict(both.queries).p, both.scores))
+    assert before == pytest.approx(calibration_error(p, y)) and before < 0.12
+    assert calibration_error(Router.open(folder).predict(both.queries).p[300:], y) > 0.15
+    assert made.ece <= before
+    again = made_table(300, seed=34)[0]
+    halved = np.where(np.arange(300)[:, None] % 2, 0.0, again.scores)
+    assert calibration_error(made.predict(again.queries).p, halved) < 0.12
+
+
+def test_calibrating_keeps_what_was_learned_in_use(folder: Path, tmp_path: Path):
+    """In place and in a copy; what feedback had moved an estimate to is where it was, whatever the maps."""
+    router = Router.open(folder)
+    for n in range(60):
+        router.update(f"{SUM} {n}", "x", 0.0)
+    router.aside["evidence.json"] = b'{"trust":{}}'
+    router.save(folder, replace=True)
+    fresh = made_table(400, seed=21)[0]
+    easier = Table.of(
+        [
+            Graded(
+                query, {m: max(s, float(n % 2)) for m, s in zip(fresh.models, fresh.scores[n].tolist(), strict=True)}
+            )
+            for n, query in enumerate(fresh.queries)
+        ]
+    )
+    made = recalibrate(Router.open(folder), easier)[0]
+    assert made.facts.calibration != router.facts.calibration
+    made.save(tmp_path / "copy")
+    made.save(folder, replace=True)
+    for each in (folder, tmp_path / "copy"):
+        assert (each / "evidence.json").read_bytes() == b'{"trust":{}}'
+        again = Router.open(each)
+        assert again.taught == 60
+        assert again.predict([SUM]).p[0][0] == pytest.approx(router.predict([SUM]).p[0][0], abs=0.12)
+    train(fresh, head="knn", folds=3).router.save(folder, replace=True)
+    assert not (folder / "evidence.json").exists() and Router.open(folder).taught == 0
+
+
+def test_feedback_is_of_the_new_maps_once_there_are_new_ones(trained):
+    """What feedback adds is measured against the estimate: where that falls, it adds more."""
+    facts = trained.router.facts
+    router = Router(facts, *(getattr(trained.router, name) for name in ("encoder", "head", "correlation", "examples")))
+    for _ in range(100):
+        router.update(SUM, "x", 0.5)
+    maps = [Map("platt", shift=-3.0), *facts.calibration[1:]]
+    moved = structs.replace(facts, calibration=tuple(maps))
+    made = Router(moved, router.encoder, router.head, router.correlation, router.examples, router.mapped(maps))
+    alone = Router(moved, router.encoder, router.head, router.correlation, router.examples)
+    assert alone.predict([SUM]).p[0][0] < 0.4
+    assert made.predict([SUM]).p[0][0] == pytest.approx(0.5, abs=0.05)
+    assert router.predict([SUM]).p[0][0] == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_nearest_graded_queries_are_of_the_same_topic(trained):

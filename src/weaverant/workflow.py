@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from msgspec import Struct
 
@@ -146,13 +146,15 @@ async def process_step(function: Callable[..., Any], *args: Any, **kwargs: Any) 
 
 
 async def feedback(reply: Reply | str, score: float) -> bool:
-    """Tell the model that gave this reply how good it was, from 0 to 1, where it learns from that: a router does.
+    """Tell the model that gave this reply how good it was, from 0 to 1, where it learns from that: a router does. True
+    is 1, False is 0; each score that a reply is given counts.
 
     Recorded as a step, whose result is what was learned. `reply` is what `await agent.reply(...)` gave, or a reply's
     text, of which the newest is meant. False, and nothing happens, where no such model gave it.
     """
-    if isinstance(score, bool) or not 0 <= score <= 1:
-        raise UserError(f"feedback(reply, SCORE) takes a number from 0 to 1; found {score!r:.80}")
+    given = cast("object", score)
+    if not isinstance(given, int | float) or not 0 <= given <= 1:
+        raise UserError(f"feedback(reply, SCORE) takes a number from 0 to 1; found {given!r:.80}")
     made = current_loop("feedback()").taught or ()
     taught = next((one for one in reversed(made) if one.reply is reply or one.reply.text == reply), None)
     if taught is None:

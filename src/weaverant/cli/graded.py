@@ -11,6 +11,8 @@ from weaverant.routing.table import Table
 
 def table_given(options: argparse.Namespace) -> Table:
     """As `cli.route.table_flags` say. `UserError` where nothing is left of it."""
+    if options.table == "-":
+        raise UserError("a table is a file, a folder or a glob; found '-': standard input cannot be one")
     models = [name.strip() for name in options.models.split(",")] if options.models else None
     table = read_table(options.table, query=options.query_column, set=options.set_column, models=models)
     if options.drop:

@@ -10,13 +10,14 @@ from textwrap import fill
 import msgspec
 
 from weaverant.cli.graded import table_given
-from weaverant.cli.streams import put
+from weaverant.cli.streams import put, tell
 from weaverant.cli.text import table as columns
 from weaverant.errors import UserError
 from weaverant.routing.evaluation import figure, report
 from weaverant.routing.evaluation.choice import Prior
 from weaverant.routing.evaluation.judge import Evaluation, evaluate
 from weaverant.routing.router import Router
+from weaverant.routing.table import Table, normal
 
 FEWEST_DRAWS = 100
 WIDTH = 100
@@ -29,6 +30,8 @@ def eval_command(options: argparse.Namespace) -> int:
     out = None if options.out is None else _new_folder(Path(options.out))
     router = Router.open(Path(options.router))
     table = table_given(options)
+    for text in _doubts(router, table):
+        tell(f"warning: {text}")
     scores = router.predict(table.queries)
     found = evaluate(table, scores, Prior(router.mean, router.cost), draws=options.draws, seed=options.seed)
     title = f"{Path(options.router).resolve().name} on {Path(options.table).name}"
@@ -65,6 +68,18 @@ def write(found: Evaluation, out: Path, title: str) -> None:
         (out / name).write_text(drawing, encoding="utf-8")
     (out / "evaluation.json").write_bytes(msgspec.json.encode(found) + b"\n")
     (out / "report.md").write_text(report.markdown(found, title, list(figures)), encoding="utf-8")
+
+
+def _doubts(router: Router, table: Table) -> Iterator[str]:
+    """That it has seen some of what it is judged by."""
+    trained = {normal(text) for text in router.examples.texts}
+    heard = router.heard(table.queries)
+    seen = sum(known or normal(query) in trained for query, known in zip(table.queries, heard, strict=True))
+    if seen:
+        yield (
+            f"the router has learned from {seen:,} of these {len(table.queries):,} queries, by training or feedback, "
+            "which flatters it: --drop FILE leaves queries out"
+        )
 
 
 def _new_folder(folder: Path) -> Path:

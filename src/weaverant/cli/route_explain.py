@@ -8,13 +8,15 @@ import sys
 from typing import Any
 
 from weaverant.cli.streams import put
-from weaverant.cli.text import clipped, exact
+from weaverant.cli.text import clipped, counted, exact
 from weaverant.cli.text import table as columns
 from weaverant.errors import UserError
 from weaverant.routing.router import Router
 
 
 def explain_command(options: argparse.Namespace) -> int:
+    if options.nearest < 0:
+        raise UserError(f"expected --nearest of 0 or more; found {options.nearest}")
     router = Router.open(options.router)
     query = sys.stdin.read() if options.query == "-" else options.query
     if not query.strip():
@@ -43,9 +45,16 @@ def explained(router: Router, query: str, nearest: int) -> dict[str, Any]:
     ranking.sort(key=lambda row: (-row["p"], row["model"]))
     near = [
         {"query": each.query, "likeness": each.likeness, "scores": each.scores}
-        for each in router.nearest(query, max(0, nearest))
+        for each in router.nearest(query, nearest)
     ]
-    return {"ranking": ranking, "nearest": near, "router": router.identity, "calibration error": router.ece}
+    since = router.taught - router.facts.taught
+    return {
+        "ranking": ranking,
+        "nearest": near,
+        "router": router.identity,
+        "calibration error": router.ece,
+        "feedback since": since,
+    }
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -72,5 +81,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"         {clipped(graded, 1, 110)}")
     error = found["calibration error"]
     known = "was not measured" if error is None else f"{error:.4f} on held-out queries"
+    if found["feedback since"] and error is not None:
+        since = counted(found["feedback since"], "outcome")
+        known += f", before {since} of feedback (`weaverant route calibrate` measures again)"
     lines.append(f"expected calibration error of these probabilities: {known}")
     return lines

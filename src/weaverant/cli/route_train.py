@@ -12,12 +12,19 @@ from weaverant.cli.streams import put, tell
 from weaverant.cli.text import counted
 from weaverant.cli.text import table as columns
 from weaverant.errors import UserError
-from weaverant.routing.folder import check_folder
+from weaverant.routing.folder import check_folder, learned_in_use
 from weaverant.routing.heads import Settings
 from weaverant.routing.selection import Tried
 from weaverant.routing.table import Table
 from weaverant.routing.training import Trained, train
 
+LABELS = frozenset(
+    [
+        *("confidence", "correct", "difficulty", "gold", "grade", "label", "probability", "quality", "rating"),
+        *("reward", "score", "target", "value", "weight"),
+    ]
+)
+"""Columns that are hardly a model's."""
 POOR = 0.05
 """Of expected calibration error: probabilities that are further off are told of."""
 
@@ -25,6 +32,7 @@ POOR = 0.05
 def train_command(options: argparse.Namespace) -> int:
     out = Path(options.out)
     check_folder(out, replace=options.force)
+    lost = learned_in_use(out)
     table = table_given(options)
     if not options.quiet:
         tell(f"{_size(table)}; trying heads on {options.folds} held-out folds")
@@ -45,7 +53,7 @@ def train_command(options: argparse.Namespace) -> int:
     found.router.save(out, replace=options.force)
     if not options.quiet:
         put("\n".join(_told(found, table, out)))
-    for text in _doubts(found):
+    for text in (*_labels(table), *_doubts(found), *([_gone(lost)] if lost else [])):
         tell(f"warning: {text}")
     return 0
 
@@ -66,6 +74,7 @@ def _settings(given: list[str]) -> Mapping[str, float]:
 def _told(found: Trained, table: Table, out: Path) -> Iterator[str]:
     router, single = found.router, found.single_score
     yield f"{_size(table)}, each held out once"
+    yield f"models: {', '.join(table.models)}"
     rows = [
         [each.kind, f"{each.routed:.4f}", f"{each.routed - single:+.4f}", f"{each.top:.4f}"] for each in found.tried
     ]
@@ -83,6 +92,15 @@ def _told(found: Trained, table: Table, out: Path) -> Iterator[str]:
     yield f"try it: weaverant route explain {shlex.quote(str(out))} {shlex.quote(example)}"
 
 
+def _labels(table: Table) -> Iterator[str]:
+    for name in table.models:
+        if name.strip().casefold() in LABELS:
+            yield (
+                f"{name!r} was taken for a model, since it holds numbers from 0 to 1: --models NAME,NAME says which "
+                "columns are models'"
+            )
+
+
 def _doubts(found: Trained) -> Iterator[str]:
     if found.best.routed <= found.single_score:
         yield (
@@ -91,6 +109,13 @@ def _doubts(found: Trained) -> Iterator[str]:
         )
     if found.router.ece is not None and found.router.ece > POOR:
         yield f"the probabilities are off by {found.router.ece:.4f} on average: grade more queries"
+
+
+def _gone(lost: list[str]) -> str:
+    return (
+        f"what the replaced router had learned in use is gone with it ({', '.join(lost)}): to fold its runs into the "
+        "new one: weaverant route learn ROUTER RUN"
+    )
 
 
 def _shown(settings: Settings) -> str:

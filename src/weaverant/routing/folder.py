@@ -1,4 +1,7 @@
-"""A router's folder: `router.json` for people, `arrays.npz` for numbers, `feedback.npz` for what came after."""
+"""A router's folder: `router.json` for people, `arrays.npz` for numbers, `feedback.npz` for what came after.
+
+What others keep beside it (`ASIDE`) goes with it wherever it is saved.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,9 @@ from weaverant.message import digest
 
 FORMAT = 1
 FACTS, ARRAYS, FEEDBACK = "router.json", "arrays.npz", "feedback.npz"
+EVIDENCE, KEPT = "evidence.json", "learned.json"
+ASIDE = (EVIDENCE, KEPT)
+"""What was learned in use and is no part of the router: `weaverant.routing.folding`."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 T = TypeVar("T", bound=Struct)
@@ -61,7 +67,20 @@ def read_arrays(folder: Path, name: str, *, optional: bool = False) -> dict[str,
         raise UserError(f"the router {str(folder)!r} is damaged: {name} cannot be read ({error})") from None
 
 
-def write_folder(folder: Path, facts: Struct, arrays: Arrays, feedback: Arrays | None, *, replace: bool) -> None:
+def read_aside(folder: Path) -> dict[str, bytes]:
+    """What stands beside the router, by the file's name."""
+    return {name: (folder / name).read_bytes() for name in ASIDE if (folder / name).is_file()}
+
+
+def write_folder(
+    folder: Path,
+    facts: Struct,
+    arrays: Arrays,
+    feedback: Arrays | None,
+    aside: Mapping[str, bytes],
+    *,
+    replace: bool,
+) -> None:
     """Whole or not at all. `UserError` where something is in the way."""
     check_folder(folder, replace=replace)
     try:
@@ -74,6 +93,8 @@ def write_folder(folder: Path, facts: Struct, arrays: Arrays, feedback: Arrays |
         for name, each in ((ARRAYS, arrays), (FEEDBACK, feedback)):
             if each is not None:
                 np.savez_compressed(made / name, allow_pickle=False, **each)
+        for name, text in aside.items():
+            (made / name).write_bytes(text)
         made.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -84,14 +105,20 @@ def write_folder(folder: Path, facts: Struct, arrays: Arrays, feedback: Arrays |
         shutil.rmtree(made, ignore_errors=True)
 
 
-def check_folder(folder: Path, *, replace: bool) -> None:
-    """`UserError` where no router may be written there."""
+def check_folder(folder: Path, *, replace: bool, forced: bool = True) -> None:
+    """`UserError` where no router may be written there. `forced`: whether `--force` is a flag of whoever asks."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / FACTS).is_file():
         raise UserError(f"{str(folder)!r} is there and is no router; expected a new folder")
     if not replace:
-        raise UserError(f"{str(folder)!r} holds a router; expected a new folder, or --force to replace it")
+        other = ", or --force to replace it" if forced else ""
+        raise UserError(f"{str(folder)!r} holds a router; expected a new folder{other}")
+
+
+def learned_in_use(folder: Path) -> list[str]:
+    """The files there that training did not make."""
+    return [name for name in (FEEDBACK, *ASIDE) if (folder / name).is_file()]
 
 
 def digest_of(arrays: Arrays) -> str:

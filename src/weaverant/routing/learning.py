@@ -1,27 +1,24 @@
 """What a router learns in use: outcomes of its models, new models, drift. `Sessions` keep one from changing its mind.
 
 All of it follows from lessons, plain data that feedback records (`weaverant.feedback`): a process that resumes a run
-takes in again what it replays, and `learn` folds those of a finished run into a router.
+takes in again what it replays, the rows that had not ended, and `weaverant.routing.folding` folds those of a whole run
+into a router.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Container, Iterable, Mapping, Sequence
 from random import Random
 from typing import Literal, Protocol
 
 import msgspec
 
-from weaverant.journal import BlobStore, JournalReader
 from weaverant.message import Message, digest
 from weaverant.routing.evidence import Evidence, Verdict
 from weaverant.routing.pool import Pool
 from weaverant.routing.scores import Floats, Scores
-from weaverant.story import Storyteller
-from weaverant.workflow import feedback
 
 
 class Known(Protocol):
@@ -146,8 +143,9 @@ class Drift(msgspec.Struct):
 class Belief:
     """Of one model: its newest outcomes beside what was expected of them."""
 
-    def __init__(self) -> None:
-        self.ring: deque[tuple[float, float]] = deque(maxlen=RING)
+    def __init__(self, outcomes: Iterable[tuple[float, float]] = ()) -> None:
+        """Of what a process before has seen; drift is counted anew."""
+        self.ring: deque[tuple[float, float]] = deque(outcomes, maxlen=RING)
         self.drift = Drift()
 
     def add(self, outcome: float, expected: float) -> None:
@@ -163,20 +161,49 @@ class Belief:
         return right, count
 
 
+class Kept(msgspec.Struct):
+    """`learned.json`: what `weaverant route learn` keeps beside a router. Outcomes with what was expected of them, the
+    newest `RING` of each model."""
+
+    outcomes: dict[str, list[tuple[float, float]]] = {}
+    """Of models that the router does not know."""
+    aggregated: dict[str, list[tuple[float, float]]] = {}
+    """Of what each model wrote out of others' answers."""
+    runs: dict[str, list[str]] = {}
+    """The scores that are in, as digests, by the run's id."""
+
+    def add(self, lesson: Lesson, known: Container[str]) -> None:
+        """What the router has no place for."""
+        for name, outcome in sorted(lesson.outcomes.items()):
+            if name not in known:
+                _noted(self.outcomes, name, outcome, lesson.prior.get(name, outcome))
+        if lesson.aggregator:
+            expected = lesson.prior.get(lesson.aggregator, lesson.score)
+            _noted(self.aggregated, lesson.aggregator, lesson.score, expected)
+
+
+def _noted(of: dict[str, list[tuple[float, float]]], name: str, outcome: float, expected: float) -> None:
+    of[name] = [*of.get(name, ()), (outcome, expected)][-RING:]
+
+
 class Learned:
     """A router and what was learned since: the live state of one compound in one process."""
 
-    def __init__(self, pool: Pool, router: Known | None, evidence: Evidence | None = None) -> None:
+    def __init__(
+        self, pool: Pool, router: Known | None, evidence: Evidence | None = None, kept: Kept | None = None
+    ) -> None:
+        """`evidence` and `kept` are what a process before has learned."""
+        before = kept or Kept()
         self.pool = pool
         self.router = router
         self.evidence = evidence or Evidence()
         self._cold = cold_start(pool, router)
-        self._beliefs: dict[str, Belief] = {}
-        self._aggregated: dict[str, Belief] = {}
+        self._beliefs = {name: Belief(seen) for name, seen in before.outcomes.items() if name in self._cold}
+        self._aggregated = {name: Belief(seen) for name, seen in before.aggregated.items()}
 
     def thoughts(self, query: str) -> dict[str, Thought]:
         """Of all models of the pool."""
-        found = {name: self._own(name, p) for name, p in self._cold.items()}
+        found = {name: self.own(name, p) for name, p in self._cold.items()}
         if self.router is not None:
             scores = self.router.predict([query])
             for at, name in enumerate(scores.models):
@@ -186,13 +213,13 @@ class Learned:
             for name in self.pool.members:  # `like` another is what that one is on this query
                 like = self.pool.cards[name].like
                 if name in self._cold and self.pool.cards[name].prior is None and like in scores.models:
-                    found[name] = self._own(name, float(scores.p[0, scores.models.index(like)]))
+                    found[name] = self.own(name, float(scores.p[0, scores.models.index(like)]))
         return {name: found[name] for name in self.pool.members}
 
-    def _own(self, name: str, prior: float) -> Thought:
+    def own(self, name: str, prior: float) -> Thought:
         """Of a model that the router does not know: Beta's mean of its card and its outcomes."""
         right, count = self._beliefs[name].counted() if name in self._beliefs else (0.0, 0.0)
-        p = (CARD * prior + right) / (CARD + count)
+        p = (CARD * prior + right) / (CARD + count) if count else prior
         return Thought(p, math.sqrt(p * (1 - p) / (CARD + count + 1)), count)
 
     def aggregating(self, name: str, p: float) -> float:
@@ -301,52 +328,3 @@ def stays(stay: Stay | None, utility: Mapping[str, float], sd: Mapping[str, floa
     gain = utility[best] - utility[stay.model]
     clear = gain > margin and gain > max(sd.get(best, 0.0), sd.get(stay.model, 0.0))
     return "" if best == stay.model or (clear and stay.switches < most) else stay.model
-
-
-# Folding a run
-
-
-def lessons(run: str | Path) -> Iterator[Lesson]:
-    """All that feedback has recorded in a run, task by task."""
-    directory = Path(run)
-    reader = JournalReader(directory)
-    teller = Storyteller({}, BlobStore(directory / "blobs").get)
-    for task in reader.tasks():
-        for step in teller.tell(reader.task_events(task.task)).steps:
-            if step.kind == "effect" and step.name == feedback.__name__ and step.outcome == "reply":
-                try:
-                    yield msgspec.convert(step.value, Lesson)
-                except msgspec.ValidationError:
-                    continue  # that of another compound, or a user's own function of that name
-
-
-def learn(router: Known, run: str | Path, evidence: Evidence | None = None) -> int:
-    """Fold a run's lessons into a router, and into what judges are worth; how many there were. The router is not
-    saved."""
-    count = 0
-    for lesson in lessons(run):
-        count += 1
-        for name, outcome in sorted(lesson.outcomes.items()):
-            if name in router.models:
-                router.update(lesson.query, name, outcome)
-            if evidence is not None and name in lesson.prior:
-                evidence.learn(lesson.prior[name], lesson.verdicts.get(name, ()), outcome)
-        if evidence is not None and lesson.reach:
-            evidence.discernment.learn(lesson.score, lesson.best, lesson.reach)
-    return count
-
-
-EVIDENCE = "evidence.json"
-
-
-def read_evidence(folder: Path | None) -> Evidence:
-    """What judges are worth, as it was saved beside a router; nothing is known where nothing was."""
-    try:
-        return msgspec.json.decode((folder / EVIDENCE).read_bytes(), type=Evidence) if folder else Evidence()
-    except FileNotFoundError:
-        return Evidence()
-
-
-def save_evidence(evidence: Evidence, folder: Path) -> None:
-    """Beside the router."""
-    (folder / EVIDENCE).write_bytes(msgspec.json.format(msgspec.json.encode(evidence)))

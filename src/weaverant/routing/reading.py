@@ -43,6 +43,8 @@ def read_table(
     if not rows:
         raise UserError(f"the table {str(spec)!r} has no rows; expected one for each graded query")
     several = len({row.file for row in rows}) > 1
+    if models is not None:
+        _check_wanted(rows, models, str(spec))
     flat = _Flat.of([row for row in rows if "scores" not in row.values], query, set, models)
     graded = [_nested(row, models) if "scores" in row.values else flat.scores(row) for row in rows]
     found = [
@@ -53,6 +55,17 @@ def read_table(
         return Table.of(found, models)
     except UserError as error:
         raise UserError(f"the table {str(spec)!r}: {error}") from None
+
+
+def _check_wanted(rows: Sequence[Row], models: Sequence[str], spec: str) -> None:
+    """`UserError` for a model that no row names. Of flat rows any column may be meant."""
+    nested = {name: None for row in rows if "scores" in row.values for name in _named(row, "scores")}
+    columns = {name: None for row in rows if "scores" not in row.values for name in row.values}
+    names = [*sorted(nested), *columns]
+    for name in models:
+        if name not in names:
+            found = ", ".join(map(repr, names[:20])) + (" ..." if len(names) > 20 else "")
+            raise UserError(f"the table {spec!r}: no row has a score of the model {name!r}; found {found}")
 
 
 def read_queries(spec: str | Path, query: str | None = None) -> list[str]:

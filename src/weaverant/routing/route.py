@@ -2,7 +2,7 @@
 
 The best by `utility` is asked the whole request, with its tools, output, conversation and images; where it fails, is
 silent or late, the next one is, by a ranking that is made anew. What chances of being right a router's folder does not
-tell are those of the pool's cards.
+tell are those of the pool's cards. Feedback teaches the router, and counts for models that it does not know.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from weaverant.errors import StepFailed, UserError
 from weaverant.message import Reply, Request
 from weaverant.routing.asking import Admitted, Asked, Asking, Call, by_prior, options_of, request_digest
 from weaverant.routing.expected import candidates
+from weaverant.routing.folding import read_kept
+from weaverant.routing.learning import Known, Learned, Lesson
 from weaverant.routing.pool import Pool
 from weaverant.routing.pooled import Pooled, as_agent
 from weaverant.routing.prompts import query_in
@@ -66,12 +68,14 @@ def open_route(spec: str, parts: int = 1) -> Route:
 
 
 class Route(Pooled[RouteOptions]):
-    """A `Compound`."""
+    """A `Compound`; `Teachable`."""
 
     def __init__(self, pool: Pool, options: RouteOptions = RouteOptions(), scorer: Scorer | None = None) -> None:  # noqa: B008
         """`scorer` in place of the folder that the pool names."""
         self.scorer = scorer or scorer_of(pool)
         super().__init__("route", pool, options, self.scorer and self.scorer.identity)
+        told = cast("Known | None", self.scorer if hasattr(self.scorer, "update") else None)
+        self.learned = Learned(pool, told, kept=read_kept(pool.router))
         self._weights = Weights(options.cost, options.latency, options.reference, options.slo, options.quality)
 
     def refuses(self, request: Request) -> str:
@@ -84,6 +88,19 @@ class Route(Pooled[RouteOptions]):
         if request.tools or request.output is not None:
             return []
         return [as_agent(name, request.sampling) for name in self.members if not self.pool.refuses(name, request)]
+
+    def status(self) -> list[str]:
+        """See `Observed` of the protocols: models that have drifted."""
+        return self.learned.alarms()
+
+    def lesson(self, note: Any, score: float) -> Any:
+        """See `Teachable`."""
+        query, name, p = note
+        return msgspec.to_builtins(Lesson(query, {name: score}, {name: p}, score=score))
+
+    def learn(self, lesson: Any) -> None:
+        """See `Teachable`."""
+        self.learned.take(msgspec.convert(lesson, Lesson))
 
     async def answer(self, request: Request, inside: Inside) -> Reply:
         """See `Compound`."""
@@ -98,9 +115,12 @@ class Route(Pooled[RouteOptions]):
             left.remove(name)
             heard = await asking.ask_all([Call(name, name, request)], choice.admitted)
             for reply in (*heard.replies.values(), *heard.cut.values()):
+                note = [query_in(request.messages), name, choice.ranked[0].p]
                 if reply.finish != "length" or request.sampling.max_tokens is not None:
+                    inside.note = note
                     return reply
-                short = short or reply
+                if short is None:
+                    short, inside.note = reply, note
         if short is None:
             short = await asking.insisted([Call(name, name, request) for name in by_prior(self.pool)])
         if short is None:
@@ -117,6 +137,7 @@ class Route(Pooled[RouteOptions]):
                 scores = await asyncio.to_thread(chances, self.pool, self.scorer, query_in(request.messages))
             except StepFailed as failure:
                 scores, note = chances(self.pool, None, ""), f"the router could not score: {failure}"
+            scores = {name: self._taught(name, p) for name, p in scores.items()}
             found = self._candidates(request, {name: scores[name] for name in left})
             ranked, why = rank(found, self._weights), refused(found)
             calls = [Call(one.name, one.name, request) for one in ranked]
@@ -134,6 +155,11 @@ class Route(Pooled[RouteOptions]):
             "by": self.identity,
         }
         return msgspec.convert(await step(choose, told), Choice)
+
+    def _taught(self, name: str, p: float) -> float:
+        """With the outcomes of a model that no router knows; the router's own say is in `p`."""
+        known = self.scorer is not None and name in self.scorer.models
+        return p if known else self.learned.own(name, p).p
 
     def _candidates(self, request: Request, p: Mapping[str, float]) -> list[Candidate]:
         told = cast("Any", self.scorer)

@@ -24,6 +24,7 @@ from weaverant.routing.assess import Assessed, Form, aggregating, asking, read
 from weaverant.routing.evidence import Key, Verdict, agreement, key_of
 from weaverant.routing.expected import candidates
 from weaverant.routing.faithful import Faithful
+from weaverant.routing.folding import read_evidence, read_kept
 from weaverant.routing.learning import (
     Explored,
     Known,
@@ -31,7 +32,6 @@ from weaverant.routing.learning import (
     Lesson,
     Sessions,
     Thought,
-    read_evidence,
     session_of,
     stays,
     thompson,
@@ -64,7 +64,7 @@ class RouteMoa(Pooled[RouteMoaOptions]):
         """`router` in place of the folder that the pool names."""
         found = router or cast("Known | None", scorer_of(pool))
         super().__init__("routemoa", pool, options, found and found.identity)
-        self.learned = Learned(pool, found, read_evidence(pool.router))
+        self.learned = Learned(pool, found, read_evidence(pool.router), read_kept(pool.router))
         self.sessions = Sessions()
         self.explored = Explored(options.explore)
         self._aggregator = self.named("aggregator", options.aggregator, pool.aggregator)

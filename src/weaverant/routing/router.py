@@ -19,7 +19,7 @@ from weaverant.errors import UserError
 from weaverant.message import digest
 from weaverant.routing.calibration import EDGE, Map, applied
 from weaverant.routing.encoders import Cached, Vectors, load_encoder
-from weaverant.routing.folder import digest_of, packed, read_arrays, read_facts, unpacked, write_folder
+from weaverant.routing.folder import digest_of, packed, read_arrays, read_aside, read_facts, unpacked, write_folder
 from weaverant.routing.heads import Given, Head, head_kind
 from weaverant.routing.heads.head import deviation
 from weaverant.routing.online import Online
@@ -55,6 +55,8 @@ class Facts(Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
     validation: tuple[dict[str, Any], ...] = ()
     """What was tried, with its figures on held-out queries."""
+    taught: int = 0
+    """Outcomes of feedback that it had been given when these errors were measured."""
     arrays: str = ""
     """Digest of `arrays.npz`."""
 
@@ -87,11 +89,14 @@ class Router:
         correlation: Floats,
         examples: Examples,
         online: Online | None = None,
+        aside: Mapping[str, bytes] | None = None,
     ) -> None:
         self.facts, self.head, self.encoder, self.examples = facts, head, encoder, examples
         self.correlation = correlation
         """(M, M) of the models' errors, once what the router knows of a query is taken off; 1 on the diagonal."""
-        self._online = online or Online(len(facts.models), encoder.dims)
+        self.aside = dict(aside or {})
+        """Files that others keep beside the router, by name: `save` writes them with it."""
+        self.online = online or Online(len(facts.models), encoder.dims)
         self._index = {name: n for n, name in enumerate(facts.models)}
         self._lock = Lock()
         if not facts.arrays:
@@ -118,13 +123,13 @@ class Router:
             correlation = arrays["correlation"].astype(np.float64)
         except (KeyError, ValueError, IndexError) as error:
             raise UserError(f"the router {str(path)!r} is damaged: {error!r}. Train it again") from None
-        return Router(facts, encoder, head, correlation, examples, online)
+        return Router(facts, encoder, head, correlation, examples, online, read_aside(path))
 
     def save(self, folder: str | Path, *, replace: bool = False) -> None:
         """Into a new folder, whole or not at all. With `replace` in place of a router that is there."""
         with self._lock:
-            feedback = self._online.arrays() if self._online.count else None
-        write_folder(Path(folder), self.facts, self._arrays(), feedback, replace=replace)
+            feedback = self.online.arrays() if self.online.count else None
+        write_folder(Path(folder), self.facts, self._arrays(), feedback, self.aside, replace=replace)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -158,7 +163,7 @@ class Router:
     @property
     def taught(self) -> int:
         """Outcomes that `update` was ever given."""
-        return self._online.count
+        return self.online.count
 
     def predict(self, queries: Sequence[str]) -> Scores:
         """Calibrated, with what feedback there was. `StepFailed` where the encoder is a server that gives nothing."""
@@ -178,9 +183,24 @@ class Router:
             raise UserError(f"expected an outcome from 0 to 1 and a weight of 0 or more; found {outcome!r}, {weight!r}")
         vector = self.encoder.encode([query])[0]
         at = self._index[model]
-        given = self._alone(query, vector)[0][at]
+        raw = self.head.predict(Given([query], vector[None], self.encoder.folder)).p[:, at]
+        given = float(self.facts.calibration[at](raw)[0])
         with self._lock:
-            self._online.add(vector, at, outcome - float(given), weight)
+            self.online.add(vector, at, outcome - given, weight, float(raw[0]), query)
+
+    def heard(self, queries: Sequence[str]) -> list[bool]:
+        """Of which of these it has had feedback, as far back as that is kept."""
+        with self._lock:
+            return self.online.heard(queries)
+
+    def mapped(self, maps: Sequence[Map]) -> Online:
+        """The feedback as it would be had the estimates been mapped so."""
+
+        def more(model: int, raw: Floats) -> Floats:
+            return self.facts.calibration[model](raw) - maps[model](raw)
+
+        with self._lock:
+            return self.online.rebased(more)
 
     def nearest(self, query: str, count: int) -> list[Near]:
         """The graded queries most like it, the nearest first; none where the encoder makes no vectors."""
@@ -197,10 +217,8 @@ class Router:
     def _one(self, query: str, vector: Vectors) -> tuple[Floats, Floats]:
         p, support = self._alone(query, vector)
         with self._lock:
-            change = self._online.change(vector) if self._online.count else None
-        if change is None:
-            return p, support
-        return np.clip(p + change.p, EDGE, 1.0 - EDGE), support + change.support
+            change = self.online.change(vector) if self.online.count else None
+        return (p, support) if change is None else (corrected(p, change.p), support + change.support)
 
     def _alone(self, query: str, vector: Vectors) -> tuple[Floats, Floats]:
         """Without feedback. One query at a time: sums over several come out otherwise in their last bits."""
@@ -221,6 +239,11 @@ class Router:
         }
         found |= {f"encoder.{name}": array for name, array in self.encoder.arrays().items()}
         return found | {f"head.{name}": array for name, array in self.head.arrays().items()}
+
+
+def corrected(p: Floats, change: Floats) -> Floats:
+    """Probabilities with what feedback adds."""
+    return np.clip(p + change, EDGE, 1.0 - EDGE)
 
 
 def _under(arrays: Mapping[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:

@@ -13,7 +13,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from weaverant.errors import UserError
-from weaverant.routing.heads import AUTO, Given, Settings, head_kind, settings_of
+from weaverant.routing.heads import AUTO, Given, Settings, check_setting, head_kind, settings_of
 from weaverant.routing.heads.blend import joined
 from weaverant.routing.scores import Floats
 from weaverant.routing.table import Table
@@ -94,13 +94,14 @@ def _own(kind: str, fixed: Mapping[str, float]) -> dict[str, float]:
 
 
 def _check(kinds: Sequence[str], fixed: Mapping[str, float]) -> None:
-    """`UserError` for a setting that nothing has which is tried."""
+    """`UserError` for a setting that nothing has which is tried, or a value that it cannot have."""
     tried = [*kinds, *(AUTO if BLEND in kinds else ())]
     known = {name for kind in tried if kind != BLEND for name in head_kind(kind).GRID[0]}
     named = {f"{kind}.{name}" for kind in tried if kind != BLEND for name in head_kind(kind).GRID[0]}
-    for name in fixed:
+    for name, value in fixed.items():
         if name not in known | named:
             raise UserError(f"no head that is tried has a setting {name!r}; expected one of {', '.join(sorted(known))}")
+        check_setting(name, float(value))
 
 
 def try_one(
@@ -120,7 +121,9 @@ def _told(kind: str, settings: Settings, p: Floats, table: Table) -> Tried:
 
 
 def folds_of(table: Table, count: int, seed: int) -> list[NDArray[np.int64]]:
-    """`UserError` for a table that is too small."""
+    """`UserError` for a table that is too small, or fewer than two."""
+    if count < 2:
+        raise UserError(f"expected 2 folds or more to hold out in turn (--folds N); found {count}")
     try:
         return table.folds(count, seed)
     except ValueError as error:

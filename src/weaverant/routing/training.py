@@ -14,13 +14,23 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from weaverant.errors import UserError
-from weaverant.routing.calibration import calibration_error, choose_maps
+from weaverant.routing.calibration import Map, calibration_error, choose_maps
 from weaverant.routing.encoders import fit_encoder
 from weaverant.routing.folder import FORMAT
 from weaverant.routing.heads import Given, head_kind
-from weaverant.routing.router import Examples, Facts, Router
+from weaverant.routing.router import Examples, Facts, Router, corrected
 from weaverant.routing.scores import Floats
-from weaverant.routing.selection import NOTHING, TOP, Tried, candidates, chosen, folds_of, top_of, try_heads
+from weaverant.routing.selection import (
+    NOTHING,
+    TOP,
+    Tried,
+    candidates,
+    chosen,
+    folds_of,
+    squared_error,
+    top_of,
+    try_heads,
+)
 from weaverant.routing.table import Table, normal
 
 FOLDS = 5
@@ -98,26 +108,63 @@ def train(
     )
 
 
-def recalibrate(router: Router, table: Table, *, folds: int = FOLDS, seed: int = 0) -> tuple[Router, float, int]:
-    """The router with maps fitted to these grades; its error before, on the same queries; and how many these were,
-    without those that it learned from. Feedback is left behind: the new maps know better. `UserError` where they are
-    too few, or a model is missing."""
+class Recalibrated(NamedTuple):
+    """A router beside fresh grades."""
+
+    router: Router
+    before: float
+    """The error on the same queries before, feedback included."""
+    used: int
+    """Queries, without those that it had learned from."""
+    stayed: tuple[str, ...]
+    """Models whose maps are the old ones: new ones erred no less on queries that they were not fitted on."""
+
+
+def recalibrate(router: Router, table: Table, *, folds: int = FOLDS, seed: int = 0) -> Recalibrated:
+    """The router with maps fitted to these grades, where they are better than those it has, and its errors on these
+    queries, less those that it has learned from by training or feedback. Feedback stays with it, as it is beside the
+    new maps, and all that is kept beside the router. `UserError` where they are too few, or a model is missing."""
     fresh = table.only(router.models).without(router.examples.texts)
+    fresh = fresh.take([n for n, heard in enumerate(router.heard(fresh.queries)) if not heard])
     count = len({normal(query) for query in fresh.queries})
     if count < max(folds, 20):
         raise UserError(
             f"the table has {count} queries that the router has not learned from; expected at least {max(folds, 20)}"
         )
-    p = router.raw(fresh.queries)
-    before = calibration_error(np.stack([m(p[:, n]) for n, m in enumerate(router.facts.calibration)], 1), fresh.scores)
-    maps, held = choose_maps(p, fresh.scores, folds_of(fresh, folds, seed))
+    y, old = fresh.scores, router.predict(fresh.queries).p
+    maps, held = choose_maps(router.raw(fresh.queries), y, folds_of(fresh, folds, seed))
+    new = _with_feedback(router, maps, fresh.queries, held)
+    before = calibration_error(old, y)
+    better = [
+        made != was and squared_error(new[:, n], y[:, n]) < squared_error(old[:, n], y[:, n])
+        for n, (made, was) in enumerate(zip(maps, router.facts.calibration, strict=True))
+    ]
+    if calibration_error(np.where(better, new, old), y) >= before:
+        better = [False] * len(maps)
+    found = np.where(better, new, old)
+    kept = [new if good else was for good, new, was in zip(better, maps, router.facts.calibration, strict=True)]
     facts = structs.replace(
         router.facts,
-        calibration=tuple(maps),
-        ece=calibration_error(held, fresh.scores),
-        eces=tuple(_eces(held, fresh.scores)),
+        calibration=tuple(kept),
+        ece=calibration_error(found, y),
+        eces=tuple(_eces(found, y)),
+        taught=router.taught,
     )
-    return Router(facts, router.encoder, router.head, router.correlation, router.examples), before, len(fresh.queries)
+    made = Router(
+        facts, router.encoder, router.head, router.correlation, router.examples, router.mapped(kept), router.aside
+    )
+    stayed = tuple(name for name, good in zip(router.models, better, strict=True) if not good)
+    return Recalibrated(made, before, len(fresh.queries), stayed)
+
+
+def _with_feedback(router: Router, maps: Sequence[Map], queries: Sequence[str], p: Floats) -> Floats:
+    """What such probabilities would be with the feedback there is, beside these maps."""
+    if not router.taught:
+        return p
+    online = router.mapped(maps)
+    return np.stack(
+        [corrected(own, online.change(vector).p) for own, vector in zip(p, router.encoder.encode(queries), strict=True)]
+    )
 
 
 def held_out_means(scores: Floats, folds: Sequence[NDArray[np.int64]]) -> Floats:

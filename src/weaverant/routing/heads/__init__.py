@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from math import isfinite
 from typing import Protocol, cast
 
 from weaverant.errors import UserError
@@ -27,7 +28,24 @@ KINDS = {
 AUTO = ("knn", "clusters", "ridge", "logistic")
 """Those that a blend is of, and `auto` chooses from beside it: seconds of one core for thousands of queries."""
 
-__all__ = ["AUTO", "KINDS", "Arrays", "Estimate", "Given", "Head", "HeadKind", "Settings", "head_kind", "settings_of"]
+WHOLE = frozenset(("batch", "clusters", "k", "negatives", "others", "positives", "steps", "width"))
+"""Settings that count something: 1 or more."""
+POSITIVE = frozenset(("penalty", "rate", "shrink", "temperature"))
+"""Settings above 0. All others are 0 or more."""
+
+__all__ = [
+    "AUTO",
+    "KINDS",
+    "Arrays",
+    "Estimate",
+    "Given",
+    "Head",
+    "HeadKind",
+    "Settings",
+    "check_setting",
+    "head_kind",
+    "settings_of",
+]
 
 
 class HeadKind(Protocol):
@@ -51,6 +69,19 @@ def head_kind(name: str) -> HeadKind:
         raise UserError(f"there is no head {name!r}.{hint} Expected auto, {', '.join(KINDS)}")
     module, _, attribute = KINDS[name].partition(":")
     return cast(HeadKind, getattr(import_module(module), attribute))
+
+
+def check_setting(name: str, value: float) -> None:
+    """`UserError` for a value that no head could be fitted with. `name` as `k` or `knn.k`."""
+    own = name.rpartition(".")[2]
+    if own in WHOLE:
+        expected, good = "a whole number of 1 or more", value >= 1 and value.is_integer()
+    elif own in POSITIVE:
+        expected, good = "a number above 0", value > 0
+    else:
+        expected, good = "a number of 0 or more", value >= 0
+    if not (good and isfinite(value)):
+        raise UserError(f"the setting {name!r} is {expected}; found {value:g}")
 
 
 def settings_of(kind: HeadKind, given: Mapping[str, float]) -> list[Settings]:
