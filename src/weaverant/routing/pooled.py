@@ -41,7 +41,7 @@ class Pooled(Generic[Options]):
     def plan(self) -> list[str]:
         """What a dry run tells of it, in lines."""
         calls = self.options.calls(len(self.members))
-        more = " (more where members fail)"
+        more = "" if self.kind == "routemoa" else " (more where members fail)"
         budget = f", for ${self.options.budget:.4g} at most" if self.options.budget else ""
         routed = self.kind in ("route", "routemoa")
         return [f"at most {calls} call{'s' * (calls > 1)} a request{more}{budget}", *self.pool.plan(routed)]

@@ -201,7 +201,7 @@ class RouteMoa(Pooled[RouteMoaOptions]):
             costs = {one.name: one for one in ranked}
             price = burden([costs[aggregators[0]].cost], costs[aggregators[0]].latency, weights) if aggregators else 0.0
             if discerning * (able - best) <= (price if sure else 0.0):  # nothing is gained by what it would write
-                stands = min(posterior, key=lambda name: (-posterior[name], name))
+                stands = max(posterior, key=lambda name: posterior[name])
         asked = admitted.ask if admitted and not stop else ()
         return Turn(
             layer=play.layer,
