@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-slow hostile faults faults-mutants fuzz audit check format bench bench-others bench-routing bench-peers sim-peers chaos test-ray train-tiny malt malt-rounds malt-sweeps clean
+.PHONY: help install run test test-all test-slow hostile faults faults-mutants fuzz audit check format bench bench-others bench-routing bench-peers sim-peers chaos test-ray train-tiny train-specialists malt malt-rounds malt-sweeps clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -114,6 +114,10 @@ malt-sweeps: $(VENV)-heavy/.installed  ## MALT for n = 2, 3, 4, for theta = 0.34
 
 train-tiny: $(VENV)-heavy/.installed  ## train the packaged model anew (under 30 minutes on 2 cores)
 	$(VENV)-heavy/bin/python training/tiny/train.py
+
+train-specialists: $(VENV)-heavy/.installed  ## train the pool of small models that routing is measured on (half an hour on one core)
+	$(VENV)-heavy/bin/python training/specialists/make.py
+	$(BIN)/python training/specialists/table.py
 
 clean:  ## remove environments and caches, never runs
 	rm -rf $(VENV) $(VENV)-heavy $(VENV)-others $(VENV)-audit .pytest_cache .ruff_cache

@@ -14,7 +14,7 @@ letters says what is wanted. So all stands at the same place, which is what lets
 | `judge` | the same, with `judges` | `peers: 9 0` |
 
 A score is a digit D, for D/9. The answer is the first line of the reply, or what stands in it after the last `=` where
-a model shows its working (`42+240=282`).
+a model shows its working (`42 28=282`).
 """
 
 from __future__ import annotations
