@@ -5,6 +5,8 @@ The long form is `make fuzz`.
 
 from __future__ import annotations
 
+import gc
+import math
 import re
 import subprocess
 import sys
@@ -91,19 +93,28 @@ def test_some_seconds_of_it_find_nothing(target: str):
 
 @pytest.mark.parametrize("name", GROWING)
 def test_no_hostile_text_takes_more_than_time_in_proportion(name: str):
-    """Four times the text, at most ten times the CPU time: in the square of it would be sixteen."""
+    """Eight times the text, at most 24 times the CPU time: in the square of it would be 64."""
     case, size = GROWING[name], 500
-    while (once := seconds(case, size)) < LONG_ENOUGH and size < 2_000_000:
+    while seconds(case, size) < LONG_ENOUGH and size < 2_000_000:
         size *= 2
-    assert min(seconds(case, 4 * size) for _ in range(2)) < 10 * max(once, LONG_ENOUGH), (size, once)
+    ratios: list[float] = []
+    while len(ratios) < 3 and min(ratios, default=math.inf) >= 24:  # a busy machine may slow one down
+        ratios.append(seconds(case, 8 * size) / max(seconds(case, size), LONG_ENOUGH))
+    assert min(ratios) < 24, (size, ratios)
 
 
 def seconds(case: Callable[[int], Any], size: int) -> float:
-    best = float("inf")
-    for _ in range(2):
-        began = time.process_time()
-        case(size)
-        best = min(best, time.process_time() - began)
+    """CPU time of the quicker of two, of itself: the garbage of the other tests is not looked through meanwhile."""
+    best = math.inf
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            began = time.process_time()
+            case(size)
+            best = min(best, time.process_time() - began)
+    finally:
+        gc.enable()
     return best
 
 

@@ -173,15 +173,16 @@ def test_a_held_call_can_be_cancelled_and_costs_nothing(model: CountingModel):
 def test_a_hedge_is_held_and_its_first_request_goes_on(model: CountingModel):
     model.latency = 0.005
     with CountingModel(0.005) as other:
-        addresses = ",".join(with_options(each, hedge=0.5) for each in (model, other))
+        addresses = ",".join(with_options(each, hedge=0.5, connections=4) for each in (model, other))
 
         async def whole() -> Reply:
             engine = Pool.gather(addresses)
             try:
-                await asyncio.gather(*(engine.generate(asked(n), CallContext(str(n))) for n in range(300)))
-                model.latency = other.latency = 2.0  # much longer than the calls before, also on a busy machine
+                # Only the last eight find nobody waiting and may be hedged: two of the ten hedges in 200 calls are left.
+                await asyncio.gather(*(engine.generate(asked(n), CallContext(str(n))) for n in range(200)))
+                model.latency = other.latency = 3.0  # much longer than the calls before, also on a busy machine
                 given = Given(3)  # in the pool, before a connection is taken, before it is written to
-                reply = await asyncio.wait_for(engine.generate(asked(999), CallContext("t", permit=given.permit)), 9)
+                reply = await asyncio.wait_for(engine.generate(asked(999), CallContext("t", permit=given.permit)), 20)
                 assert given.held, "there was a second request to be held"
                 return reply
             finally:
