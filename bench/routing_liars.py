@@ -28,8 +28,8 @@ from weaverant import Agent, workflow
 from weaverant.engines.scripted import Scripted
 from weaverant.message import Request
 from weaverant.recipes.malt.svg import box, line, page, text
-from weaverant.routing.evidence import key_of
 from weaverant.routing.faithful import Faithful
+from weaverant.routing.keys import key_of
 from weaverant.routing.pool import Pool
 from weaverant.routing.routemoa import RouteMoa
 from weaverant.routing.scores import Scores

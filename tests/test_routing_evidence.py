@@ -6,20 +6,8 @@ from random import Random
 
 import pytest
 
-from weaverant.routing.evidence import (
-    CLEAR,
-    Discernment,
-    Evidence,
-    Key,
-    Trust,
-    Verdict,
-    agreement,
-    judges,
-    key_of,
-    logit,
-    outcomes,
-    sigmoid,
-)
+from weaverant.routing.evidence import CLEAR, Discernment, Evidence, Trust, Verdict, judges, logit, sigmoid
+from weaverant.routing.keys import Key, agreement, key_of, outcomes
 
 
 def taught(claim_of: object, rounds: int = 400, seed: int = 1) -> Evidence:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -56,9 +57,13 @@ def counts(request: Request) -> str:
     return json.dumps({"answer": f"#### {number + 1}", "self_score": 0.9})
 
 
+ALL_JUDGE: dict[str, Any] = {"judges": "self,peer,agreement"}
+"""Always; by itself it asks for scores as far as that pays."""
+
+
 def made(router: SimulatedRouter, **options: Any) -> RouteMoa:
     members = {"right": Scripted(counts, identity="right"), "wrong": saying("#### 99", 1.0)}
-    return RouteMoa(pool_of(**members), RouteMoaOptions(**options), router)
+    return RouteMoa(pool_of(**members), RouteMoaOptions(**ALL_JUDGE | options), router)
 
 
 def router() -> SimulatedRouter:
@@ -485,3 +490,75 @@ def test_a_trained_router_routes_learns_and_is_told_on_the_command_line(tmp_path
     weaverant.run(ask, rows, models=spec, directory=tmp_path / "plain").wait()
     assert main(["route", "learn", str(tmp_path / "learned"), str(tmp_path / "plain")]) == 2
     assert "has no feedback" in capsys.readouterr().err
+
+
+# Whether to ask for scores
+
+
+def scoring(tmp_path: Path, model: RouteMoa, told: bool, rows: int = 400) -> list[bool]:
+    """Of each row, in their order, whether its models were asked for scores. Only `told` gives it feedback."""
+
+    @workflow
+    async def graded_at_last(row: dict[str, Any]) -> bool:
+        reply = await asker.reply(question=row["question"])
+        right = reply.text == f"#### {row['n'] + 1}"
+        if told:
+            await weaverant.feedback(reply, right)
+        return right
+
+    asked = [{"question": f"What is {n} + 1?", "n": n} for n in range(rows)]
+    run = weaverant.run(
+        graded_at_last, asked, models={"solver": model}, directory=tmp_path / "run", concurrency=1
+    ).wait()
+    assert run.exit_code == 0
+    found = dict(traces(tmp_path / "run"))
+    return [turns[0].assessed for _, turns in sorted(found.items(), key=lambda one: int(one[0].split(".")[-1]))]  # type: ignore[union-attr]
+
+
+def test_without_feedback_scores_are_soon_asked_for_no_more(tmp_path: Path):
+    """They would weigh nothing, and cost tokens."""
+    asked = scoring(tmp_path, made(router(), judges="auto"), told=False)
+    assert 40 <= sum(asked) <= 55 and not any(asked[300:])  # one or two rows may be in work at a time
+
+
+def test_scores_are_asked_for_no_more_where_answers_get_worse_by_it(tmp_path: Path):
+    def say(request: Request) -> str:
+        """Right in two of three questions where it is to score itself as well, and always where it is not."""
+        asked = request.messages[-1].text
+        plain = "self_score" not in request.messages[0].text
+        n = int(asked.split()[2])
+        answer = n + 1 if plain or n % 3 else n
+        return f"#### {answer}" if plain else json.dumps({"answer": f"#### {answer}", "self_score": 0.9})
+
+    pool = pool_of(a=Scripted(say, identity="a"), b=saying("#### none"))
+    asked = scoring(
+        tmp_path, RouteMoa(pool, RouteMoaOptions(layers=1), SimulatedRouter({"a": 0.9, "b": 0.1})), told=True
+    )
+    assert sum(asked[:100]) >= 2 and sum(asked[300:]) <= 5
+
+
+def test_scores_are_asked_for_where_answers_get_better_by_it(tmp_path: Path):
+    """Either of two is right, no router knows which, and both know it of themselves."""
+
+    def member(odd: bool) -> Scripted:
+        def say(request: Request) -> str:
+            n = int(re.findall(r"What is (\d+)", request.messages[-1].text)[-1])
+            right = n % 2 == odd
+            answer = f"#### {n + 1 if right else 0}"
+            plain = "self_score" not in request.messages[0].text
+            return answer if plain else json.dumps({"answer": answer, "self_score": 0.95 if right else 0.05})
+
+        return Scripted(say, identity=f"odd {odd}")
+
+    model = RouteMoa(
+        pool_of(odd=member(True), even=member(False)),
+        RouteMoaOptions(layers=1, cost=0.0, latency=0.0, aggregator="odd"),
+        SimulatedRouter({"odd": 0.5, "even": 0.5}),
+    )
+    asked = scoring(tmp_path, model, told=True)
+    assert sum(asked[300:]) >= 90
+    believed = Evidence()
+    learn(SimulatedRouter({"odd": 0.5, "even": 0.5}), tmp_path / "run", believed)
+    live = model.learned.evidence.scoring
+    assert believed.scoring.lessons == pytest.approx(live.lessons)  # the same, but for the order of rows
+    assert believed.scoring.asked.total == pytest.approx(live.asked.total, rel=0.02)

@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from weaverant.routing.evidence import Key
+from weaverant.routing.keys import Key
 from weaverant.routing.ranking import all_wrong, burden, chosen, correlations, resolved
 from weaverant.routing.stopping import agreed, reason_to_stop, standing, worth
 from weaverant.routing.utility import Candidate, Weights, rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import Counter
@@ -38,6 +39,7 @@ def routed(tmp_path: Path, moa: RouteMoa, rows: Any = ROWS[:1], **changed: Any) 
 
 
 def moa(p: dict[str, Any], members: dict[str, Any], ece: float | None = 0.02, **options: Any) -> RouteMoa:
+    options = {"judges": "self,peer,agreement"} | options  # always; by itself it asks for scores as far as that pays
     return RouteMoa(pool_of(**members), RouteMoaOptions(**options), SimulatedRouter(p, ece))
 
 
@@ -187,6 +189,24 @@ def test_without_judges_replies_are_asked_for_and_read_as_they_are(tmp_path: Pat
     assert results == ["1"]
 
 
+@pytest.mark.parametrize(("seconds", "layers", "stop"), [(0.4, 2, "deadline"), (60.0, 4, "layers")])
+def test_no_layer_begins_after_its_time(tmp_path: Path, seconds: float, layers: int, stop: str):
+    """Of members that take a quarter of a second and never agree."""
+
+    def member(answer: str) -> Scripted:
+        async def say(_: Request) -> str:
+            await asyncio.sleep(0.25)
+            return json.dumps({"answer": answer, "self_score": 0.5})
+
+        return Scripted(say, identity=answer)
+
+    members = {"a": member("#### 1"), "b": member("#### 2")}
+    model = moa({"a": 0.6, "b": 0.6}, members, None, layers=4, within=seconds)
+    _, (turns,) = routed(tmp_path, model)
+    assert turns[-1].stop == stop and turns[-1].layer == layers
+    assert all(0.25 * turn.layer <= turn.seconds < 0.25 * turn.layer + 5 for turn in turns)
+
+
 def test_who_fails_is_replaced_within_the_bound(tmp_path: Path):
     def down(request: Request) -> str:
         raise StepFailed("server", "down")
@@ -241,7 +261,7 @@ def test_the_command_line_shows_each_decision(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("judges=me", "judges= takes some of self, peer, agreement.*found 'me'"),
+        ("judges=me", "judges= takes auto, or some of self, peer, agreement.*found 'me'"),
         ("k=0", "k.*Expected some of"),
         ("aggregator=z", "aggregator='z' is none of the pool's models: 'a'"),
         ("faithful=tiny", "Expected some of"),
@@ -322,7 +342,7 @@ def test_a_budget_for_a_question_is_never_exceeded(tmp_path: Path, server: MockS
         return await asked(question=row["question"])
 
     for budget in (0.3, 0.6):
-        spec = f"routemoa:{tmp_path}/pool.json?budget={budget}&cost=0"
+        spec = f"routemoa:{tmp_path}/pool.json?budget={budget}&cost=0&judges=self,peer,agreement"
         run = weaverant.run(asks, ROWS[:1], models={"solver": spec}, directory=tmp_path / str(budget)).wait()
         ((_, turns),) = traces(tmp_path / str(budget))
         assert 0 < run.spent <= budget

@@ -33,8 +33,8 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     deadline: Annotated[float, Meta(ge=0.0)] = 0.0
     """Seconds that a member may take; 0: as long as its server may."""
     quorum: Annotated[int, Meta(ge=0)] = 0
-    """How many of those asked together have to be done before the others are cut off, each after the 95th percentile of
-    its latency, see `PATIENCE`; 0: all but one. All of them: nobody is cut off."""
+    """How many of those asked together have to be done before the others are cut off, each after twice the 95th
+    percentile of its latency, see `PATIENCE`; 0: all but one. All of them: nobody is cut off."""
 
     def calls(self, members: int) -> int:
         """Calls for one request at most, of a pool with so many members, where everybody answers."""
@@ -68,6 +68,9 @@ def _finite(value: object) -> bool:
 LEAST_PATIENCE = 0.5
 """Seconds that nobody is cut off before, whatever was measured: it would save nothing, and lose an answer."""
 
+SLACK = 2.0
+"""Of a measured 95th percentile. At the percentile itself one call in twenty would be cut off and paid for that was
+merely slow, so that a layer of six lost an answer in every fourth question; and more where load has just risen."""
 
 PATIENCE = 60.0
 """Seconds that a straggler is waited for at least of whom no 95th percentile is known yet."""
@@ -94,7 +97,7 @@ class Admitted(Struct, frozen=True):
     bound: dict[str, float] = {}
     """By key, the most that it may cost, in US dollars; 0 without a budget."""
     patience: dict[str, float] = {}
-    """By key, the 95th percentile of its member's latency, in seconds and half a second at least, where it is known."""
+    """By key, the seconds after which it is cut off once there is a quorum, where its member was measured."""
 
 
 @dataclass
@@ -269,7 +272,7 @@ class Asking:
             left = None if left is None else left - worst
         members = {call.key: call.member for call in calls}
         p95 = {key: self._observed.of(members[key]).p95 for key in ask}
-        patience = {key: max(LEAST_PATIENCE, seconds) for key, seconds in p95.items() if seconds is not None}
+        patience = {key: max(LEAST_PATIENCE, SLACK * seconds) for key, seconds in p95.items() if seconds is not None}
         return Admitted(tuple(ask), refused, bound, patience)
 
     async def _ask(self, call: Call, bound: float) -> Reply | StepFailed:

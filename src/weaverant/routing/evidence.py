@@ -9,10 +9,8 @@ or whose words tell nothing, weighs exactly nothing.
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from random import Random
 
 import msgspec
 
@@ -122,11 +120,63 @@ class Discernment(msgspec.Struct):
         self.could = self.could * fade + could * could
 
 
+THOUGHT = 16.0
+"""Lessons that what is thought of asking for scores counts as before there are any."""
+HARM = 0.1
+"""What asking for scores is thought to cost the answers, in their share that is right, before there are any lessons:
+who has to keep to a form answers less well (Tam et al. 2024, arXiv 2408.02442)."""
+SPREAD = 0.5
+"""The standard deviation of one gain, before there are any: that of a coin."""
+
+
+class Gains(msgspec.Struct):
+    """Of the calls of one kind: what they came to, less what was expected beforehand."""
+
+    count: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+
+class Scoring(msgspec.Struct):
+    """Whether answers get better where models are asked for scores as well: two kinds of calls, side by side."""
+
+    asked: Gains = msgspec.field(default_factory=Gains)
+    plain: Gains = msgspec.field(default_factory=Gains)
+
+    @property
+    def lessons(self) -> float:
+        """The older, the less."""
+        return self.asked.count + self.plain.count
+
+    def learn(self, asked: bool, gain: float) -> None:
+        """What came of one call."""
+        fade = 0.5 ** (1 / HALF_LIFE)
+        for each in (self.asked, self.plain):
+            each.count, each.total, each.squares = each.count * fade, each.total * fade, each.squares * fade
+        kind = self.asked if asked else self.plain
+        kind.count, kind.total, kind.squares = kind.count + 1, kind.total + gain, kind.squares + gain * gain
+
+    def pays(self, seed: int) -> bool:
+        """Whether to ask for them in one more call. Both kinds are drawn from what is thought of them (Thompson), so
+        that either is tried as often as it may be the better one: a good quarter have scores before any lesson."""
+        squares = self.asked.squares + self.plain.squares
+        spread = math.sqrt((THOUGHT * SPREAD**2 + squares) / (THOUGHT + self.lessons))
+        random = Random(seed)
+        drawn = [
+            random.gauss(
+                (THOUGHT * before + kind.total) / (THOUGHT + kind.count), spread / math.sqrt(THOUGHT + kind.count)
+            )
+            for kind, before in ((self.asked, -HARM), (self.plain, 0.0))
+        ]
+        return drawn[0] > drawn[1]
+
+
 class Evidence(msgspec.Struct):
-    """What every judge is worth, and what going on is."""
+    """What every judge is worth, what asking them is, and what going on is."""
 
     trust: dict[str, Trust] = {}
     discernment: Discernment = msgspec.field(default_factory=Discernment)
+    scoring: Scoring = msgspec.field(default_factory=Scoring)
 
     def after(self, prior: float, verdicts: Sequence[Verdict]) -> float:
         """The probability that an answer is right, once its judges have spoken. Without one that weighs anything it
@@ -149,103 +199,9 @@ class Evidence(msgspec.Struct):
             self.trust.setdefault(verdict.judge, Trust()).learn(verdict.claim, outcome, prior)
 
 
-# Who judges
-
-
 def judges(posterior: Mapping[str, float], close: float = 0.05) -> list[str]:
     """Of the models that answered in the layer before: the best, and the second where it is that close."""
     best = sorted(posterior, key=lambda name: (-posterior[name], name))
     if len(best) < 2:
         return []  # its only answer is its own
     return best[:2] if posterior[best[0]] - posterior[best[1]] <= close else best[:1]
-
-
-# Agreement
-
-
-class Key(NamedTuple):
-    """An answer as it is compared: two that mean the same have one key."""
-
-    kind: str
-    """`number`, `letter` or `text`."""
-    said: str
-
-
-_SAID = re.compile(r"(?:####|\banswer\b(?:\s+is)?\s*[:=]?)[ \t]*(?P<said>[^\n]+)", re.IGNORECASE)
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?![\d/])")
-_LETTER = re.compile(r"[(\[]?([A-J])[)\].:]*")
-_EDGES = " \t\r\n.,;:!?\"'`*$()[]{}"
-SHORT = 60
-"""Characters of a last line that is taken for the answer of a longer text."""
-
-
-def key_of(answer: str) -> Key | None:
-    """What an answer comes to: what it announces (`####`, `\\boxed{}`, "the answer is"), else itself where it is one
-    line, else its last line where that is short. None of an empty one."""
-    text = answer.strip()
-    if not text:
-        return None
-    said = _boxed(text) or next((found["said"] for found in reversed(list(_SAID.finditer(text)))), "")
-    announced = bool(said.strip(_EDGES))
-    if not announced:
-        last = text.splitlines()[-1]
-        said = last if len(last) <= SHORT else text
-    letter = _LETTER.fullmatch(said.strip(" \t*.$"))
-    if letter:
-        return Key("letter", letter[1])
-    plain = said.strip(_EDGES).removesuffix("%").strip()
-    numbers = _NUMBER.findall(plain)
-    if numbers and (_NUMBER.fullmatch(plain) or (announced and len(numbers) == 1)):
-        return Key("number", _canonical(numbers[0]))
-    folded = " ".join(plain.casefold().split())
-    return Key("text", folded) if folded else None
-
-
-def _canonical(number: str) -> str:
-    plain = number.replace(",", "").lstrip("+")
-    if "." in plain:
-        plain = plain.rstrip("0").rstrip(".")
-    sign = "-" if plain.startswith("-") else ""
-    digits = plain.lstrip("-")
-    whole, dot, rest = digits.partition(".")
-    value = f"{whole.lstrip('0') or '0'}{dot}{rest}"
-    return value if value == "0" else f"{sign}{value}"
-
-
-def _boxed(text: str) -> str:
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return ""
-    depth, begin = 1, start + len("\\boxed{")
-    for at in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if not depth:
-            return text[begin:at]
-    return text[begin:]
-
-
-def agreement(keys: Mapping[str, Key | None]) -> dict[str, float]:
-    """Of each model with an answer, the share of the others with one that gave the same. Of a single answer nothing."""
-    given = {name: key for name, key in keys.items() if key is not None}
-    if len(given) < 2:
-        return {}
-    count = Counter(given.values())
-    return {name: (count[key] - 1) / (len(given) - 1) for name, key in given.items()}
-
-
-def outcomes(
-    keys: Mapping[str, Key | None], final: Key | None, score: float, prior: Mapping[str, float]
-) -> dict[str, float]:
-    """What the score of the final answer says of each model's. Those that gave the same one get the same score. Of
-    numbers and letters, those that gave another one were wrong where the final one was right; where it was wrong nobody
-    knows, and what was thought of them before stands in: left out, they would only ever be seen to lose. Of other texts
-    that differ nothing is known."""
-    found: dict[str, float] = {}
-    for name, key in keys.items():
-        if key is None or final is None:
-            continue
-        if key == final:
-            found[name] = score
-        elif key.kind == final.kind != "text" and score in (0.0, 1.0) and name in prior:
-            found[name] = 0.0 if score else prior[name]
-    return found

@@ -103,6 +103,8 @@ def learn(
                 believed.learn(lesson.prior[name], lesson.verdicts.get(name, ()), outcome)
         if lesson.reach:
             believed.discernment.learn(lesson.score, lesson.best, lesson.reach)
+        if lesson.assessed is not None:
+            believed.scoring.learn(lesson.assessed, lesson.score - lesson.expected)
         held.add(lesson, router.models)
     if marks:
         held.runs[of] = sorted(marks)

@@ -60,6 +60,10 @@ class Lesson(msgspec.Struct, frozen=True):
     """The probability that the best answer of the first layer was right, where the call went on after it."""
     reach: float = 0.0
     """The probability that any of what was to be asked would be; 0 where the call did not go on."""
+    expected: float = 0.0
+    """What was thought of the best of the first layer, before it was asked."""
+    assessed: bool | None = None
+    """Whether models were asked for scores; None where nobody had the choice."""
 
 
 class Thought(msgspec.Struct, frozen=True):
@@ -237,6 +241,8 @@ class Learned:
             self.evidence.learn(expected, lesson.verdicts.get(name, ()), outcome)
         if lesson.reach:
             self.evidence.discernment.learn(lesson.score, lesson.best, lesson.reach)
+        if lesson.assessed is not None:
+            self.evidence.scoring.learn(lesson.assessed, lesson.score - lesson.expected)
         if lesson.aggregator:
             expected = lesson.prior.get(lesson.aggregator, lesson.score)
             self._aggregated.setdefault(lesson.aggregator, Belief()).add(lesson.score, expected)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import exp
 
-from weaverant.routing.evidence import DISCERNING, Key, logit
+from weaverant.routing.evidence import DISCERNING, logit
+from weaverant.routing.keys import Key
 from weaverant.routing.ranking import Together, all_wrong, burden
 from weaverant.routing.utility import Candidate, Ranked, Weights
 

@@ -15,7 +15,8 @@ from weaverant.journal import BlobStore, JournalReader
 from weaverant.message import Reply, Request
 from weaverant.routing.asking import Admitted, Asked, Asking
 from weaverant.routing.assess import Assessed, Form
-from weaverant.routing.evidence import Key, Verdict
+from weaverant.routing.evidence import Verdict
+from weaverant.routing.keys import Key
 from weaverant.routing.learning import Session, Thought
 from weaverant.routing.pool import Pool
 from weaverant.routing.prompts import Prompts
@@ -27,6 +28,7 @@ _Many = Annotated[int, Meta(ge=1)]
 _Weight = Annotated[float, Meta(ge=0.0)]
 
 JUDGES = ("self", "peer", "agreement")
+AUTO = "auto"
 
 
 class RouteMoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,8 +48,9 @@ class RouteMoaOptions(Asked, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Seconds; 0: the 95th percentile of the slowest model."""
     within: _Weight = 0.0
     """Seconds for the whole: no layer begins that would end later, as far as is known; 0: no limit."""
-    judges: str = ",".join(JUDGES)
-    """Who judges, of `self,peer,agreement`, joined by commas; empty: nobody, and replies are plain texts."""
+    judges: str = AUTO
+    """Who judges, of `self,peer,agreement`, joined by commas; empty: nobody, and replies are plain texts. `auto`: all
+    of them, but models are asked for scores only as far as feedback shows that answers get better by it."""
     aggregator: str = ""
     """Who writes the final answer where none stands; empty: the pool's, else the best at it as far as is known."""
     prompts: Prompts = "auto"
@@ -103,6 +106,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
     """Why the others may not."""
     ask: tuple[str, ...] = ()
     """The next layer."""
+    assessed: bool = True
+    """Whether its models are asked for scores, in the same replies."""
     judges: tuple[str, ...] = ()
     """Those of them that judge the answers so far."""
     admitted: Admitted | None = None
@@ -169,12 +174,17 @@ class Play:
         """By model, then by judge."""
         self.thoughts: dict[str, Thought] = {}
         self.posterior: dict[str, float] = {}
+        self.assessed: bool | None = None
+        """Whether scores are asked for; None before the first decision."""
+        self.asked_first: tuple[str, ...] = ()
+        """The first layer."""
         self.aggregated_by = ""
         self.first: Turn | None = None
         """The decision after the first layer."""
 
     @property
     def seconds(self) -> float:
+        """Since it began, on the task's clock. Like `spent` not for code within a step, which runs on another loop."""
         return asyncio.get_running_loop().time() - self.began
 
     @property
