@@ -84,6 +84,18 @@ MOST_TAUGHT = 256
 """Replies of one row that wait for feedback. It comes to the newest ones."""
 
 
+def beyond_text(request: Request) -> str:
+    """What a request asks for that no reply made of several can hold; empty where one plain text will do."""
+    sampling = request.sampling
+    wanted = {
+        "tools": request.tools,
+        "output=": request.output,
+        "n": sampling.n > 1,
+        "log probabilities": sampling.logprobs or sampling.top_logprobs,
+    }
+    return " and ".join(name for name, asked in wanted.items() if asked)
+
+
 Served = Engine | Compound
 """What may answer for a model's name."""
 

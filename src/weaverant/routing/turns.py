@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from weaverant.compound import Inside
+from weaverant.compound import Inside, beyond_text
 from weaverant.journal import BlobStore, JournalReader
 from weaverant.message import Reply, Request
 from weaverant.routing.asking import Admitted, Asked, Asking
@@ -203,15 +203,8 @@ def form_of(prompts: Prompts, pool: Pool, name: str) -> Form:
 
 def refuses_all_but_text(pool: Pool, request: Request) -> str:
     """Of a compound whose members' answers become one text."""
-    sampling = request.sampling
-    wanted = {
-        "tools": request.tools,
-        "output=": request.output,
-        "n": sampling.n > 1,
-        "log probabilities": sampling.logprobs or sampling.top_logprobs,
-    }
-    if asked := [name for name, given in wanted.items() if given]:
-        return f"what several models say becomes one plain text, and this agent asks for {' and '.join(asked)}"
+    if asked := beyond_text(request):
+        return f"what several models say becomes one plain text, and this agent asks for {asked}"
     reasons = {name: pool.refuses(name, request) for name in pool.members}
     return "; ".join(f"{name}: {why}" for name, why in reasons.items()) if all(reasons.values()) else ""
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from weaverant.agent import Agent
-from weaverant.compound import Inside, Served
+from weaverant.compound import Inside, Served, beyond_text
 from weaverant.engines import open_engine
 from weaverant.errors import StepFailed, UserError
 from weaverant.message import ImagePart, Message, Reply, Request, Sampling, digest
@@ -115,17 +115,8 @@ class MaltTeam:
 
     def refuses(self, request: Request) -> str:
         """See `Selective`."""
-        sampling = request.sampling
-        wanted = {
-            "tools": request.tools,
-            "output=": request.output,
-            "n": sampling.n > 1,
-            "log probabilities": sampling.logprobs or sampling.top_logprobs,
-        }
-        found = [name for name, asked in wanted.items() if asked]
-        if not found:
-            return ""
-        return f"a team that votes gives one plain text, and this agent asks for {' and '.join(found)}"
+        asked = beyond_text(request)
+        return f"a team that votes gives one plain text, and this agent asks for {asked}" if asked else ""
 
     def agents(self, request: Request) -> Sequence[Agent]:
         """See `Compound`."""
