@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from chaos import rays
+from chaos.faults import Struck
 from chaos.hosts import why_not
+from chaos.model import Call
 from chaos.trial import attempt, computed
+from chaos.verdict import Home, Journals, unleased
 
 ROWS = 400
 LONG_S = 5.0
@@ -21,6 +24,16 @@ LONG_S = 5.0
 def possible() -> None:
     if why := why_not():
         pytest.skip(why)
+
+
+def test_a_call_under_a_lease_that_is_not_durable_yet_was_in_flight_and_no_other():
+    """Of five rows that were asked for twice; the fault strikes at 100 s."""
+    home = Home(held={1: (30, 40, 99.0)})
+    first = {10: 99.8, 20: 98.0, 30: 99.8, 40: 100.5, 50: 99.8}
+    asked = {(row, 0): [Call(when, row, 0, "near"), Call(105.0, row, 0, "far")] for row, when in first.items()}
+    asked[50, 0].pop()
+    found = unleased(Journals({}, {1: home}), asked, Struck("peer 1 killed", 100.0))
+    assert found == [10], "20 was long under way, 30's lease is recorded, 40 came after it, 50 came once"
 
 
 @pytest.mark.parametrize(("fault", "seed"), [("kill-far", 1), ("cut", 2), ("kill-driver", 1), ("kill-head", 1)])

@@ -178,12 +178,12 @@ def _in_flight(
         if len(cut_off) > IN_FLIGHT:
             verdict.faults.append(f"peer {epoch} had {len(cut_off)} steps in flight, of {IN_FLIGHT} that it may")
     if struck.most:
-        found.update((row, 0) for row in _unleased(journals, asked, struck))
+        found.update((row, 0) for row in unleased(journals, asked, struck))
     verdict.in_flight = found.total()
     return found
 
 
-def _unleased(journals: Journals, asked: dict[Pair, list[Call]], struck: Struck) -> list[int]:
+def unleased(journals: Journals, asked: dict[Pair, list[Call]], struck: Struck) -> list[int]:
     """Rows that were begun as the fault struck, so fresh from the office that the lease was not durable yet: the call
     was on its way, and no journal tells of the row until another takes it."""
     held = [span for home in journals.homes.values() for span in home.held.values()]
