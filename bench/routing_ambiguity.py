@@ -34,7 +34,7 @@ from weaverant.routing.turns import RouteMoaOptions, traces
 
 TURNS = 10
 MOST = 2
-"""Changes of model in a conversation that the issue allows."""
+"""Changes of model that a conversation may have."""
 MODELS = ("algebra", "geometry")
 
 

@@ -158,8 +158,8 @@ def model_of(kind: str, honest: bool) -> RouteMoa | Faithful:
         return Faithful(pool, options(faithful=kind, aggregator=AGGREGATOR), SimulatedRouter())
     if kind == "prior, one model":
         return RouteMoa(pool, options(k=1, layers=1, judges=""), SimulatedRouter())
-    judges = "" if kind == "prior, layers" else "self,peer,agreement"
-    return RouteMoa(pool, options(judges=judges), SimulatedRouter())
+    judges = {"prior, layers": {"judges": ""}, "scores always": {"judges": "self,peer,agreement"}}.get(kind, {})
+    return RouteMoa(pool, options(**judges), SimulatedRouter())
 
 
 COLUMNS = [
@@ -167,6 +167,7 @@ COLUMNS = [
     ("prior, layers", False),
     ("default", True),
     ("default", False),
+    ("scores always", False),
     ("small", True),
     ("small", False),
     ("large", True),
@@ -222,14 +223,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+NAMES = {
+    "prior, one model": "best by prior, alone",
+    "default": "routemoa, default",
+    "small": "faithful=small",
+    "large": "faithful=large",
+}
+
+
 def figure(found: dict[tuple[str, bool], np.ndarray[Any, Any]]) -> str:
     """Share right of the queries so far, a line for each column."""
-    left, wide, top, high = 60, 560, 60, 260
+    left, wide, top, high, lowest, highest = 60, 560, 60, 260, 0.3, 0.7
     colours = {"prior, one model": "#8d97a3", "default": "#4a8bc7", "small": "#c7694a", "large": "#7a5ab5"}
     shapes = [text(16, 26, "Two liars among five simulated models", font_size="16", font_weight="600")]
     shapes.append(text(16, 46, "share right, last 200 queries; dashed: all honest", "faint"))
-    for percent in range(20, 101, 20):
-        y = top + high * (1 - percent / 100)
+
+    def up(share: float) -> float:
+        return top + high * (highest - min(highest, max(lowest, share))) / (highest - lowest)
+
+    for percent in range(30, 71, 10):
+        y = up(percent / 100)
         shapes += [line(left, y, left + wide, y), text(left - 8, y + 4, f"{percent} %", "faint", "end")]
     ends: list[tuple[float, str]] = []
     for (kind, honest), right in found.items():
@@ -238,7 +251,7 @@ def figure(found: dict[tuple[str, bool], np.ndarray[Any, Any]]) -> str:
         window = min(200, len(right))
         mean = np.convolve(right, np.ones(window) / window, "valid")
         at = np.linspace(0, len(mean) - 1, 60).astype(int)
-        points = [(left + wide * n / 59, top + high * (1 - mean[i])) for n, i in enumerate(at)]
+        points = [(left + wide * n / 59, up(float(mean[i]))) for n, i in enumerate(at)]
         style = f"stroke:{colours[kind]};stroke-width:2" + (";stroke-dasharray:4 4" if honest else "")
         for (x1, y1), (x2, y2) in pairwise(points):
             shapes.append(line(x1, y1, x2, y2, "ink", style=style))
@@ -247,8 +260,13 @@ def figure(found: dict[tuple[str, bool], np.ndarray[Any, Any]]) -> str:
     below = float(top)
     for end, kind in sorted(ends):
         below = y = max(end + 4, below + 18)
-        shapes += [box(left + wide + 8, y - 9, 10, 10, colours[kind]), text(left + wide + 24, y, kind)]
-    return page(left + wide + 190, top + high + 40, "Two liars among five simulated models", shapes)
+        shapes += [box(left + wide + 8, y - 9, 10, 10, colours[kind]), text(left + wide + 24, y, NAMES.get(kind, kind))]
+    longest = max(map(len, found.values()))
+    for n in range(min(200, longest), longest + 1, max(1, (longest - min(200, longest)) // 4)):
+        across = left + wide * (n - min(200, longest)) / max(1, longest - min(200, longest))
+        shapes.append(text(across, top + high + 20, f"{n}", "faint", "middle"))
+    shapes.append(text(left + wide / 2, top + high + 40, "queries so far", "faint", "middle"))
+    return page(left + wide + 220, top + high + 56, "Two liars among five simulated models", shapes)
 
 
 if __name__ == "__main__":

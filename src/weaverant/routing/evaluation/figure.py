@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from html import escape
-from math import sqrt
+from math import ceil, floor, log10, sqrt
 
 from weaverant.routing.evaluation.calibration import Calibration
 from weaverant.routing.evaluation.judge import Evaluation, Priced
 
-SIDE, LEFT, TOP, RIGHT, BOTTOM = 320, 64, 52, 190, 52
+SIDE, LEFT, TOP, RIGHT, BOTTOM = 320, 64, 52, 220, 52
 """Pixels of a panel, and of the margins around it."""
 ROUTER, SINGLE, PLAIN = "#3b7dd8", "#c8553d", "#7d8590"
 """Each stands out from either page."""
@@ -50,7 +50,8 @@ def _reliable(found: Calibration, title: str, shift: int) -> Iterator[str]:
     left = LEFT + shift
     yield _text(left, TOP - 26, title, weight="600")
     yield _text(left, TOP - 10, f"expected calibration error {found.ece:.3f}")
-    yield from _grid(left, [(at, f"{at:g}", at, f"{at:g}") for at in (0, 0.25, 0.5, 0.75, 1.0)])
+    marks = [(at, f"{at:g}") for at in (0, 0.25, 0.5, 0.75, 1.0)]
+    yield from _grid(left, marks, marks)
     yield _text(left + SIDE / 2, TOP + SIDE + 36, "across: told; up: found", anchor="middle")
     yield _line([(left, TOP + SIDE), (left + SIDE, TOP)], "faint", dashed=True)
     total = sum(one.count for one in found.bins)
@@ -67,7 +68,9 @@ def _priced(found: Evaluation, priced: Priced) -> Iterator[str]:
     dear = max(point.cost for point in (*priced.models.values(), *priced.curve)) or 1.0
     known = [point.score for point in (*priced.models.values(), *priced.curve)]
     low, high = min([*known, accuracy.low]), max([*known, oracle, accuracy.high])
-    low, high = low - 0.05 * (high - low or 1.0), high + 0.05 * (high - low or 1.0)
+    step = _step(high - low or 0.1)
+    low, high = step * floor(low / step), step * ceil(high / step)
+    apart = _step(dear)
 
     def at(cost: float, score: float) -> tuple[float, float]:
         return LEFT + cost / dear * SIDE, TOP + (high - score) / (high - low) * SIDE
@@ -75,10 +78,9 @@ def _priced(found: Evaluation, priced: Priced) -> Iterator[str]:
     yield _text(LEFT, TOP - 26, "right answers (%) for money", weight="600")
     if priced.area is not None:
         yield _text(LEFT, TOP - 10, f"area {priced.area.value:.3f}; blind mixing has 0.5")
-    steps = (0, 0.25, 0.5, 0.75, 1.0)
-    yield from _grid(
-        LEFT, [(n, f"{1000 * dear * n:.3g}", n, f"{100 * (low + n * (high - low)):.1f}") for n in steps]
-    )  # fmt: skip
+    across = [(n * apart / dear, f"{1000 * n * apart:.3g}") for n in range(int(dear / apart + 1e-9) + 1)]
+    rungs = round((high - low) / step)
+    yield from _grid(LEFT, across, [(n / rungs, f"{100 * (low + n * step):.3g}") for n in range(rungs + 1)])
     yield _text(LEFT + SIDE / 2, TOP + SIDE + 36, "dollars per 1,000 queries", anchor="middle")
     yield _line([at(0, oracle), at(dear, oracle)], "faint", dashed=True)
     yield _text(LEFT + SIDE + 6, at(0, oracle)[1] + 4, "oracle")
@@ -105,12 +107,20 @@ def _names(beside: list[tuple[float, str]], taken: float) -> Iterator[str]:
         yield _text(LEFT + SIDE + 6, lowest + 4, words if len(words) <= 28 else words[:13] + "…" + words[-14:])
 
 
-def _grid(left: int, marks: list[tuple[float, str, float, str]]) -> Iterator[str]:
-    for across, below, up, beside in marks:
-        x, y = left + across * SIDE, TOP + (1 - up) * SIDE
+def _step(span: float) -> float:
+    """A round number that goes into it some four to eight times."""
+    ten = 10 ** floor(log10(span / 4))
+    return max(ten * n for n in (1, 2, 5) if 4 * ten * n <= span * (1 + 1e-9))
+
+
+def _grid(left: int, across: list[tuple[float, str]], up: list[tuple[float, str]]) -> Iterator[str]:
+    """Marks, each at its share of the side."""
+    for share, words in up:
+        y = TOP + (1 - share) * SIDE
         yield f'<line class="rule" x1="{left}" x2="{left + SIDE}" y1="{y:g}" y2="{y:g}"/>'
-        yield _text(left - 6, y + 4, beside, anchor="end")
-        yield _text(x, TOP + SIDE + 16, below, anchor="middle")
+        yield _text(left - 6, y + 4, words, anchor="end")
+    for share, words in across:
+        yield _text(left + share * SIDE, TOP + SIDE + 16, words, anchor="middle")
 
 
 def _text(x: float, y: float, words: str, anchor: str = "start", weight: str = "400") -> str:
