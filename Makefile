@@ -91,7 +91,9 @@ bench-routing: install  ## routers on public tables, and RouteMoA's released run
 	@$(BIN)/python bench/report.py bench-routing
 
 bench-peers: install  ## runs on peers: hops, scaling, the lease book, drains, bytes on the wire
+	@rm -f bench/results/peers-*.json
 	@for bench in bench/peers_*.py; do $(BIN)/python $$bench || exit 1; done
+	@$(BIN)/python bench/report.py bench-peers peers
 
 sim-peers: install  ## a simulated swarm of 1,000 peers weaves 100,000,000 rows, for four sizes of leases (15 minutes)
 	@$(BIN)/python bench/sim_peers.py

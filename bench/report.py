@@ -36,12 +36,14 @@ def finish(target: str, rows: list[dict[str, Any]]) -> None:
     print(line)
 
 
-def together(target: str) -> None:
-    """One line for all that lies in `bench/results/` under names that begin so: the last of `make bench`."""
-    parts = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{target}-*.json"))]
+def together(target: str, names: str) -> None:
+    """One line for all that lies in `bench/results/` under names that begin with `names` and a dash: the last of
+    `make bench`, `make bench-routing` and `make bench-peers`."""
+    parts = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{names}-*.json"))]
     rows = [row | {"name": f"{part['target']}: {row['name']}"} for part in parts for row in part["rows"]]
     print(json.dumps({"target": target, "rows": rows}))
 
 
 if __name__ == "__main__":
-    together(sys.argv[1] if len(sys.argv) > 1 else "bench")
+    chosen = sys.argv[1:] or ["bench"]
+    together(chosen[0], chosen[-1])

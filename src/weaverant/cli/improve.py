@@ -155,6 +155,8 @@ def _show(it: Improvement, found: Improved, out: Path, quiet: bool) -> None:
         lines += [*about_tables(found.rounds), *notes_of(found.rounds, found.evaluated)]
         told = document(found.evaluated)
         told["rows"] = [*told["rows"], *rows]
+    if len(found.rounds) > 1:
+        told["target"] = "malt-rounds"
     seconds = total_seconds(out, len(found.rounds))
     told["rows"].append({"name": "seconds, installation apart", "value": round(seconds, 1), "goal": None, "met": True})
     if habits:
