@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from weaverant.routing.evidence import CLEAR, Discernment, Evidence, Trust, Verdict, judges, logit, sigmoid
+from weaverant.routing.evidence import CLEAR, Discernment, Evidence, Scoring, Trust, Verdict, judges, logit, sigmoid
 from weaverant.routing.keys import Key, agreement, key_of, outcomes
 
 
@@ -129,3 +129,58 @@ def test_going_on_is_worth_what_came_of_it():
     still = Discernment()
     still.learn(1.0, 0.7, 0.7)
     assert still.value == 0.5
+
+
+# Whether to ask for scores
+
+
+def asked_for(effect: float, error: float, calls: int = 600) -> float:
+    """The share of the last half of calls that have scores, where these bring `effect`, and the router is off by
+    `error`: outcomes are 0 or 1."""
+    shares: list[float] = []
+    for seed in range(12):
+        random, scoring, asked = Random(seed), Scoring(), list[bool]()
+        for _ in range(calls):
+            asked.append(scoring.pays(random.getrandbits(31)))
+            right = random.random() < 0.5 + error + (effect if asked[-1] else 0.0)
+            scoring.learn(asked[-1], float(right) - 0.5)
+        shares.append(sum(asked[calls // 2 :]) / (calls // 2))
+    return sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize("error", [-0.3, 0.0, 0.25])
+def test_what_pays_is_asked_for_however_far_the_router_is_off(error: float):
+    assert asked_for(0.2, error) > 0.8
+    assert 0.02 < asked_for(-0.15, error) < 0.12
+
+
+def test_before_any_lesson_a_good_quarter_is_asked_for_scores():
+    assert 0.26 < sum(Scoring().pays(seed) for seed in range(2_000)) / 2_000 < 0.35
+    one_kind = Scoring()
+    for _ in range(200):
+        one_kind.learn(False, 0.4)
+    assert one_kind.difference() == Scoring().difference(), "of one kind alone nothing follows"
+
+
+def test_the_difference_is_the_posterior_mean_of_two_normal_samples():
+    """Beside one worked out by hand: gains 1, 0, 1 with scores and 0, 0 without."""
+    scoring = Scoring()
+    for asked, gain in [(True, 1.0), (False, 0.0), (True, 0.0), (True, 1.0), (False, 0.0)]:
+        scoring.learn(asked, gain)
+    spread = (16 * 0.25 + 2 / 3) / 21  # the guess, and the squares about the means: 2/3 and 0
+    likely, sure = 1 / (spread * (1 / 3 + 1 / 2)), 1 / 0.18**2
+    mean, sd = scoring.difference()
+    assert mean == pytest.approx((2 / 3 * likely - 0.1 * sure) / (likely + sure), abs=2e-3)  # but for what fades
+    assert sd == pytest.approx((likely + sure) ** -0.5, abs=1e-3)
+
+
+def test_a_call_with_scores_counts_once_its_judges_can_weigh_something():
+    evidence, said = Evidence(), [Verdict("self/a", 0.9), Verdict("agreement", 1.0)]
+    evidence.heard(True, 0.5, said)
+    evidence.heard(False, 0.5, said[1:])
+    assert (evidence.scoring.asked.count, evidence.scoring.plain.count) == (0, 1)
+    for _ in range(25):
+        evidence.learn(0.5, said, 1.0)
+    evidence.heard(True, 0.5, said)
+    evidence.heard(True, 0.5, [])  # it was asked, and gave none: that is what asking came to
+    assert evidence.scoring.asked.count == pytest.approx(2, rel=0.01)

@@ -103,6 +103,18 @@ def test_stragglers_are_cut_off_after_twice_their_95th_percentile_once_the_other
     assert "late: cut off after 0.8 s" in str(final) and moa.observed.of("late").failures == 1
 
 
+def test_a_straggler_that_is_cut_off_again_and_again_is_not_waited_for_longer(
+    tmp_path: Path, server: MockServer, sick: MockServer
+):
+    file = pool(tmp_path, {"a": at(server), "b": at(server), "late": at(sick, "hang")}, aggregator="a")
+    moa: Any = open_engine(f"moa:{file}?layers=2")
+    for _ in range(FEWEST):
+        moa.observed.answered("late", 0.0, 0.4, Usage())
+    _, stories = run(tmp_path, moa, QUESTIONS[:3], concurrency=1, in_flight=1)
+    assert moa.observed.of("late").failures == 3 and moa.observed.of("late").p95 == 0.4
+    assert all("late: cut off after 0.8 s" in str(told(story)[-1][0]) for story in stories)
+
+
 def test_a_straggler_of_whom_nothing_is_measured_is_cut_off_too(
     tmp_path: Path, server: MockServer, sick: MockServer, monkeypatch: pytest.MonkeyPatch
 ):

@@ -534,7 +534,25 @@ def test_scores_are_asked_for_no_more_where_answers_get_worse_by_it(tmp_path: Pa
     asked = scoring(
         tmp_path, RouteMoa(pool, RouteMoaOptions(layers=1), SimulatedRouter({"a": 0.9, "b": 0.1})), told=True
     )
-    assert sum(asked[:100]) >= 2 and sum(asked[300:]) <= 5
+    assert sum(asked[:100]) >= 2 and sum(asked[300:]) <= 12
+
+
+def test_calls_whose_form_leaves_no_answer_count_as_well(tmp_path: Path):
+    """Where it is to score itself, it says nothing else; another call, plainly asked, answers then."""
+
+    def say(request: Request) -> str:
+        n = int(request.messages[-1].text.split()[2])
+        plain = "self_score" not in request.messages[0].text
+        return f"#### {n}" if plain else json.dumps({"answer": "", "self_score": 0.9})
+
+    model = RouteMoa(pool_of(a=Scripted(say)), RouteMoaOptions(k=1, layers=2), SimulatedRouter({"a": 0.9}))
+    asked = scoring(tmp_path, model, told=True, rows=30)
+    assert model.learned.evidence.scoring.asked.count == pytest.approx(sum(asked), rel=0.1) and sum(asked) > 2
+
+
+def test_calls_that_had_no_choice_tell_nothing_of_scores(tmp_path: Path):
+    model = made(router(), layers=1)
+    assert all(scoring(tmp_path, model, told=True, rows=5)) and not model.learned.evidence.scoring.lessons
 
 
 def test_scores_are_asked_for_where_answers_get_better_by_it(tmp_path: Path):
@@ -552,7 +570,7 @@ def test_scores_are_asked_for_where_answers_get_better_by_it(tmp_path: Path):
 
     model = RouteMoa(
         pool_of(odd=member(True), even=member(False)),
-        RouteMoaOptions(layers=1, cost=0.0, latency=0.0, aggregator="odd"),
+        RouteMoaOptions(layers=1),
         SimulatedRouter({"odd": 0.5, "even": 0.5}),
     )
     asked = scoring(tmp_path, model, told=True)

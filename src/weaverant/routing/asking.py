@@ -290,7 +290,11 @@ class Asking:
         except asyncio.CancelledError:
             self._lost += bound
             if call.key in self._given_up:
-                self._observed.failed(call.member, now().timestamp(), bound, loop.time() - began)
+                seconds, known = loop.time() - began, self._observed.of(call.member).p95
+                seconds = (
+                    seconds if known is None else min(seconds, known)
+                )  # else each cut would make the next one later
+                self._observed.failed(call.member, now().timestamp(), bound, seconds)
             raise
         finally:
             self._held -= bound

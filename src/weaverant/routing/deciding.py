@@ -66,6 +66,8 @@ class Deciding:
         self.sessions = Sessions()
         self.explored = Explored(options.explore)
         self.judges = judges_of(options.judges)
+        self.chooses = options.judges == AUTO and (options.k > 1 or options.layers > 1)
+        """Whether it decides call by call if scores are asked for."""
         self._pool = pool
         self._options = options
         self._learned = learned
@@ -187,10 +189,8 @@ class Deciding:
 
     def _assessed(self, coin: int) -> bool:
         """Whether replies are asked for scores. By `auto` where that has paid, and now and then to find out."""
-        if not {"self", "peer"} & self.judges or (self._options.k == 1 and self._options.layers == 1):
-            return False
-        if self._options.judges != AUTO:
-            return True
+        if not self.chooses:
+            return bool({"self", "peer"} & self.judges) and (self._options.k > 1 or self._options.layers > 1)
         scoring = self._learned.evidence.scoring
         return (bool(scoring.lessons) or self._in_vain < IN_VAIN) and scoring.pays(coin)
 

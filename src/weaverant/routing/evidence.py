@@ -9,7 +9,7 @@ or whose words tell nothing, weighs exactly nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 
 import msgspec
@@ -36,6 +36,7 @@ LEAST = 20.0
 CLEAR = 1.64
 """Standard deviations by which a judge must have helped: one sided, 5 % of those that tell nothing pass."""
 MOST_WEIGHT = 1.5
+AGREEMENT = "agreement"
 HALF_LIFE = 1_000
 """Verdicts after which an old one counts half."""
 
@@ -120,13 +121,17 @@ class Discernment(msgspec.Struct):
         self.could = self.could * fade + could * could
 
 
-THOUGHT = 16.0
-"""Lessons that what is thought of asking for scores counts as before there are any."""
 HARM = 0.1
 """What asking for scores is thought to cost the answers, in their share that is right, before there are any lessons:
 who has to keep to a form answers less well (Tam et al. 2024, arXiv 2408.02442)."""
+DOUBT = 0.18
+"""The standard deviation of that thought: a good quarter of it lies where asking pays."""
 SPREAD = 0.5
 """The standard deviation of one gain, before there are any: that of a coin."""
+RARELY = 0.03
+"""The share of calls with scores that is left where they do not pay."""
+THOUGHT = 16.0
+"""Lessons that the guess at the spread counts as."""
 
 
 class Gains(msgspec.Struct):
@@ -136,9 +141,19 @@ class Gains(msgspec.Struct):
     total: float = 0.0
     squares: float = 0.0
 
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
+    @property
+    def apart(self) -> float:
+        """The sum of squares about the mean."""
+        return max(0.0, self.squares - self.count * self.mean**2)
+
 
 class Scoring(msgspec.Struct):
-    """Whether answers get better where models are asked for scores as well: two kinds of calls, side by side."""
+    """Whether answers get better where models are asked for scores as well: two kinds of calls, side by side. What
+    both gain over what the router expects, or lose, is its error and says nothing of it."""
 
     asked: Gains = msgspec.field(default_factory=Gains)
     plain: Gains = msgspec.field(default_factory=Gains)
@@ -156,19 +171,21 @@ class Scoring(msgspec.Struct):
         kind = self.asked if asked else self.plain
         kind.count, kind.total, kind.squares = kind.count + 1, kind.total + gain, kind.squares + gain * gain
 
+    def difference(self) -> tuple[float, float]:
+        """How much better answers are with scores asked for: what is thought by now, and its standard deviation."""
+        sure = 1 / DOUBT**2
+        if not (self.asked.count and self.plain.count):
+            return -HARM, DOUBT
+        squares = THOUGHT * SPREAD**2 + self.asked.apart + self.plain.apart
+        variance = squares / (THOUGHT + self.lessons) * (1 / self.asked.count + 1 / self.plain.count)
+        seen = self.asked.mean - self.plain.mean
+        return (seen / variance - HARM * sure) / (1 / variance + sure), (1 / variance + sure) ** -0.5
+
     def pays(self, seed: int) -> bool:
-        """Whether to ask for them in one more call. Both kinds are drawn from what is thought of them (Thompson), so
-        that either is tried as often as it may be the better one: a good quarter have scores before any lesson."""
-        squares = self.asked.squares + self.plain.squares
-        spread = math.sqrt((THOUGHT * SPREAD**2 + squares) / (THOUGHT + self.lessons))
+        """Whether to ask for them in one more call: one draw from what is thought of it (Thompson), so that either is
+        done as often as it may be the better one; and now and then in any case, as judges are to be had again."""
         random = Random(seed)
-        drawn = [
-            random.gauss(
-                (THOUGHT * before + kind.total) / (THOUGHT + kind.count), spread / math.sqrt(THOUGHT + kind.count)
-            )
-            for kind, before in ((self.asked, -HARM), (self.plain, 0.0))
-        ]
-        return drawn[0] > drawn[1]
+        return random.gauss(*self.difference()) > 0 or random.random() < RARELY
 
 
 class Evidence(msgspec.Struct):
@@ -177,6 +194,14 @@ class Evidence(msgspec.Struct):
     trust: dict[str, Trust] = {}
     discernment: Discernment = msgspec.field(default_factory=Discernment)
     scoring: Scoring = msgspec.field(default_factory=Scoring)
+
+    def heard(self, asked: bool, gain: float, verdicts: Iterable[Verdict]) -> None:
+        """What came of a call with scores asked for, or without. With scores it counts once a judge that gave one has
+        said enough to weigh something: before that a call shows what asking costs, and nothing of what it brings."""
+        judges = [each.judge for each in verdicts if not each.judge.startswith(AGREEMENT)]
+        said = [sum(self.trust[judge].said) if judge in self.trust else 0.0 for judge in judges]
+        if not asked or not judges or max(said) >= LEAST:
+            self.scoring.learn(asked, gain)
 
     def after(self, prior: float, verdicts: Sequence[Verdict]) -> float:
         """The probability that an answer is right, once its judges have spoken. Without one that weighs anything it

@@ -6,6 +6,7 @@ Every score counts once, however often its run is folded: the folder remembers w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -92,6 +93,9 @@ def learn(
         marks.add(mark)
         replies.add(reply)
         found.scores += 1
+        if lesson.assessed is not None:
+            verdicts = chain.from_iterable(lesson.verdicts.values())
+            believed.heard(lesson.assessed, lesson.score - lesson.expected, verdicts)
         for name, outcome in sorted(lesson.outcomes.items()):
             tally = found.models.setdefault(name, Tally(name in router.models))
             tally.outcomes += 1
@@ -103,8 +107,6 @@ def learn(
                 believed.learn(lesson.prior[name], lesson.verdicts.get(name, ()), outcome)
         if lesson.reach:
             believed.discernment.learn(lesson.score, lesson.best, lesson.reach)
-        if lesson.assessed is not None:
-            believed.scoring.learn(lesson.assessed, lesson.score - lesson.expected)
         held.add(lesson, router.models)
     if marks:
         held.runs[of] = sorted(marks)

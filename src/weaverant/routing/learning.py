@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import chain
 from random import Random
 from typing import Literal, Protocol
 
@@ -233,6 +234,9 @@ class Learned:
 
     def take(self, lesson: Lesson) -> None:
         """Learn from it."""
+        if lesson.assessed is not None:
+            verdicts = chain.from_iterable(lesson.verdicts.values())
+            self.evidence.heard(lesson.assessed, lesson.score - lesson.expected, verdicts)
         for name, outcome in sorted(lesson.outcomes.items()):
             expected = lesson.prior.get(name, outcome)
             self._beliefs.setdefault(name, Belief()).add(outcome, expected)
@@ -241,8 +245,6 @@ class Learned:
             self.evidence.learn(expected, lesson.verdicts.get(name, ()), outcome)
         if lesson.reach:
             self.evidence.discernment.learn(lesson.score, lesson.best, lesson.reach)
-        if lesson.assessed is not None:
-            self.evidence.scoring.learn(lesson.assessed, lesson.score - lesson.expected)
         if lesson.aggregator:
             expected = lesson.prior.get(lesson.aggregator, lesson.score)
             self._aggregated.setdefault(lesson.aggregator, Belief()).add(lesson.score, expected)

@@ -82,10 +82,12 @@ class RouteMoa(Pooled[RouteMoaOptions]):
             await self._layer(play, turn)
             turn = await self._turn(play)
         if not any(play.keys.values()):
-            return await self._last(play, turn)
-        text, finish = await self._final(play, turn)
-        inside.note = _note(play, text)
-        return Reply(assistant(text), finish=finish)
+            reply = await self._last(play, turn)
+        else:
+            text, finish = await self._final(play, turn)
+            reply = Reply(assistant(text), finish=finish)
+        inside.note = _note(play, reply.text, self._deciding.chooses)
+        return reply
 
     def lesson(self, note: Any, score: float) -> Any:
         """See `Teachable`."""
@@ -242,14 +244,14 @@ def _plain(key: Key | None) -> list[str] | None:
     return None if key is None else [key.kind, key.said]
 
 
-def _note(play: Play, text: str) -> dict[str, Any]:
+def _note(play: Play, text: str, chosen: bool) -> dict[str, Any]:
     """What the reply would teach: see `RouteMoa.lesson`."""
     first = play.first if play.first and not (play.first.stop and play.first.stands) else None
     return {
         "best": first.best if first else 0.0,
         "reach": first.reach if first else 0.0,
         "expected": max((play.thoughts[name].p for name in play.asked_first), default=0.0),
-        "assessed": play.assessed,
+        "assessed": play.assessed if chosen else None,
         "query": query_in(play.request.messages),
         "final": _plain(key_of(text)),
         "keys": {name: _plain(key) for name, key in play.keys.items()},
