@@ -2,7 +2,7 @@
 
     python bench/routing_pool.py                    # 2,000 questions; part of `make bench-routing`
 
-`routemoa` has had feedback on a few hundred validation questions before it is measured, as in use; a row says what it
+`routemoa` has had feedback on a thousand validation questions before it is measured, as in use; a row says what it
 is without. The members are the trained models of `training/specialists`, asked for real through `weaverant.run`. Two
 things are made up, and are what a hosted pool would bring: the price of a member, proportional to its parameters, and
 its pace. A member's replies take the time that they take on its own, fitted on calls made one at a time before the run,
@@ -57,7 +57,7 @@ AT_ONCE = 32
 """Rows in work. Few enough that every member answers within its pace."""
 TIMED = 60
 """Questions by which a member's pace is fitted."""
-LESSONS = 300
+LESSONS = 1_000
 """Questions of the validation split after which `routemoa` is told whether it was right, before it is measured."""
 PLAINLY = "routemoa, judges=agreement"
 """Asks for no scores. Chosen on validation questions: these models answer less well where they are to score, too."""

@@ -174,13 +174,14 @@ def test_the_difference_is_the_posterior_mean_of_two_normal_samples():
     assert sd == pytest.approx((likely + sure) ** -0.5, abs=1e-3)
 
 
-def test_a_call_with_scores_counts_once_its_judges_can_weigh_something():
-    evidence, said = Evidence(), [Verdict("self/a", 0.9), Verdict("agreement", 1.0)]
-    evidence.heard(True, 0.5, said)
-    evidence.heard(False, 0.5, said[1:])
-    assert (evidence.scoring.asked.count, evidence.scoring.plain.count) == (0, 1)
-    for _ in range(25):
-        evidence.learn(0.5, said, 1.0)
-    evidence.heard(True, 0.5, said)
-    evidence.heard(True, 0.5, [])  # it was asked, and gave none: that is what asking came to
-    assert evidence.scoring.asked.count == pytest.approx(2, rel=0.01)
+def test_both_kinds_of_calls_count_once_scores_of_their_models_can_weigh_something():
+    evidence = Evidence()
+    for _ in range(20):
+        evidence.heard(False, 0.5, ["a", "b"])
+        evidence.heard(True, 0.5, ["a", "b"])
+    assert not evidence.scoring.lessons
+    evidence.heard(False, 0.5, ["c", "a"])
+    evidence.heard(True, 0.5, ["a"])
+    evidence.heard(False, 0.5, ["c"])
+    evidence.heard(True, 0.5, ["c"])
+    assert evidence.scoring.asked.count == 1 and evidence.scoring.plain.count == pytest.approx(1, rel=0.01)

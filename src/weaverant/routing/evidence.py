@@ -36,7 +36,6 @@ LEAST = 20.0
 CLEAR = 1.64
 """Standard deviations by which a judge must have helped: one sided, 5 % of those that tell nothing pass."""
 MOST_WEIGHT = 1.5
-AGREEMENT = "agreement"
 HALF_LIFE = 1_000
 """Verdicts after which an old one counts half."""
 
@@ -194,14 +193,18 @@ class Evidence(msgspec.Struct):
     trust: dict[str, Trust] = {}
     discernment: Discernment = msgspec.field(default_factory=Discernment)
     scoring: Scoring = msgspec.field(default_factory=Scoring)
+    tried: dict[str, float] = {}
+    """By model, calls in which it was asked for scores; up to `LEAST`."""
 
-    def heard(self, asked: bool, gain: float, verdicts: Iterable[Verdict]) -> None:
-        """What came of a call with scores asked for, or without. With scores it counts once a judge that gave one has
-        said enough to weigh something: before that a call shows what asking costs, and nothing of what it brings."""
-        judges = [each.judge for each in verdicts if not each.judge.startswith(AGREEMENT)]
-        said = [sum(self.trust[judge].said) if judge in self.trust else 0.0 for judge in judges]
-        if not asked or not judges or max(said) >= LEAST:
+    def heard(self, asked: bool, gain: float, layer: Iterable[str]) -> None:
+        """What came of a call with scores asked for, or without, by the models of its first layer. Both kinds count
+        from when one of these was asked for scores often enough for them to weigh something: before that a call shows
+        what asking costs, and nothing of what it brings."""
+        names = list(layer)
+        if any(self.tried.get(name, 0.0) >= LEAST for name in names):
             self.scoring.learn(asked, gain)
+        elif asked:
+            self.tried |= {name: self.tried.get(name, 0.0) + 1 for name in names}
 
     def after(self, prior: float, verdicts: Sequence[Verdict]) -> float:
         """The probability that an answer is right, once its judges have spoken. Without one that weighs anything it

@@ -6,7 +6,6 @@ Every score counts once, however often its run is folded: the folder remembers w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -94,8 +93,8 @@ def learn(
         replies.add(reply)
         found.scores += 1
         if lesson.assessed is not None:
-            verdicts = chain.from_iterable(lesson.verdicts.values())
-            believed.heard(lesson.assessed, lesson.score - lesson.expected, verdicts)
+            expected = max((lesson.prior[name] for name in lesson.layer), default=0.0)
+            believed.heard(lesson.assessed, lesson.score - expected, lesson.layer)
         for name, outcome in sorted(lesson.outcomes.items()):
             tally = found.models.setdefault(name, Tally(name in router.models))
             tally.outcomes += 1

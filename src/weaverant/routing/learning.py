@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterable, Mapping, Sequence
-from itertools import chain
 from random import Random
 from typing import Literal, Protocol
 
@@ -61,8 +60,8 @@ class Lesson(msgspec.Struct, frozen=True):
     """The probability that the best answer of the first layer was right, where the call went on after it."""
     reach: float = 0.0
     """The probability that any of what was to be asked would be; 0 where the call did not go on."""
-    expected: float = 0.0
-    """What was thought of the best of the first layer, before it was asked."""
+    layer: tuple[str, ...] = ()
+    """Who was asked first."""
     assessed: bool | None = None
     """Whether models were asked for scores; None where nobody had the choice."""
 
@@ -235,8 +234,8 @@ class Learned:
     def take(self, lesson: Lesson) -> None:
         """Learn from it."""
         if lesson.assessed is not None:
-            verdicts = chain.from_iterable(lesson.verdicts.values())
-            self.evidence.heard(lesson.assessed, lesson.score - lesson.expected, verdicts)
+            expected = max((lesson.prior[name] for name in lesson.layer), default=0.0)
+            self.evidence.heard(lesson.assessed, lesson.score - expected, lesson.layer)
         for name, outcome in sorted(lesson.outcomes.items()):
             expected = lesson.prior.get(name, outcome)
             self._beliefs.setdefault(name, Belief()).add(outcome, expected)

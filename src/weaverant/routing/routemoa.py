@@ -102,7 +102,7 @@ class RouteMoa(Pooled[RouteMoaOptions]):
             score,
             note["best"],
             note["reach"],
-            note["expected"],
+            tuple(note["layer"]),
             note["assessed"],
         )
         return msgspec.to_builtins(found)
@@ -250,7 +250,7 @@ def _note(play: Play, text: str, chosen: bool) -> dict[str, Any]:
     return {
         "best": first.best if first else 0.0,
         "reach": first.reach if first else 0.0,
-        "expected": max((play.thoughts[name].p for name in play.asked_first), default=0.0),
+        "layer": play.asked_first,
         "assessed": play.assessed if chosen else None,
         "query": query_in(play.request.messages),
         "final": _plain(key_of(text)),
