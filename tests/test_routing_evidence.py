@@ -124,10 +124,10 @@ def test_going_on_is_worth_what_came_of_it():
     for true in (-0.3, 0.0, 0.8):
         found, random = Discernment(), Random(4)
         for _ in range(2_000):
-            found.learn(float(random.random() < 0.5 + 0.3 * true), 0.5, 0.8)
+            found.learn(float(random.random() < 0.5 + 0.3 * true) - 0.5, 0.3)
         assert found.value == pytest.approx(true, abs=0.2)
     still = Discernment()
-    still.learn(1.0, 0.7, 0.7)
+    still.learn(0.3, 0.0)
     assert still.value == 0.5
 
 

@@ -492,6 +492,18 @@ def test_a_trained_router_routes_learns_and_is_told_on_the_command_line(tmp_path
     assert "has no feedback" in capsys.readouterr().err
 
 
+def test_going_on_is_not_praised_for_what_the_best_answer_had_right(tmp_path: Path):
+    """One is always right, the router thinks little of it, and the aggregator only copies it: nothing was gained."""
+    known = SimulatedRouter({"right": 0.5, "wrong": 0.5})
+    members = {"right": Scripted(counts, identity="right"), "wrong": saying("#### 99", 0.5)}
+    options = RouteMoaOptions(layers=1, cost=0.0, latency=0.0, aggregator="right", judges="self")
+    model = RouteMoa(pool_of(**members), options, known)
+    run = weaverant.run(graded, ROWS, models={"solver": model}, directory=tmp_path / "run")
+    assert [task.result for task in run] == [True] * 8
+    assert all(lesson.could == 0.25 and lesson.best == 1.0 for lesson in lessons(tmp_path / "run"))
+    assert model.learned.evidence.discernment.value < 0.3
+
+
 # Whether to ask for scores
 
 

@@ -104,7 +104,7 @@ class Discernment(msgspec.Struct):
     aggregator that reads all answers. Below 0 going on does harm."""
 
     gained: float = 0.0
-    """Sum of (outcome - best before) x what could be gained."""
+    """Sum of what was gained x what could be."""
     could: float = 0.0
     """Sum of the squares of what could be gained."""
 
@@ -113,10 +113,11 @@ class Discernment(msgspec.Struct):
         """At most 1."""
         return min(1.0, (self.gained + GUESSED * DISCERNING) / (self.could + GUESSED))
 
-    def learn(self, outcome: float, best: float, reach: float) -> None:
-        """What came of going on where the best answer so far was right with `best`, and any of all with `reach`."""
-        fade, could = 0.5 ** (1 / HALF_LIFE), max(0.0, reach - best)
-        self.gained = self.gained * fade + (outcome - best) * could
+    def learn(self, gained: float, could: float) -> None:
+        """What came of going on: how much better the reply was than the best answer before, and how much was expected
+        at most."""
+        fade = 0.5 ** (1 / HALF_LIFE)
+        self.gained = self.gained * fade + gained * could
         self.could = self.could * fade + could * could
 
 

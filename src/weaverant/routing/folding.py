@@ -104,8 +104,8 @@ def learn(
                 router.update(lesson.query, name, outcome)
             if name in lesson.prior:
                 believed.learn(lesson.prior[name], lesson.verdicts.get(name, ()), outcome)
-        if lesson.reach:
-            believed.discernment.learn(lesson.score, lesson.best, lesson.reach)
+        if lesson.could:
+            believed.discernment.learn(lesson.score - lesson.best, lesson.could)
         held.add(lesson, router.models)
     if marks:
         held.runs[of] = sorted(marks)

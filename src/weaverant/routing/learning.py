@@ -57,9 +57,11 @@ class Lesson(msgspec.Struct, frozen=True):
     score: float = 0.0
     """Of the reply."""
     best: float = 0.0
-    """The probability that the best answer of the first layer was right, where the call went on after it."""
-    reach: float = 0.0
-    """The probability that any of what was to be asked would be; 0 where the call did not go on."""
+    """How right the best answer of the first layer was where the call went on after it: as far as the score tells, else
+    what was thought of it."""
+    could: float = 0.0
+    """The probability that any of what was to be asked would be right, less that of the best; 0 where the call did not
+    go on."""
     layer: tuple[str, ...] = ()
     """Who was asked first."""
     assessed: bool | None = None
@@ -242,8 +244,8 @@ class Learned:
             if self.router is not None and name in self.router.models:
                 self.router.update(lesson.query, name, outcome)
             self.evidence.learn(expected, lesson.verdicts.get(name, ()), outcome)
-        if lesson.reach:
-            self.evidence.discernment.learn(lesson.score, lesson.best, lesson.reach)
+        if lesson.could:
+            self.evidence.discernment.learn(lesson.score - lesson.best, lesson.could)
         if lesson.aggregator:
             expected = lesson.prior.get(lesson.aggregator, lesson.score)
             self._aggregated.setdefault(lesson.aggregator, Belief()).add(lesson.score, expected)

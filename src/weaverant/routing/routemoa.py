@@ -100,8 +100,8 @@ class RouteMoa(Pooled[RouteMoaOptions]):
             msgspec.convert(note["verdicts"], dict[str, list[Verdict]]),
             note["aggregator"],
             score,
-            note["best"],
-            note["reach"],
+            _right(note["stood"], final, score),
+            note["could"],
             tuple(note["layer"]),
             note["assessed"],
         )
@@ -138,7 +138,7 @@ class RouteMoa(Pooled[RouteMoaOptions]):
         play.thoughts, play.posterior = play.thoughts or found.thoughts, found.after
         play.assessed, play.asked_first = found.assessed, play.asked_first or found.ask
         if play.layer == 1:
-            play.first = found
+            play.first, play.first_keys = found, dict(play.keys)
         self._deciding.noted(found, session)
         return found
 
@@ -247,9 +247,10 @@ def _plain(key: Key | None) -> list[str] | None:
 def _note(play: Play, text: str, chosen: bool) -> dict[str, Any]:
     """What the reply would teach: see `RouteMoa.lesson`."""
     first = play.first if play.first and not (play.first.stop and play.first.stands) else None
+    best = max(first.after, key=lambda name: first.after[name]) if first and first.after else ""
     return {
-        "best": first.best if first else 0.0,
-        "reach": first.reach if first else 0.0,
+        "stood": [_plain(play.first_keys[best]), first.after[best]] if first and best else [None, 0.0],
+        "could": max(0.0, first.reach - first.best) if first else 0.0,
         "layer": play.asked_first,
         "assessed": play.assessed if chosen else None,
         "query": query_in(play.request.messages),
@@ -259,3 +260,9 @@ def _note(play: Play, text: str, chosen: bool) -> dict[str, Any]:
         "verdicts": {name: [[each.judge, each.claim] for each in play.said(name)] for name in play.keys},
         "aggregator": play.aggregated_by,
     }
+
+
+def _right(stood: tuple[list[str] | None, float], final: Key | None, score: float) -> float:
+    """How right the answer was that stood before the call went on: what the score says of it, else its probability."""
+    key, p = stood
+    return outcomes({"": Key(*key)}, final, score, {"": p}).get("", p) if key else p

@@ -181,6 +181,8 @@ class Play:
         self.aggregated_by = ""
         self.first: Turn | None = None
         """The decision after the first layer."""
+        self.first_keys: dict[str, Key | None] = {}
+        """What was answered by then."""
 
     @property
     def seconds(self) -> float:
