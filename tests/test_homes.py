@@ -454,6 +454,7 @@ class History:
         assert {task: reader.copies.get(task, 0) for task in places} == {task: self.tasks[task].copy for task in places}
         everything = reader.places(list(self.tasks))
         assert dict(reader.histories(everything)) == {task: one.events for task, one in self.tasks.items()}
+        assert dict(reader.all_histories()) == {task: one.events for task, one in self.tasks.items()}
         for task in self.chance.sample(list(self.tasks), min(3, len(self.tasks))):
             assert reader.task_events(task) == self.tasks[task].events
 

@@ -41,6 +41,8 @@ _RUN_TAGS = frozenset(tag_of(kind) for kind in get_args(RunEvent))
 _TASK_TAGS = frozenset(tag_of(kind) for kind in (*get_args(TaskEvent), TaskTaken))
 _STATES: tuple[TaskState | None, ...] = (None, "done", "rejected", "failed", "superseded")
 
+MAPPED_TASKS = 10_000
+"""Tasks of whom it is known at a time where all their events are."""
 HISTORY_TASKS = 1_024
 
 
@@ -155,6 +157,13 @@ class JournalReader:
         items = iter(places.items())
         while chunk := dict(islice(items, at_once)):
             yield from self._histories(chunk).items()
+
+    def all_histories(self) -> Iterator[tuple[str, list[TaskEvent]]]:
+        """Every task's events, in order of start. Reads the maps once for each `MAPPED_TASKS`, and holds where their
+        events are."""
+        names = (task.task for task in self.tasks())
+        while chunk := list(islice(names, MAPPED_TASKS)):
+            yield from self.histories(self.places(chunk))
 
     def task_events(self, task: str) -> list[TaskEvent]:
         """One task's events, in order; empty for a task that is not there."""

@@ -62,14 +62,14 @@ def scored(run: str | Path) -> Iterator[Scored]:
     directory = Path(run)
     reader = JournalReader(directory)
     teller = Storyteller({}, BlobStore(directory / "blobs").get)
-    for task in reader.tasks():
-        for step in teller.tell(reader.task_events(task.task)).steps:
+    for task, events in reader.all_histories():
+        for step in teller.tell(events).steps:
             if step.kind == "effect" and step.name == feedback.__name__ and step.outcome == "reply":
                 try:
                     lesson = msgspec.convert(step.value, Lesson)
                 except msgspec.ValidationError:
                     continue  # that of another compound, or a user's own function of that name
-                yield Scored(lesson, f"{task.task} {_branch(step)}", _mark(task.task, step))
+                yield Scored(lesson, f"{task} {_branch(step)}", _mark(task, step))
 
 
 def lessons(run: str | Path) -> Iterator[Lesson]:

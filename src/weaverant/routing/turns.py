@@ -216,8 +216,8 @@ def traces(run: str | Path) -> Iterator[tuple[str, list[Turn | FaithfulTurn]]]:
     directory = Path(run)
     reader = JournalReader(directory)
     teller = Storyteller({}, BlobStore(directory / "blobs").get)
-    for task in reader.tasks():
-        steps = teller.tell(reader.task_events(task.task)).steps
+    for task, events in reader.all_histories():
+        steps = teller.tell(events).steps
         turns = [step for step in steps if step.kind == "effect" and step.name == "turn" and step.outcome == "reply"]
         if turns:
-            yield task.task, [msgspec.convert(step.value, Turn | FaithfulTurn) for step in turns]
+            yield task, [msgspec.convert(step.value, Turn | FaithfulTurn) for step in turns]
