@@ -88,13 +88,19 @@ def test_who_hangs_is_cut_off_at_the_deadline_and_the_rest_go_on(tmp_path: Path,
     assert done.spent > sum(item["dollars"] for item in [{"dollars": 0.0}, *server.bill()])
 
 
-def test_stragglers_are_cut_off_after_twice_their_95th_percentile_once_the_others_have_answered(
-    tmp_path: Path, server: MockServer, sick: MockServer
-):
-    file = pool(tmp_path, {"a": at(server), "b": at(server), "late": at(sick, "hang")}, aggregator="a")
+def with_a_straggler(folder: Path, server: MockServer, sick: MockServer) -> Any:
+    """A mixture of two that answer and one that hangs, of whom it has seen that it takes 0.4 s."""
+    file = pool(folder, {"a": at(server), "b": at(server), "late": at(sick, "hang")}, aggregator="a")
     moa: Any = open_engine(f"moa:{file}?layers=2")
     for _ in range(FEWEST):
         moa.observed.answered("late", 0.0, 0.4, Usage())
+    return moa
+
+
+def test_stragglers_are_cut_off_after_twice_their_95th_percentile_once_the_others_have_answered(
+    tmp_path: Path, server: MockServer, sick: MockServer
+):
+    moa = with_a_straggler(tmp_path, server, sick)
     began = time.monotonic()
     done, (story,) = run(tmp_path, moa)
     assert done.exit_code == 0 and 0.8 < time.monotonic() - began < 15
@@ -106,10 +112,7 @@ def test_stragglers_are_cut_off_after_twice_their_95th_percentile_once_the_other
 def test_a_straggler_that_is_cut_off_again_and_again_is_not_waited_for_longer(
     tmp_path: Path, server: MockServer, sick: MockServer
 ):
-    file = pool(tmp_path, {"a": at(server), "b": at(server), "late": at(sick, "hang")}, aggregator="a")
-    moa: Any = open_engine(f"moa:{file}?layers=2")
-    for _ in range(FEWEST):
-        moa.observed.answered("late", 0.0, 0.4, Usage())
+    moa = with_a_straggler(tmp_path, server, sick)
     _, stories = run(tmp_path, moa, QUESTIONS[:3], concurrency=1, in_flight=1)
     assert moa.observed.of("late").failures == 3 and moa.observed.of("late").p95 == 0.4
     assert all("late: cut off after 0.8 s" in str(told(story)[-1][0]) for story in stories)
